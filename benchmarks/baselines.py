@@ -1,0 +1,109 @@
+"""Quality of the baselines on MovieLens-100K under the three protocols of the README.
+
+    python benchmarks/baselines.py                      # options chosen once, as published
+    python benchmarks/baselines.py --tune               # options chosen on validation first
+    python benchmarks/baselines.py --protocols B --output baselines.json
+
+A: random 75/25 per user, all ratings, seeds 42, 1, 2. B: ratings >= 4, global time cut 90/10.
+C: leave-last-out, all ratings. The whole catalogue is ranked, seen items masked, k = 10.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ftmamba.baselines import BASELINES, GRIDS, Baseline, FittedBaseline, tune
+from ftmamba.baselines.ease import EASE
+from ftmamba.baselines.ials import IALS
+from ftmamba.baselines.item_knn import ItemKNN
+from ftmamba.baselines.markov import Markov
+from ftmamba.data.interactions import Interactions
+from ftmamba.data.movielens import movielens_100k
+from ftmamba.evaluation import (
+    Evaluation,
+    Split,
+    evaluate,
+    make_split,
+    pool,
+    results_table,
+    warm_users,
+)
+
+CHOSEN: Mapping[str, Mapping[str, Baseline]] = {
+    "A": {"item-knn": ItemKNN(200, 50), "ease": EASE(500), "ials": IALS(32, 30.0, 5.0)},
+    "B": {"item-knn": ItemKNN(50, 0), "ease": EASE(1000), "ials": IALS(64, 10.0, 1.0)},
+    "C": {"item-knn": ItemKNN(50, 0), "ease": EASE(100), "ials": IALS(128, 10.0, 5.0)},
+}
+
+
+def main() -> None:
+    """Print one table a protocol."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", help="folder of MovieLens-100K; by default the cache")
+    parser.add_argument("--protocols", default="ABC", help="letters among A, B and C")
+    parser.add_argument("--tune", action="store_true", help="choose options on validation")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    interactions = movielens_100k(arguments.folder).interactions
+    figures = {}
+    for letter in arguments.protocols:
+        started = time.perf_counter()
+        splits = splits_of(letter, interactions)
+        baselines = tuned(splits[0]) if arguments.tune else defaults(letter)
+        per_split = [evaluated(split, baselines) for split in splits]
+        evaluations = {name: pool([e[name] for e in per_split]) for name in per_split[0]}
+        is_warm = warm_users(splits[0].before_test) if letter == "B" else None
+        print(f"\n{letter}: {splits[0].description}")
+        print(results_table(evaluations, is_warm=is_warm))
+        print(f"{time.perf_counter() - started:.1f} s")
+        figures[letter] = {name: e.to_dict() for name, e in evaluations.items()}
+    if arguments.output:
+        arguments.output.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def splits_of(letter: str, interactions: Interactions) -> list[Split]:
+    """Return the splits whose users are pooled under a protocol."""
+    if letter == "A":
+        return [make_split("random", {"seed": seed}).split(interactions) for seed in (42, 1, 2)]
+    if letter == "C":
+        return [make_split("leave-last-out").split(interactions)]
+    assert interactions.weights is not None
+    liked = interactions.select(interactions.weights >= 4)
+    return [make_split("global-time").split(liked)]
+
+
+def defaults(letter: str) -> dict[str, Baseline]:
+    """Return every baseline, with the options chosen for the protocol."""
+    baselines = {name: CHOSEN[letter].get(name, make()) for name, make in BASELINES.items()}
+    return baselines | {"markov-2": Markov((1.0, 0.5))}
+
+
+def tuned(split: Split) -> dict[str, Baseline]:
+    """Return every baseline, with the options that are best on validation."""
+    baselines: dict[str, Baseline] = {}
+    for name, make in BASELINES.items():
+        if name not in GRIDS:
+            baselines[name] = make()
+            continue
+        started = time.perf_counter()
+        found = tune(GRIDS[name], split)
+        seconds = time.perf_counter() - started
+        print(f"{name}: {found.best} {found.score:.4f} on validation, {seconds:.1f} s")
+        baselines[name] = found.best
+    return baselines
+
+
+def evaluated(split: Split, baselines: Mapping[str, Baseline]) -> dict[str, Evaluation]:
+    """Fit on training and validation, evaluate on test."""
+    known = split.before_test
+    evaluations = {}
+    for baseline in baselines.values():
+        fitted: FittedBaseline = baseline.fit(known, as_of=split.test_time)
+        evaluations[baseline.name] = evaluate(fitted, test=split.test, seen=known)
+    return evaluations
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""The model, its configuration and its feature extractor: the code that travels to the Hub."""
+
+from .columns import Column
+from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
+from .modeling_ftmamba import (
+    FTMambaModel,
+    FTMambaTowerOutput,
+    FTMambaTwoTowerModel,
+    FTMambaTwoTowerOutput,
+)
+
+__all__ = [
+    "Column",
+    "FTMambaConfig",
+    "FTMambaModel",
+    "FTMambaTowerConfig",
+    "FTMambaTowerOutput",
+    "FTMambaTwoTowerModel",
+    "FTMambaTwoTowerOutput",
+]

@@ -1,0 +1,207 @@
+"""Encoding of `categorical` columns and of `categories`, which hold a set a row.
+
+Shapes: R rows, V distinct values, F members of all rows' sets, M members kept of one set.
+"""
+
+import warnings
+from dataclasses import replace
+from itertools import chain
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrow_values import (
+    arrow_lists,
+    first_value,
+    is_arrow_column,
+    is_list_column,
+    is_text,
+    one_array,
+)
+from .columns import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
+from .texts import DistinctTexts, distinct_texts, wrong_value
+from .vocabulary import Vocabulary, fit_vocabulary, vocabulary_from_arrays
+
+_AROUND_MEMBERS = " \t\r\n"
+
+
+class CategoricalEncoder:
+    """One id a row."""
+
+    def __init__(self, column: Column, place: str, vocabulary: Vocabulary) -> None:
+        self.column = replace(column, vocabulary_size=vocabulary.size)
+        self.place = place
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def fit(cls, column: Column, place: str, values: Any) -> Self:
+        """Learn the vocabulary of the training rows."""
+        distinct = distinct_texts(values, place)
+        vocabulary = _fit_counted(distinct, column)
+        if len(vocabulary.texts) < 2:
+            _warn_about_few_texts(vocabulary, place)
+        return cls(column, place, vocabulary)
+
+    @classmethod
+    def from_arrays(cls, column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Self:
+        """Rebuild a saved encoder."""
+        return cls(column, place, vocabulary_from_arrays(arrays, column.hash_buckets))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the state to save."""
+        return self.vocabulary.to_arrays()
+
+    def encode(self, values: Any) -> NDArray[np.int64]:
+        """Return ids (R, 1)."""
+        distinct = distinct_texts(values, self.place)
+        return self.vocabulary.ids(distinct.texts)[distinct.codes, None]
+
+
+class SetEncoder:
+    """The ids of a set's members, ascending, each once, then padding.
+
+    The order of the members means nothing. A set with more members than slots keeps those known
+    best: ids ascend from the most frequent text to the hash buckets; the unseen id comes last. A
+    missing set is `[MISSING_ID]`, an empty one padding alone.
+    """
+
+    def __init__(self, column: Column, place: str, vocabulary: Vocabulary) -> None:
+        self.column = replace(column, vocabulary_size=vocabulary.size)
+        self.place = place
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def fit(cls, column: Column, place: str, values: Any) -> Self:
+        """Learn the vocabulary of the training rows and the size of their largest set."""
+        members, lengths = set_members(values, column.separator, place)
+        vocabulary = _fit_counted(members, column)
+        if len(vocabulary.texts) < 2:
+            _warn_about_few_texts(vocabulary, place)
+        max_length = column.max_length or max(1, int(lengths.max(initial=1)))
+        return cls(replace(column, max_length=max_length), place, vocabulary)
+
+    @classmethod
+    def from_arrays(cls, column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Self:
+        """Rebuild a saved encoder."""
+        return cls(column, place, vocabulary_from_arrays(arrays, column.hash_buckets))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the state to save."""
+        return self.vocabulary.to_arrays()
+
+    def encode(self, values: Any) -> NDArray[np.int64]:
+        """Return ids (R, M)."""
+        members, lengths_R = set_members(values, self.column.separator, self.place)
+        ids_V = self.vocabulary.ids(members.texts)
+        last = self.vocabulary.size
+        ids_V[ids_V == UNSEEN_ID] = last
+        ids_V[ids_V == MISSING_ID] = PADDING_ID  # a member without a text is none
+        keys_F = np.repeat(np.arange(len(lengths_R)) * (last + 1), np.maximum(lengths_R, 0))
+        keys_F += ids_V[members.codes]
+        keys_F = keys_F[ids_V[members.codes] != PADDING_ID]
+        keys_F.sort()
+        keys_F = keys_F[np.diff(keys_F, prepend=-1) != 0]
+        rows_F, ids_F = np.divmod(keys_F, last + 1)
+        ids_F[ids_F == last] = UNSEEN_ID
+        first_R = np.searchsorted(rows_F, np.arange(len(lengths_R)))
+        slots_F = np.arange(len(rows_F)) - first_R[rows_F]
+        kept_F = slots_F < self.column.max_length
+        ids_RM = np.full((len(lengths_R), self.column.max_length), PADDING_ID, dtype=np.int64)
+        ids_RM[lengths_R < 0, 0] = MISSING_ID
+        ids_RM[rows_F[kept_F], slots_F[kept_F]] = ids_F[kept_F]
+        return ids_RM
+
+
+def set_members(values: Any, separator: str, place: str) -> tuple[DistinctTexts, NDArray[np.int64]]:
+    """Return the members (F,) of all rows' sets and the number of each row (R,), -1 for missing.
+
+    Args:
+        values: R lists (or sets, tuples, arrays), or R texts to be split.
+        separator: what stands between the members of a text; empty where texts are not allowed.
+        place: what the values are, for the error.
+
+    Raises:
+        ValueError: a value is neither a list nor a text, or a text without a separator.
+    """
+    if is_arrow_column(values):
+        array = one_array(values)
+        if is_list_column(array):
+            flat, lengths_R = arrow_lists(array)
+            return distinct_texts(flat, place), lengths_R
+        if array.null_count == len(array):
+            return distinct_texts([], place), np.full(len(array), -1)
+        if not (is_text(array) and separator):
+            raise _wrong_set(place, *first_value(array), separator=separator)
+        return _split_texts(distinct_texts(array, place), separator)
+    rows = list(values)
+    types = set(map(type, rows))
+    if separator and all(issubclass(kind, str | None.__class__) for kind in types):
+        return _split_texts(distinct_texts(rows, place), separator)
+    return _members_of_rows(rows, separator, place)
+
+
+def _split_texts(
+    distinct: DistinctTexts, separator: str
+) -> tuple[DistinctTexts, NDArray[np.int64]]:
+    sets_V = [split_set(text, separator) for text in distinct.texts[:-1]]
+    lengths_V = np.fromiter(map(len, sets_V), np.int64, len(sets_V))
+    missing_V = np.array([text is None for text in distinct.texts])
+    members = distinct_texts(list(chain.from_iterable(sets_V)), "")
+    # Repeat each distinct text's members once for every row that has it.
+    lengths_V = np.append(lengths_V, 0)
+    starts_V = np.cumsum(lengths_V) - lengths_V
+    lengths_R = lengths_V[distinct.codes]
+    ends_R = np.cumsum(lengths_R)
+    places_F = np.arange(ends_R[-1] if len(ends_R) else 0)
+    places_F += np.repeat(starts_V[distinct.codes] - (ends_R - lengths_R), lengths_R)
+    lengths_R[missing_V[distinct.codes]] = -1
+    return DistinctTexts(members.codes[places_F], members.texts), lengths_R
+
+
+def split_set(text: str | None, separator: str) -> list[str]:
+    """Return the members of a set written as one text, without the blanks around them."""
+    if not text:
+        return []
+    members = [member.strip(_AROUND_MEMBERS) for member in text.split(separator)]
+    return [member for member in members if member]
+
+
+def _members_of_rows(
+    rows: list[Any], separator: str, place: str
+) -> tuple[DistinctTexts, NDArray[np.int64]]:
+    sets = []
+    for row, value in enumerate(rows):
+        if value is None or value != value if isinstance(value, float | None.__class__) else False:
+            sets.append(None)
+        elif isinstance(value, str) and separator:
+            sets.append(split_set(value, separator) if value else None)
+        elif isinstance(value, list | tuple | set | frozenset | np.ndarray):
+            sets.append(list(value))
+        else:
+            raise _wrong_set(place, row, value, separator=separator)
+    lengths = [-1 if members is None else len(members) for members in sets]
+    flat = list(chain.from_iterable(members or () for members in sets))
+    return distinct_texts(flat, place), np.asarray(lengths, dtype=np.int64)
+
+
+def _wrong_set(place: str, row: int, value: object, *, separator: str) -> ValueError:
+    rule = "must be a list of texts"
+    if separator:
+        rule += f", or one text with {separator!r} between its members"
+    elif isinstance(value, str):
+        rule += "; to split a text, give the column a separator"
+    return wrong_value(place, row, value, rule=rule)
+
+
+def _fit_counted(distinct: DistinctTexts, column: Column) -> Vocabulary:
+    counts_V = np.bincount(distinct.codes % len(distinct.texts), minlength=len(distinct.texts))
+    return fit_vocabulary(distinct.texts, counts_V, column)
+
+
+def _warn_about_few_texts(vocabulary: Vocabulary, place: str) -> None:
+    if vocabulary.texts:
+        what = f"has one known value in the training rows, {vocabulary.texts[0]!r}"
+    else:
+        what = "has no known value in the training rows"
+    warnings.warn(f"{place} {what}; it is kept and says next to nothing", stacklevel=2)

@@ -1,0 +1,138 @@
+"""What a column is: the schema shared by loader, processor, model and card.
+
+A record is encoded into at most four tensors a tower, in column order within each:
+
+    numeric       float32 (B, P)  one slot a `numeric` column, NaN = missing
+    category_ids  int64   (B, C)  one slot a `categorical` column
+    set_ids       int64   (B, S)  `max_length` slots a `categories` column, padded with 0
+    dense         float32 (B, Q)  `dimension` slots a `vector` or `timestamp` column, NaN = missing
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+PADDING_ID = 0
+MISSING_ID = 1
+UNSEEN_ID = 2
+N_SPECIAL_IDS = 3
+
+KINDS = ("numeric", "categorical", "categories", "timestamp", "vector")
+SCALINGS = ("standard", "quantile", "none")
+
+TIMESTAMP_DIMENSION = 7
+"""Standardised time, then sine and cosine of the hour of day, day of week and day of year."""
+
+TENSOR_OF_KIND = {
+    "numeric": "numeric",
+    "categorical": "category_ids",
+    "categories": "set_ids",
+    "timestamp": "dense",
+    "vector": "dense",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table of users or items.
+
+    Attributes:
+        name: the column's name in the raw table and in a raw record.
+        kind: one of `KINDS`.
+        min_count: values seen less often in training count as rare.
+        max_vocabulary: keep at most so many values, the most frequent; 0 keeps all.
+        hash_buckets: rare and unseen values share so many extra ids; 0 sends them to `UNSEEN_ID`.
+        separator: splits a text into the members of a set (`categories` given as one string).
+        scaling: of a numeric column, one of `SCALINGS`.
+        popularity_days: if positive, the column is no part of the raw table: it holds the natural
+            logarithm of 1 + the item's interactions in so many days before the row's time.
+        vocabulary_size: fitted; ids 0..2 are special, then values, then hash buckets.
+        max_length: fitted where 0; members kept of a set.
+        dimension: fitted; width of a vector or timestamp.
+        edges: fitted; bin edges b_0 < ... < b_T of the scaled value, for PLE.
+    """
+
+    name: str
+    kind: str
+    min_count: int = 1
+    max_vocabulary: int = 0
+    hash_buckets: int = 0
+    separator: str = ""
+    scaling: str = "standard"
+    popularity_days: int = 0
+    vocabulary_size: int = 0
+    max_length: int = 0
+    dimension: int = 0
+    edges: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+        if not self.name:
+            raise ValueError("a column has an empty name; give the name of a column of the table")
+        for field, value, allowed in (
+            ("kind", self.kind, KINDS),
+            ("scaling", self.scaling, SCALINGS),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"column {self.name!r}: {field} must be one of {', '.join(allowed)}, "
+                    f"got {value!r}{near(value, allowed)}"
+                )
+        for field in ("min_count", "max_vocabulary", "hash_buckets", "popularity_days",
+                      "vocabulary_size", "max_length", "dimension"):  # fmt: skip
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(
+                    f"column {self.name!r}: {field} must be a whole number >= 0, got {value!r}"
+                )
+        if self.popularity_days and self.kind != "numeric":
+            raise ValueError(
+                f"column {self.name!r}: popularity_days needs kind 'numeric', got {self.kind!r}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Slots of this column in its tensor."""
+        if self.kind == "categories":
+            return self.max_length
+        if self.kind in ("timestamp", "vector"):
+            return self.dimension
+        return 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, ready for JSON or YAML."""
+        defaults = {f.name: f.default for f in fields(self)}
+        values = {k: v for k, v in asdict(self).items() if v != defaults[k]}
+        if "edges" in values:
+            values["edges"] = list(self.edges)
+        return values
+
+
+def column_from_dict(values: Mapping[str, Any]) -> Column:
+    """Build a column; an unknown key is refused with the near one suggested.
+
+    Raises:
+        ValueError: an unknown key, or a value out of its range.
+    """
+    known = [f.name for f in fields(Column)]
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"column {values.get('name')!r} has an unknown key {key!r}{near(key, known)}; "
+                f"it may have: {', '.join(known)}"
+            )
+    if "name" not in values or "kind" not in values:
+        raise ValueError(f"a column needs a name and a kind, got {dict(values)!r}")
+    return Column(**values)
+
+
+def columns_of_tensor(columns: Iterable[Column], tensor: str) -> list[Column]:
+    """Return the columns whose slots lie in the named tensor, in order."""
+    return [column for column in columns if TENSOR_OF_KIND[column.kind] == tensor]
+
+
+def near(word: object, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known word, or an empty text."""
+    matches = get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,275 @@
+"""Configuration of FT-Mamba towers and of the two-tower recommender."""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .columns import Column, column_from_dict, near
+
+MIXERS = ("mamba", "attention")
+POOLINGS = ("cls", "last", "mean")
+NUMERIC_EMBEDDINGS = ("linear", "ple", "periodic")
+NORM_POSITIONS = ("pre", "post")
+FEED_FORWARDS = ("reglu", "relu", "gelu")
+TOWERS = ("user", "item")
+
+# Keys that Transformers itself writes into or reads from a config, beside its dataclass fields.
+_TRANSFORMERS_KEYS = (
+    "attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path",
+    "num_labels", "output_attentions", "per_layer_config", "torch_dtype", "trust_remote_code",
+)  # fmt: skip
+_POSITIVE = (
+    "hidden_size", "state_size", "conv_kernel", "expand", "num_attention_heads", "n_frequencies",
+    "projection_size", "frequency_scale", "layer_norm_eps", "time_step_min", "time_step_max",
+    "time_step_floor",
+)  # fmt: skip
+_NOT_NEGATIVE = ("num_hidden_layers", "time_step_rank", "intermediate_size", "head_hidden_size")
+_RATES = (
+    "attention_dropout", "feed_forward_dropout", "residual_dropout", "token_dropout",
+    "unseen_probability",
+)  # fmt: skip
+
+
+@strict
+class FTMambaArchitecture(PreTrainedConfig):
+    """Sizes and options of a tower; shared by the configs of one tower and of two.
+
+    Attributes:
+        hidden_size: width D of a token.
+        num_hidden_layers: mixer layers; 0 leaves tokens, pooling and head (an MLP tower).
+        mixer: `mamba` (the paper's) or `attention` (the FT-Transformer layer).
+        state_size: N, numbers of state a channel of a Mamba layer keeps.
+        conv_kernel: width of the causal convolution of a Mamba layer, in tokens.
+        expand: inner width of a Mamba layer over `hidden_size`.
+        time_step_rank: rank of the projection of dt; 0 means ceil(hidden_size / 16).
+        time_step_min: smallest dt at initialisation.
+        time_step_max: largest dt at initialisation.
+        time_step_floor: dt is never initialised below it.
+        bidirectional: run a second Mamba mixer over the reversed tokens of each layer.
+        pooling: which outputs make the embedding: of the appended `[CLS]` token (`cls`), of the
+            last column (`last`), or the mean over the columns (`mean`).
+        norm_position: `pre` x + f(norm(x)), or `post` x + norm(f(x)).
+        first_layer_norm: whether the first layer normalises at all; the FT-Transformer does not.
+        num_attention_heads: heads of an attention layer.
+        feed_forward: feed-forward of an attention layer.
+        intermediate_size: its hidden width; 0 means int(4 * hidden_size / 3).
+        attention_dropout: on attention weights.
+        feed_forward_dropout: inside the feed-forward.
+        residual_dropout: on what a layer adds to its input.
+        token_dropout: on the tokens.
+        unseen_probability: in training, how often an id is replaced by the unseen id, so that its
+            embedding is learned.
+        numeric_embedding: `linear` (the paper), `ple` or `periodic` (Gorishniy et al. 2022).
+        n_frequencies: of the periodic embedding.
+        frequency_scale: standard deviation of its initial frequencies.
+        head_hidden_size: hidden width of the head; 0 makes the head one linear map.
+        projection_size: width of the embedding, the same in both towers.
+        normalize_embeddings: scale embeddings to length 1.
+        layer_norm_eps: of every LayerNorm.
+    """
+
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    mixer: str = "mamba"
+    state_size: int = 16
+    conv_kernel: int = 4
+    expand: int = 2
+    time_step_rank: int = 0
+    time_step_min: float | int = 0.001
+    time_step_max: float | int = 0.1
+    time_step_floor: float | int = 1e-4
+    bidirectional: bool = False
+    pooling: str = "cls"
+    norm_position: str = "pre"
+    first_layer_norm: bool = True
+    num_attention_heads: int = 4
+    feed_forward: str = "reglu"
+    intermediate_size: int = 0
+    attention_dropout: float | int = 0.0
+    feed_forward_dropout: float | int = 0.0
+    residual_dropout: float | int = 0.0
+    token_dropout: float | int = 0.0
+    unseen_probability: float | int = 0.0
+    numeric_embedding: str = "linear"
+    n_frequencies: int = 48
+    frequency_scale: float | int = 0.01
+    head_hidden_size: int = 64
+    projection_size: int = 64
+    normalize_embeddings: bool = False
+    layer_norm_eps: float | int = 1e-5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = [name for name in type(self).__dataclass_fields__ if not name.startswith("_")]
+        for key in kwargs:
+            if not key.startswith("_") and key not in _TRANSFORMERS_KEYS:
+                raise ValueError(
+                    f"{type(self).__name__} has no field {key!r}; remove it or correct its name"
+                    f"{near(key, known)}"
+                )
+        super().__post_init__(**kwargs)
+
+    @property
+    def inner_size(self) -> int:
+        """Channels E of a Mamba layer."""
+        return self.expand * self.hidden_size
+
+    @property
+    def dt_rank(self) -> int:
+        """Rank of the projection of dt (mamba-ssm's `dt_rank`)."""
+        return self.time_step_rank or math.ceil(self.hidden_size / 16)
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Hidden width of the feed-forward of an attention layer."""
+        return self.intermediate_size or int(4 * self.hidden_size / 3)
+
+    def validate_choices(self) -> None:
+        """Check the fields that name one of a few options."""
+        for field, allowed in (
+            ("mixer", MIXERS),
+            ("pooling", POOLINGS),
+            ("norm_position", NORM_POSITIONS),
+            ("feed_forward", FEED_FORWARDS),
+            ("numeric_embedding", NUMERIC_EMBEDDINGS),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(allowed)}, got {value!r}"
+                    f"{near(value, allowed)}"
+                )
+
+    def validate_ranges(self) -> None:
+        """Check that sizes are positive and rates lie in [0, 1)."""
+        for field in _POSITIVE:
+            _check(field, getattr(self, field), ok=getattr(self, field) > 0, rule="> 0")
+        for field in _NOT_NEGATIVE:
+            _check(field, getattr(self, field), ok=getattr(self, field) >= 0, rule=">= 0")
+        for field in _RATES:
+            _check(field, getattr(self, field), ok=0 <= getattr(self, field) < 1, rule="in [0, 1)")
+
+    def validate_combinations(self) -> None:
+        """Check fields against each other."""
+        if self.time_step_min > self.time_step_max:
+            raise ValueError(
+                f"time_step_min must be <= time_step_max, got {self.time_step_min} > "
+                f"{self.time_step_max}; swap them"
+            )
+        if self.num_hidden_layers == 0 and self.pooling != "mean":
+            raise ValueError(
+                f"pooling must be 'mean' where num_hidden_layers is 0, got {self.pooling!r}: "
+                "without layers no token has seen the others"
+            )
+        if self.mixer == "attention" and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
+                f"and {self.num_attention_heads}; change one of them"
+            )
+        if self.mixer == "attention" and self.bidirectional:
+            raise ValueError(
+                "bidirectional must be False with mixer 'attention', which sees both directions "
+                "already; remove it or choose mixer 'mamba'"
+            )
+
+
+@strict
+class FTMambaTowerConfig(FTMambaArchitecture):
+    """Configuration of one tower: its columns and its architecture.
+
+    Attributes:
+        columns: dictionaries of `Column`, in the order of the tokens.
+    """
+
+    model_type = "ftmamba_tower"
+
+    columns: list[dict[str, Any]] | None = None
+
+    def validate_columns(self) -> None:
+        """Check every column and that no name occurs twice."""
+        names = [column.name for column in self.parsed_columns()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"column {name!r} occurs twice in a tower; remove one of them")
+
+    def parsed_columns(self) -> list[Column]:
+        """Return the columns as objects."""
+        return [column_from_dict(column) for column in self.columns or []]
+
+
+@strict
+class FTMambaConfig(FTMambaArchitecture):
+    """Configuration of the two-tower recommender.
+
+    The architecture stands here once, for both towers. A section, `user_tower` or `item_tower`,
+    holds the tower's `columns` and, if it departs from the shared values, fields of its own:
+
+        FTMambaConfig(
+            user_tower={"columns": [{"name": "age", "kind": "numeric"}]},
+            item_tower={"columns": [...], "num_hidden_layers": 4},
+            hidden_size=128,
+        )
+
+    Attributes:
+        user_tower: section of the user tower.
+        item_tower: section of the item tower.
+        temperature: initial divisor of the inner product.
+        learn_temperature: whether training changes it.
+    """
+
+    model_type = "ftmamba"
+
+    user_tower: dict[str, Any] | None = None
+    item_tower: dict[str, Any] | None = None
+    temperature: float | int = 1.0
+    learn_temperature: bool = False
+
+    @classmethod
+    def from_columns(
+        cls,
+        user_columns: list[dict[str, Any]],
+        item_columns: list[dict[str, Any]],
+        **architecture: Any,
+    ) -> "FTMambaConfig":
+        """Build a config from both towers' columns and shared fields."""
+        return cls(
+            user_tower={"columns": user_columns},
+            item_tower={"columns": item_columns},
+            **architecture,
+        )
+
+    def tower(self, name: str) -> FTMambaTowerConfig:
+        """Return the config of the `user` or `item` tower, shared values filled in."""
+        if name not in TOWERS:
+            raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {name!r}")
+        shared = {
+            field: getattr(self, field)
+            for field in FTMambaArchitecture.__annotations__
+            if not field.startswith("_")
+        }
+        section = getattr(self, f"{name}_tower") or {}
+        return FTMambaTowerConfig(**{**shared, **section})
+
+    def validate_temperature(self) -> None:
+        """Check that the temperature is positive."""
+        _check("temperature", self.temperature, ok=self.temperature > 0, rule="> 0")
+
+    def validate_towers(self) -> None:
+        """Check both sections; an error names the tower."""
+        for name in TOWERS:
+            section = getattr(self, f"{name}_tower") or {}
+            if "projection_size" in section:
+                raise ValueError(
+                    f"{name}_tower sets projection_size; both towers need the same, so set it "
+                    "once, beside the sections"
+                )
+            try:
+                self.tower(name)
+            except Exception as error:
+                raise ValueError(f"{name}_tower: {error}") from error
+
+
+def _check(field: str, value: object, *, ok: bool, rule: str) -> None:
+    if not ok:
+        raise ValueError(f"{field} must be {rule}, got {value!r}")

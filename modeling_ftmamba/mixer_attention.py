@@ -1,0 +1,66 @@
+"""The FT-Transformer layer (Gorishniy et al. 2021, section 3.3): attention, then ReGLU.
+
+Shapes: B batch, L tokens, D hidden, F feed-forward, H heads, W head width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_ftmamba import FTMambaTowerConfig
+
+
+class AttentionMixer(nn.Module):
+    """Multi-head self-attention of every token over every token, through SDPA."""
+
+    def __init__(self, config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        self.n_heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Return the mixed tokens (B, L, D)."""
+        return self._attend(hidden_BLD, hidden_BLD)
+
+    def forward_last(self, hidden_BLD: Tensor) -> Tensor:
+        """Return the last mixed token (B, D): one query, all keys."""
+        return self._attend(hidden_BLD[:, -1:], hidden_BLD)[:, 0]
+
+    def _attend(self, queries_BTD: Tensor, hidden_BLD: Tensor) -> Tensor:
+        query_BHTW = self._heads(self.query(queries_BTD))
+        key_BLD, value_BLD = self.key_value(hidden_BLD).chunk(2, -1)
+        mixed_BHTW = F.scaled_dot_product_attention(
+            query_BHTW,
+            self._heads(key_BLD),
+            self._heads(value_BLD),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(mixed_BHTW.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with ReGLU (Shazeer 2020), ReLU or GELU between them."""
+
+    def __init__(self, config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        size = config.feed_forward_size
+        self.kind = config.feed_forward
+        self.up = nn.Linear(config.hidden_size, 2 * size if self.kind == "reglu" else size)
+        self.dropout = nn.Dropout(config.feed_forward_dropout)
+        self.down = nn.Linear(size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return a tensor of the input's shape (..., D)."""
+        up = self.up(hidden)
+        if self.kind == "reglu":
+            value, gate = up.chunk(2, -1)
+            up = value * torch.relu(gate)
+        else:
+            up = torch.relu(up) if self.kind == "relu" else F.gelu(up)
+        return self.down(self.dropout(up))

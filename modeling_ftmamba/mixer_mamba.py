@@ -1,0 +1,89 @@
+"""The Mamba-1 mixer (Gu & Dao 2023, section 3.4) with the parameter names of mamba-ssm.
+
+Shapes: B batch, L tokens, D hidden, E inner channels, N state, R rank of dt, K kernel width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .configuration_ftmamba import FTMambaTowerConfig
+from .scans import Scan
+
+
+class MambaMixer(nn.Module):
+    """Mix tokens from left to right: linear, causal convolution, selective scan, gate, linear.
+
+    Weights move between this module and `mamba_ssm.Mamba` unchanged.
+    """
+
+    def __init__(self, config: FTMambaTowerConfig, scan: Scan) -> None:
+        super().__init__()
+        inner, state, rank = config.inner_size, config.state_size, config.dt_rank
+        self.scan = scan
+        self.dt_range = (config.time_step_min, config.time_step_max, config.time_step_floor)
+        self.splits = [rank, state, state]
+        self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, config.conv_kernel, groups=inner)
+        self.x_proj = nn.Linear(inner, sum(self.splits), bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, state))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Initialise as mamba-ssm does: A = -(1..N), D = 1, dt log-uniform in its range."""
+        inner, state = self.A_log.shape
+        init.copy_(self.A_log, torch.arange(1, state + 1).log().expand(inner, state))
+        init.ones_(self.D)
+        bound = self.dt_proj.in_features**-0.5
+        init.uniform_(self.dt_proj.weight, -bound, bound)
+        low, high, floor = self.dt_range
+        dt_E = torch.empty(inner).uniform_(math.log(low), math.log(high)).exp().clamp(min=floor)
+        # The inverse of softplus, so that softplus(bias) is dt.
+        init.copy_(self.dt_proj.bias, dt_E + torch.log(-torch.expm1(-dt_E)))
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Return the mixed tokens (B, L, D)."""
+        x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
+        u_BLE = self.convolve(x_BLE)
+        dt_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
+        dt_BLE = F.softplus(self.dt_proj(dt_BLR))
+        y_BLE = self.scan.full(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BLN)
+        y_BLE = y_BLE + self.D * u_BLE
+        return self.out_proj((y_BLE * F.silu(gate_BLE)).to(hidden_BLD.dtype))
+
+    def forward_last(self, hidden_BLD: Tensor) -> Tensor:
+        """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
+        inner, rank_state = self.D.shape[0], self.splits[0] + self.splits[1]
+        x_BLE = F.linear(hidden_BLD, self.in_proj.weight[:inner])
+        gate_BE = F.linear(hidden_BLD[:, -1], self.in_proj.weight[inner:])
+        u_BLE = self.convolve(x_BLE)
+        dt_BLR, B_BLN = F.linear(u_BLE, self.x_proj.weight[:rank_state]).split(self.splits[:2], -1)
+        C_BN = F.linear(u_BLE[:, -1], self.x_proj.weight[rank_state:])
+        dt_BLE = F.softplus(self.dt_proj(dt_BLR))
+        y_BE = self.scan.last(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BN)
+        y_BE = y_BE + self.D * u_BLE[:, -1]
+        return self.out_proj((y_BE * F.silu(gate_BE)).to(hidden_BLD.dtype))
+
+    def decay_rates(self) -> Tensor:
+        """Return A (E, N) = -exp(A_log), in float32 at least: a small error in A is compounded."""
+        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+
+    def convolve(self, x_BLE: Tensor) -> Tensor:
+        """Convolve each channel over the tokens up to the present one, then apply SiLU.
+
+        Token-major shifted products: for K of a few tokens cheaper than a transposed conv1d.
+        """
+        length, width = x_BLE.shape[1], self.conv1d.kernel_size[0]
+        padded_BTE = F.pad(x_BLE, (0, 0, width - 1, 0))
+        weight_KE = self.conv1d.weight[:, 0].t().to(x_BLE.dtype)
+        total_BLE = padded_BTE[:, :length] * weight_KE[0]
+        for k in range(1, width):
+            total_BLE = total_BLE + padded_BTE[:, k : k + length] * weight_KE[k]
+        if self.conv1d.bias is not None:
+            total_BLE = total_BLE + self.conv1d.bias.to(x_BLE.dtype)
+        return F.silu(total_BLE)

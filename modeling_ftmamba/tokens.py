@@ -1,0 +1,199 @@
+"""The feature tokenizer: one token a column, `[CLS]` last.
+
+Shapes: B batch, L tokens, D hidden, C categorical columns, P numeric columns, S slots of sets,
+M members of one set, Q slots of dense columns, W width of one dense column.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .columns import N_SPECIAL_IDS, PADDING_ID, UNSEEN_ID, Column, columns_of_tensor
+from .configuration_ftmamba import FTMambaTowerConfig
+from .numeric_embeddings import NUMERIC_EMBEDDING_CLASSES, init_uniform
+
+
+class NumericTokens(nn.Module):
+    """Tokens of the `numeric` columns; a missing value adds a vector of its own to the mean's."""
+
+    def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        self.embedding = NUMERIC_EMBEDDING_CLASSES[config.numeric_embedding](columns, config)
+        self.missing = nn.Parameter(torch.empty(len(columns), config.hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Let a missing value say nothing until training says otherwise."""
+        init.zeros_(self.missing)
+
+    def forward(self, numeric_BP: Tensor) -> Tensor:
+        """Return the tokens (B, P, D); NaN means missing."""
+        missing_BP = numeric_BP.isnan()
+        values_BP = numeric_BP.masked_fill(missing_BP, 0).to(self.missing.dtype)
+        tokens_BPD = self.embedding(values_BP)
+        return tokens_BPD + missing_BP[..., None] * self.missing
+
+
+class CategoricalTokens(nn.Module):
+    """W_j[x_j] + b_j for every `categorical` column; the tables lie in one, end to end."""
+
+    offsets: Tensor
+
+    def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        self.sizes = [column.vocabulary_size for column in columns]
+        self.unseen_probability = config.unseen_probability
+        self.table = nn.Embedding(sum(self.sizes), config.hidden_size)
+        self.bias = nn.Parameter(torch.empty(len(columns), config.hidden_size))
+        self.register_buffer("offsets", torch.empty(len(columns), dtype=torch.int64))
+
+    def reset_parameters(self) -> None:
+        """Draw the table and biases, and write each column's first row in the table."""
+        size_C = torch.tensor(self.sizes)
+        offset_C = size_C.cumsum(0) - size_C
+        init.copy_(self.offsets, offset_C)
+        init_uniform(self.bias, self.bias.shape[-1])
+        init_table(self.table, offset_C)
+
+    def forward(self, ids_BC: Tensor) -> Tensor:
+        """Return the tokens (B, C, D)."""
+        if self.training and self.unseen_probability:
+            ids_BC = hide(ids_BC, self.unseen_probability)
+        tokens_BCD = self.table(ids_BC + self.offsets)
+        return tokens_BCD + self.bias
+
+
+class SetTokens(nn.Module):
+    """The mean of a set's embeddings, padding left out; an empty set is the bias alone."""
+
+    def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        self.widths = [column.max_length for column in columns]
+        self.unseen_probability = config.unseen_probability
+        self.tables = nn.ModuleList(
+            nn.Embedding(column.vocabulary_size, config.hidden_size, padding_idx=PADDING_ID)
+            for column in columns
+        )
+        self.bias = nn.Parameter(torch.empty(len(columns), config.hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Draw the tables and biases."""
+        init_uniform(self.bias, self.bias.shape[-1])
+        for table in self.tables:
+            init_table(table, torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        """Return the tokens (B, columns, D)."""
+        means = []
+        for table, ids_BM in zip(self.tables, ids_BS.split(self.widths, -1), strict=True):
+            present_BM = ids_BM != PADDING_ID
+            members_BMD = table(self._hidden(ids_BM)) * present_BM[..., None]
+            count_B1 = present_BM.sum(1, keepdim=True).clamp(min=1)
+            means.append(members_BMD.sum(1) / count_B1)
+        return torch.stack(means, 1) + self.bias
+
+    def _hidden(self, ids_BM: Tensor) -> Tensor:
+        if self.training and self.unseen_probability:
+            return hide(ids_BM, self.unseen_probability)
+        return ids_BM
+
+
+class DenseTokens(nn.Module):
+    """A linear map for every `timestamp` and `vector` column; a missing one has its own vector."""
+
+    def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        self.widths = [column.dimension for column in columns]
+        self.maps = nn.ModuleList(nn.Linear(width, config.hidden_size) for width in self.widths)
+        self.missing = nn.Parameter(torch.empty(len(columns), config.hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Let a missing value say nothing until training says otherwise."""
+        init.zeros_(self.missing)
+
+    def forward(self, dense_BQ: Tensor) -> Tensor:
+        """Return the tokens (B, columns, D); NaN in a column's slots means missing."""
+        tokens, missing = [], []
+        for linear, dense_BW in zip(self.maps, dense_BQ.split(self.widths, -1), strict=True):
+            missing_B1 = dense_BW.isnan().any(-1, keepdim=True)
+            values_BW = dense_BW.masked_fill(missing_B1, 0).to(self.missing.dtype)
+            tokens.append(linear(values_BW))
+            missing.append(missing_B1)
+        return torch.stack(tokens, 1) + torch.stack(missing, 1) * self.missing
+
+
+TOKENS_OF_TENSOR = {
+    "numeric": NumericTokens,
+    "category_ids": CategoricalTokens,
+    "set_ids": SetTokens,
+    "dense": DenseTokens,
+}
+
+
+class FeatureTokenizer(nn.Module):
+    """Turn an encoded record into tokens in the order of the columns (FT-Mamba, section 3)."""
+
+    def __init__(self, config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        columns = config.parsed_columns()
+        groups = {name: columns_of_tensor(columns, name) for name in TOKENS_OF_TENSOR}
+        self.groups = {name: group for name, group in groups.items() if group}
+        self.kinds = nn.ModuleDict(
+            {name: TOKENS_OF_TENSOR[name](group, config) for name, group in self.groups.items()}
+        )
+        arrival = [column.name for group in self.groups.values() for column in group]
+        self.order = [arrival.index(column.name) for column in columns]
+        self.in_order = self.order == sorted(self.order)
+        # NOTE[DIFF]: the paper's [CLS] is a numeric token with input 1, w + b; one vector is both.
+        with_cls = config.pooling == "cls" or not columns
+        self.cls = nn.Parameter(torch.empty(config.hidden_size)) if with_cls else None
+        self.both_ends = config.bidirectional
+        self.dropout = nn.Dropout(config.token_dropout)
+
+    def reset_parameters(self) -> None:
+        """Draw the `[CLS]` token."""
+        if self.cls is not None:
+            init_uniform(self.cls, self.cls.shape[0])
+
+    def forward(self, tensors: dict[str, Tensor], n_rows: int) -> Tensor:
+        """Return the tokens (B, L, D) of n_rows records.
+
+        A bidirectional tower has a `[CLS]` at both ends: read backwards, the first is the last.
+        """
+        tokens = [self.kinds[name](tensors[name]) for name in self.groups]
+        if not self.in_order:
+            parts = torch.cat(tokens, 1).unbind(1)
+            tokens = [torch.stack([parts[index] for index in self.order], 1)]
+        if self.cls is not None:
+            cls_B1D = self.cls.expand(n_rows, 1, -1)
+            tokens = [cls_B1D, *tokens, cls_B1D] if self.both_ends else [*tokens, cls_B1D]
+        return self.dropout(torch.cat(tokens, 1))
+
+    def check(self, tensors: dict[str, Tensor | None], tower: str) -> None:
+        """Raise ValueError for a tensor that is absent, superfluous or of another width."""
+        for name, tensor in tensors.items():
+            width = sum(column.width for column in self.groups.get(name, []))
+            got = None if tensor is None else tuple(tensor.shape)
+            if (got is None and width) or (got is not None and (len(got) != 2 or got[1] != width)):
+                names = ", ".join(column.name for column in self.groups.get(name, [])) or "none"
+                raise ValueError(
+                    f"the {tower} tower's tensor {name!r} must have shape (records, {width}) for "
+                    f"the columns: {names}; got {got}. Encode the records with the feature "
+                    "extractor of this checkpoint"
+                )
+
+
+def hide(ids: Tensor, probability: float) -> Tensor:
+    """Replace ids by the unseen id, each with the given probability."""
+    hidden = torch.rand(ids.shape, device=ids.device) < probability
+    return ids.masked_fill(hidden, UNSEEN_ID)
+
+
+def init_table(table: nn.Module, offset_C: Tensor) -> None:
+    """Draw a table whose columns' special ids start at zero: untrained, they say nothing."""
+    assert isinstance(table, nn.Embedding)
+    weight = torch.empty(table.weight.shape)
+    bound = table.embedding_dim**-0.5
+    weight.uniform_(-bound, bound)
+    special_CS = offset_C[:, None] + torch.arange(N_SPECIAL_IDS)
+    weight[special_CS.flatten()] = 0.0
+    init.copy_(table.weight, weight)

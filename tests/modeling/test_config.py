@@ -1,0 +1,140 @@
+"""The config refuses what cannot be, and every field changes something."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from modeling_ftmamba import FTMambaConfig, FTMambaTowerConfig, FTMambaTwoTowerModel
+from modeling_ftmamba.configuration_ftmamba import FTMambaArchitecture
+
+from .conftest import COLUMNS, make_batch, make_config, shake
+
+BAD = [
+    ({"hiden_size": 8}, "no field 'hiden_size'.*did you mean 'hidden_size'"),
+    ({"hidden_size": "8"}, "hidden_size.*expected int, got str"),
+    ({"hidden_size": 0}, "hidden_size must be > 0, got 0"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers must be >= 0, got -1"),
+    ({"mixer": "mambo"}, "mixer must be one of mamba, attention, got 'mambo'.*'mamba'"),
+    ({"pooling": "max"}, "pooling must be one of cls, last, mean"),
+    ({"numeric_embedding": "plr"}, "numeric_embedding must be one of"),
+    ({"token_dropout": 1.0}, r"token_dropout must be in \[0, 1\), got 1.0"),
+    ({"temperature": 0.0}, "temperature must be > 0"),
+    ({"time_step_min": 1.0}, "time_step_min must be <= time_step_max"),
+    ({"mixer": "attention", "num_attention_heads": 3}, "multiple of num_attention_heads"),
+    ({"mixer": "attention", "bidirectional": True}, "bidirectional must be False"),
+    ({"num_hidden_layers": 0}, "pooling must be 'mean' where num_hidden_layers is 0"),
+    ({"user_tower": {"colums": []}}, "user_tower.*no field 'colums'.*'columns'"),
+    ({"user_tower": {"columns": [{"name": "a", "kind": "numric"}]}}, "user_tower.*'numeric'"),
+    ({"item_tower": {"columns": [{"name": "a", "knd": "numeric"}]}}, "unknown key 'knd'"),
+    ({"item_tower": {"columns": [COLUMNS[0], COLUMNS[0]]}}, "column 'age' occurs twice"),
+    ({"item_tower": {"projection_size": 3}}, "item_tower sets projection_size"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD)
+def test_a_bad_value_is_named_with_field_value_and_rule(fields, message):
+    with pytest.raises(Exception, match=f"(?s){message}"):
+        FTMambaConfig(**fields)
+
+
+def test_saved_configs_come_back_equal(tmp_path):
+    config = make_config(mixer="attention", temperature=0.5)
+    config.save_pretrained(tmp_path)
+    assert FTMambaConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_a_misspelt_key_in_a_config_file_is_refused(tmp_path):
+    make_config().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"polling": "cls"}))
+    with pytest.raises(ValueError, match="did you mean 'pooling'"):
+        FTMambaConfig.from_pretrained(tmp_path)
+
+
+def test_a_section_overrides_the_shared_values_of_its_tower_only():
+    config = FTMambaConfig(
+        user_tower={"columns": COLUMNS}, item_tower={"hidden_size": 24}, hidden_size=16
+    )
+    assert config.tower("user").hidden_size == 16
+    assert config.tower("item").hidden_size == 24
+
+
+def test_from_columns_is_the_sections_spelt_out():
+    short = FTMambaConfig.from_columns(COLUMNS, [], hidden_size=16)
+    long = FTMambaConfig(
+        user_tower={"columns": COLUMNS}, item_tower={"columns": []}, hidden_size=16
+    )
+    assert short.to_dict() == long.to_dict()
+
+
+def test_config_types_are_their_own():
+    assert FTMambaConfig.model_type == "ftmamba"
+    assert FTMambaTowerConfig.model_type == "ftmamba_tower"
+    with pytest.raises(ValueError, match="ftmamba"):
+        AutoConfig.for_model("ftmamba")
+
+
+# For each field: a base config under which it matters, and another value for it.
+FLIPS = {
+    "hidden_size": ({}, 24),
+    "num_hidden_layers": ({}, 1),
+    "mixer": ({}, "attention"),
+    "state_size": ({}, 5),
+    "conv_kernel": ({}, 3),
+    "expand": ({}, 1),
+    "time_step_rank": ({}, 3),
+    "time_step_min": ({}, 0.01),
+    "time_step_max": ({}, 0.5),
+    "time_step_floor": ({}, 0.05),
+    "bidirectional": ({}, True),
+    "pooling": ({}, "mean"),
+    "norm_position": ({}, "post"),
+    "first_layer_norm": ({}, False),
+    "num_attention_heads": ({"mixer": "attention"}, 2),
+    "feed_forward": ({"mixer": "attention", "intermediate_size": 8}, "gelu"),
+    "intermediate_size": ({"mixer": "attention"}, 8),
+    "attention_dropout": ({"mixer": "attention"}, 0.5),
+    "feed_forward_dropout": ({"mixer": "attention"}, 0.5),
+    "residual_dropout": ({}, 0.5),
+    "token_dropout": ({}, 0.5),
+    "unseen_probability": ({}, 0.5),
+    "numeric_embedding": ({}, "ple"),
+    "n_frequencies": ({"numeric_embedding": "periodic"}, 6),
+    "frequency_scale": ({"numeric_embedding": "periodic"}, 0.5),
+    "head_hidden_size": ({}, 0),
+    "projection_size": ({}, 5),
+    "normalize_embeddings": ({}, True),
+    "layer_norm_eps": ({}, 0.1),
+    "user_tower": ({}, {"columns": COLUMNS, "num_hidden_layers": 1}),
+    "item_tower": ({}, {"columns": COLUMNS[::-1], "num_hidden_layers": 1}),
+    "temperature": ({}, 0.5),
+    "learn_temperature": ({}, True),
+}
+
+
+def fingerprint(config):
+    torch.manual_seed(0)
+    model = shake(FTMambaTwoTowerModel(config)).train()
+    torch.manual_seed(1)
+    output = model(**make_batch())
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return trained, output.user_embeds, output.item_embeds, output.scores
+
+
+def test_every_field_has_a_flip():
+    fields = [*FTMambaArchitecture.__annotations__, *FTMambaConfig.__annotations__]
+    assert set(FLIPS) == {name for name in fields if name != "model_type"}
+
+
+@pytest.mark.parametrize("field", FLIPS)
+def test_flipping_a_field_changes_the_model(field):
+    base, value = FLIPS[field]
+    plain = make_config(**base)
+    flipped = FTMambaConfig(**(plain.to_dict() | {field: value}))
+    before, after = fingerprint(plain), fingerprint(flipped)
+    same = before[0] == after[0] and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True)
+    )
+    assert not same

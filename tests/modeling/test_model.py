@@ -1,0 +1,168 @@
+"""Laws of the two-tower model."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_ftmamba import FTMambaModel, FTMambaTwoTowerModel
+
+from .conftest import make_batch, make_config, make_tensors, shake
+
+VARIANTS = [
+    {},
+    {"mixer": "attention"},
+    {"mixer": "attention", "first_layer_norm": False, "norm_position": "post"},
+    {"bidirectional": True},
+    {"bidirectional": True, "pooling": "last"},
+    {"pooling": "mean"},
+    {"pooling": "last", "numeric_embedding": "ple"},
+    {"num_hidden_layers": 0, "pooling": "mean", "numeric_embedding": "periodic"},
+    {"norm_position": "post", "normalize_embeddings": True, "num_hidden_layers": 1},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_equals_its_records_one_by_one(build, variant):
+    model = build(**variant).double()
+    tensors = make_tensors(4, "user_", dtype=torch.float64)
+    together = model.get_user_embeddings(**tensors)
+    for row in range(4):
+        alone = model.get_user_embeddings(**{k: v[row : row + 1] for k, v in tensors.items()})
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_column_moves_the_embedding(build, variant):
+    model = build(**variant).double()
+    tensors = make_tensors(1, "user_", dtype=torch.float64)
+    before = model.get_user_embeddings(**tensors)
+    n_moves = 0
+    for name, tensor in tensors.items():
+        for slot in range(tensor.shape[1]):
+            changed = tensor.clone()
+            ids = not tensor.is_floating_point()
+            changed[0, slot] = (4 if tensor[0, slot] == 3 else 3) if ids else tensor[0, slot] + 1
+            after = model.get_user_embeddings(**(tensors | {name: changed}))
+            assert (after - before).abs().max() > 1e-7, (name, slot)
+            n_moves += 1
+    assert n_moves == 2 + 2 + 3 + 11
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saving_and_loading_is_bitwise(build, variant, tmp_path):
+    model = build(**variant)
+    model.save_pretrained(tmp_path)
+    loaded = FTMambaTwoTowerModel.from_pretrained(tmp_path)
+    assert not loaded.training
+    batch = make_batch()
+    assert torch.equal(loaded(**batch).scores, model(**batch).scores)
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_nothing_outside_the_checkpoint_is_needed(build):
+    model = build(numeric_embedding="ple")
+    names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    assert names == set(model.state_dict())
+
+
+def test_scores_and_loss_by_their_definition(build):
+    model = build(temperature=0.25)
+    batch, labels = make_batch(3, 5), torch.tensor([4, 0, 2])
+    output = model(**batch, labels=labels)
+    users = model.get_user_embeddings(**{k: v for k, v in batch.items() if k[:4] == "user"})
+    items = model.get_item_embeddings(**{k: v for k, v in batch.items() if k[:4] == "item"})
+    assert model.temperature.item() != 1
+    scores = users @ items.T / model.log_temperature.exp()
+    torch.testing.assert_close(output.scores, scores)
+    torch.testing.assert_close(output.loss, F.cross_entropy(scores, labels))
+    assert model(**batch).loss is None
+
+
+def test_one_tower_alone_saves_and_loads(tmp_path):
+    tower = shake(FTMambaModel(make_config().tower("user"))).eval()
+    tower.save_pretrained(tmp_path)
+    loaded = FTMambaModel.from_pretrained(tmp_path)
+    tensors = make_tensors(3)
+    assert torch.equal(loaded(**tensors).embeds, tower(**tensors).embeds)
+
+
+def test_another_shape_is_an_error_and_never_resized(build, tmp_path):
+    build().save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"(?i)mismatch"):
+        FTMambaTwoTowerModel.from_pretrained(tmp_path, config=make_config(hidden_size=20))
+
+
+def test_the_reverse_direction_is_heard_with_one_layer(build):
+    model = build(bidirectional=True, num_hidden_layers=1).double()
+    tensors = make_tensors(2, "user_", dtype=torch.float64)
+    loss = model.get_user_embeddings(**tensors).square().sum()
+    loss.backward()
+    reverse = model.user_tower.layers[0].reverse_mixer
+    assert all(parameter.grad.abs().max() > 1e-9 for parameter in reverse.parameters())
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+def test_gradient_checkpointing_changes_memory_and_no_gradient(build, mixer):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(mixer=mixer, num_hidden_layers=3).double().train()
+        if checkpointing:
+            # Transformers 5.23 gave the method a new name.
+            old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"
+            getattr(model, new if hasattr(model, new) else old)()
+        layers = [*model.user_tower.layers, *model.item_tower.layers]
+        assert all(layer.gradient_checkpointing == checkpointing for layer in layers)
+        model(**make_batch(dtype=torch.float64)).scores.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("variant", [{}, {"mixer": "attention"}, {"numeric_embedding": "ple"}])
+def test_bfloat16_stays_near_float32(build, variant):
+    model = build(**variant)
+    batch = make_batch()
+    exact = model(**batch).scores
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(**batch).scores.float()
+    half = model.bfloat16()(**batch).scores
+    assert half.dtype is torch.bfloat16
+    scale = exact.abs().max()
+    assert (mixed - exact).abs().max() < 0.05 * scale
+    assert (half.float() - exact).abs().max() < 0.05 * scale
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+def test_compiles_as_one_graph_with_gradients(build, mixer):
+    model = build(mixer=mixer)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    batch = make_batch()
+    results = []
+    for call in (model, compiled):
+        model.zero_grad()
+        scores = call(**batch).scores
+        scores.square().mean().backward()
+        results.append([scores, *(p.grad for p in model.parameters() if p.requires_grad)])
+    for eager, graph in zip(*results, strict=True):
+        torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_device_map_loads_onto_a_device(build, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    loaded = FTMambaTwoTowerModel.from_pretrained(tmp_path, device_map="cpu")
+    batch = make_batch()
+    assert torch.equal(loaded(**batch).scores, model(**batch).scores)
+
+
+def test_the_scan_is_chosen_for_each_model(build):
+    reference, fast = build().double(), build().double()
+    reference.set_scan("reference")
+    assert (reference.scan_implementation, fast.scan_implementation) == ("reference", "sequential")
+    batch = make_batch(dtype=torch.float64)
+    torch.testing.assert_close(
+        reference(**batch).scores, fast(**batch).scores, rtol=1e-10, atol=1e-12
+    )
+    assert build(mixer="attention").scan_implementation == "none"

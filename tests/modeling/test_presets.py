@@ -1,0 +1,32 @@
+"""The presets of the paper have the paper's parameter counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
+
+from .conftest import COLUMNS
+
+PRESETS = Path(__file__).parents[2] / "configuration" / "presets"
+
+
+def layers_of_one_embedder(preset):
+    architecture = json.loads((PRESETS / f"{preset}.json").read_text())
+    model = FTMambaTwoTowerModel(FTMambaConfig.from_columns(COLUMNS, COLUMNS, **architecture))
+    return sum(p.numel() for p in model.user_tower.layers.parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"), [("ft-mamba-paper", 479_232), ("ft-transformer-paper", 1_186_048)]
+)
+def test_layers_of_one_embedder_have_the_published_count(preset, published):
+    """The layers and their norms count; tokenizer, last norm and head do not."""
+    assert layers_of_one_embedder(preset) == published
+
+
+def test_every_preset_builds():
+    presets = sorted(path.stem for path in PRESETS.glob("*.json"))
+    assert len(presets) >= 4
+    assert all(layers_of_one_embedder(preset) > 0 for preset in presets)

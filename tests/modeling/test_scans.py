@@ -1,0 +1,122 @@
+"""Every scan equals the definition run in float64, values and all gradients."""
+
+import pytest
+import torch
+
+from modeling_ftmamba.scan_reference import selective_scan as definition
+from modeling_ftmamba.scans import SCANS, scan_named
+
+NAMES = ("u", "dt", "A", "B", "C")
+SHAPES = [(1, 1, 1, 1), (2, 1, 3, 4), (3, 2, 5, 1), (2, 7, 6, 4), (1, 33, 4, 16), (5, 11, 8, 3)]
+
+
+def inputs(B, L, E, N, dtype, scale=1.0):
+    generator = torch.Generator().manual_seed(B + 10 * L)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    tensors = [
+        draw(B, L, E),
+        scale * draw(B, L, E).exp(),
+        -draw(E, N).exp(),
+        draw(B, L, N),
+        draw(B, L, N),
+    ]
+    return [tensor.to(dtype).requires_grad_() for tensor in tensors]
+
+
+def last_inputs(tensors):
+    last = tensors[4].detach()[:, -1].clone().requires_grad_()
+    return [*tensors[:4], last]
+
+
+def gradients(output, tensors):
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    return torch.autograd.grad((output * weights).sum(), tensors)
+
+
+def relative_error(got, expected):
+    return ((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+
+
+def test_two_tokens_by_hand():
+    u, dt = torch.tensor([[[2.0], [3.0]]]), torch.tensor([[[0.5], [0.25]]])
+    A, B, C = torch.tensor([[-1.0]]), torch.tensor([[[4.0], [5.0]]]), torch.tensor([[[6.0], [7.0]]])
+    first = 0.5 * 4 * 2
+    second = torch.exp(torch.tensor(-0.25)) * first + 0.25 * 5 * 3
+    for scan in SCANS.values():
+        torch.testing.assert_close(
+            scan.full(u, dt, A, B, C), torch.tensor([[[6 * first], [7 * second]]])
+        )
+
+
+@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 3e-6)])
+def test_values_and_gradients_equal_the_definition_in_float64(name, shape, dtype, bound):
+    exact, tensors = inputs(*shape, torch.float64), inputs(*shape, dtype)
+    expected, got = definition(*exact), SCANS[name].full(*tensors)
+    assert relative_error(got, expected) < bound
+    pairs = zip(NAMES, gradients(got, tensors), gradients(expected, exact), strict=True)
+    errors = {n: relative_error(a, b) for n, a, b in pairs if b.abs().max() > 0}
+    assert {"u", "dt", "B", "C"} <= set(errors)
+    assert max(errors.values()) < bound, errors
+
+
+@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 3e-6)])
+def test_last_token_alone_equals_the_last_of_all(name, shape, dtype, bound):
+    exact = last_inputs(inputs(*shape, torch.float64))
+    tensors = last_inputs(inputs(*shape, dtype))
+    every_C = exact[4][:, None].expand(-1, shape[1], -1)
+    expected = definition(*exact[:4], every_C)[:, -1]
+    got = SCANS[name].last(*tensors)
+    assert relative_error(got, expected) < bound
+    pairs = zip(gradients(got, tensors), gradients(expected, exact), strict=True)
+    errors = [relative_error(a, b) for a, b in pairs if b.abs().max() > 0]
+    assert len(errors) >= 4
+    assert max(errors) < bound, errors
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_large_and_small_steps_neither_overflow_nor_vanish(name):
+    tensors = inputs(2, 40, 4, 3, torch.float32, scale=30.0)
+    exact = inputs(2, 40, 4, 3, torch.float64, scale=30.0)
+    got, expected = SCANS[name].full(*tensors), definition(*exact)
+    assert relative_error(got, expected) < 3e-6
+    for a, b in zip(gradients(got, tensors), gradients(expected, exact), strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_the_state_is_float32_for_bfloat16_inputs(name):
+    tensors = inputs(2, 64, 4, 3, torch.bfloat16)
+    exact = [tensor.detach().double() for tensor in tensors]
+    got = SCANS[name].full(*tensors)
+    assert got.dtype is torch.bfloat16
+    # One rounding of the output, 2^-9, and none that add up over the tokens.
+    assert relative_error(got, definition(*exact)) < 2**-8
+
+
+def test_memory_of_the_backward_is_linear_in_length():
+    saved = {}
+    for length in (50, 100):
+        tensors = inputs(1, length, 4, 4, torch.float32)
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            SCANS["sequential"].full(*tensors)
+        saved[length] = total
+    assert saved[100] < 2.01 * saved[50]
+
+
+def test_an_unknown_scan_is_refused_with_the_near_one():
+    with pytest.raises(ValueError, match="did you mean 'sequential'"):
+        scan_named("sequentail")
