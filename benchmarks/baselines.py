@@ -28,7 +28,6 @@ from ftmamba.evaluation import (
     make_split,
     pool,
     results_table,
-    warm_users,
 )
 
 CHOSEN: Mapping[str, Mapping[str, Baseline]] = {
@@ -54,9 +53,8 @@ def main() -> None:
         baselines = tuned(splits[0]) if arguments.tune else defaults(letter)
         per_split = [evaluated(split, baselines) for split in splits]
         evaluations = {name: pool([e[name] for e in per_split]) for name in per_split[0]}
-        is_warm = warm_users(splits[0].before_test) if letter == "B" else None
         print(f"\n{letter}: {splits[0].description}")
-        print(results_table(evaluations, is_warm=is_warm))
+        print(results_table(evaluations))
         print(f"{time.perf_counter() - started:.1f} s")
         figures[letter] = {name: e.to_dict() for name, e in evaluations.items()}
     if arguments.output:

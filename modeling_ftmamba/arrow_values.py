@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 try:
     import pyarrow as pa
-    import pyarrow.compute as pc
 except ImportError:  # the bare environment of a checkpoint's user
-    pa = pc = None
+    pa = None
 
 
 _LARGEST_32_BIT_CHUNK = 2**31 - 1
@@ -52,7 +51,9 @@ def one_array(values: Any) -> Any:
             if values.nbytes > _LARGEST_32_BIT_CHUNK and pa.types.is_string(values.type):
                 values = values.cast(pa.large_string())
             values = values.combine_chunks()
-    return values.storage if isinstance(values, pa.ExtensionArray) else values
+    if isinstance(values, pa.ExtensionArray):
+        return values.storage
+    return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
 
 def is_nested(array: Any) -> bool:
@@ -60,12 +61,15 @@ def is_nested(array: Any) -> bool:
     return bool(pa.types.is_nested(array.type))
 
 
+def is_boolean(array: Any) -> bool:
+    """Tell whether the rows are true or false."""
+    return bool(pa.types.is_boolean(array.type))
+
+
 def is_text(array: Any) -> bool:
     """Tell whether the rows are texts, in a dictionary or not."""
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def first_value(array: Any) -> tuple[int, object]:
@@ -137,5 +141,5 @@ def is_list_column(array: Any) -> bool:
 
 def arrow_lists(array: Any) -> tuple[Any, NDArray[np.int64]]:
     """Return the members of all lists (F,) as an Arrow array, and the lengths (R,), -1 for null."""
-    lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
+    lengths = array.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
     return one_array(array.flatten()), lengths.astype(np.int64)

@@ -5,7 +5,9 @@ Shapes: R rows, V distinct values, F members of all rows' sets, M members kept o
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from itertools import chain
+from operator import is_
 from typing import Any, Self
 
 import numpy as np
@@ -20,10 +22,11 @@ from .arrow_values import (
     one_array,
 )
 from .columns import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
-from .texts import DistinctTexts, distinct_texts, wrong_value
+from .texts import DistinctTexts, WrongValueError, distinct_texts
 from .vocabulary import Vocabulary, fit_vocabulary, vocabulary_from_arrays
 
 _AROUND_MEMBERS = " \t\r\n"
+_is_none = partial(is_, None)
 
 
 class CategoricalEncoder:
@@ -38,9 +41,9 @@ class CategoricalEncoder:
     def fit(cls, column: Column, place: str, values: Any) -> Self:
         """Learn the vocabulary of the training rows."""
         distinct = distinct_texts(values, place)
-        vocabulary = _fit_counted(distinct, column)
-        if len(vocabulary.texts) < 2:
-            _warn_about_few_texts(vocabulary, place)
+        counts_V = _counts(distinct)
+        vocabulary = fit_vocabulary(distinct.texts, counts_V, column)
+        _warn_if_all_alike(vocabulary.ids(distinct.texts)[counts_V > 0, None], place)
         return cls(column, place, vocabulary)
 
     @classmethod
@@ -75,11 +78,11 @@ class SetEncoder:
     def fit(cls, column: Column, place: str, values: Any) -> Self:
         """Learn the vocabulary of the training rows and the size of their largest set."""
         members, lengths = set_members(values, column.separator, place)
-        vocabulary = _fit_counted(members, column)
-        if len(vocabulary.texts) < 2:
-            _warn_about_few_texts(vocabulary, place)
+        vocabulary = fit_vocabulary(members.texts, _counts(members), column)
         max_length = column.max_length or max(1, int(lengths.max(initial=1)))
-        return cls(replace(column, max_length=max_length), place, vocabulary)
+        encoder = cls(replace(column, max_length=max_length), place, vocabulary)
+        _warn_if_all_alike(encoder.encode(values), place)
+        return encoder
 
     @classmethod
     def from_arrays(cls, column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Self:
@@ -127,16 +130,14 @@ def set_members(values: Any, separator: str, place: str) -> tuple[DistinctTexts,
     if is_arrow_column(values):
         array = one_array(values)
         if is_list_column(array):
-            flat, lengths_R = arrow_lists(array)
-            return distinct_texts(flat, place), lengths_R
+            return _distinct_members(*arrow_lists(array), place)
         if array.null_count == len(array):
             return distinct_texts([], place), np.full(len(array), -1)
         if not (is_text(array) and separator):
             raise _wrong_set(place, *first_value(array), separator=separator)
         return _split_texts(distinct_texts(array, place), separator)
     rows = list(values)
-    types = set(map(type, rows))
-    if separator and all(issubclass(kind, str | None.__class__) for kind in types):
+    if separator and set(map(type, rows)) <= {str, type(None)}:
         return _split_texts(distinct_texts(rows, place), separator)
     return _members_of_rows(rows, separator, place)
 
@@ -146,7 +147,7 @@ def _split_texts(
 ) -> tuple[DistinctTexts, NDArray[np.int64]]:
     sets_V = [split_set(text, separator) for text in distinct.texts[:-1]]
     lengths_V = np.fromiter(map(len, sets_V), np.int64, len(sets_V))
-    missing_V = np.array([text is None for text in distinct.texts])
+    missing_V = np.array([not text for text in distinct.texts])
     members = distinct_texts(list(chain.from_iterable(sets_V)), "")
     # Repeat each distinct text's members once for every row that has it.
     lengths_V = np.append(lengths_V, 0)
@@ -170,19 +171,38 @@ def split_set(text: str | None, separator: str) -> list[str]:
 def _members_of_rows(
     rows: list[Any], separator: str, place: str
 ) -> tuple[DistinctTexts, NDArray[np.int64]]:
-    sets = []
-    for row, value in enumerate(rows):
-        if value is None or value != value if isinstance(value, float | None.__class__) else False:
-            sets.append(None)
-        elif isinstance(value, str) and separator:
-            sets.append(split_set(value, separator) if value else None)
-        elif isinstance(value, list | tuple | set | frozenset | np.ndarray):
-            sets.append(list(value))
-        else:
-            raise _wrong_set(place, row, value, separator=separator)
-    lengths = [-1 if members is None else len(members) for members in sets]
-    flat = list(chain.from_iterable(members or () for members in sets))
-    return distinct_texts(flat, place), np.asarray(lengths, dtype=np.int64)
+    types = set(map(type, rows))
+    if not types <= {list, type(None)}:
+        rows = [_members_of(value, separator, place, row) for row, value in enumerate(rows)]
+    missing_R = np.fromiter(map(_is_none, rows), np.bool_, len(rows))
+    sets = [members or () for members in rows]
+    lengths_R = np.fromiter(map(len, sets), np.int64, len(sets))
+    lengths_R[missing_R] = -1
+    return _distinct_members(list(chain.from_iterable(sets)), lengths_R, place)
+
+
+def _members_of(value: Any, separator: str, place: str, row: int) -> list[Any] | None:
+    """Return a single value of a set column as a list, or None for a missing one."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return list(value)
+    if isinstance(value, str) and separator:
+        return split_set(value, separator) if value else None
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    raise _wrong_set(place, row, value, separator=separator)
+
+
+def _distinct_members(
+    members: Any, lengths_R: NDArray[np.int64], place: str
+) -> tuple[DistinctTexts, NDArray[np.int64]]:
+    try:
+        return distinct_texts(members, place), lengths_R
+    except WrongValueError as error:
+        ends_R = np.cumsum(np.maximum(lengths_R, 0))
+        row = int(np.searchsorted(ends_R, error.row, side="right"))
+        raise WrongValueError(place, row, error.value, rule=f"a member {error.rule}") from None
 
 
 def _wrong_set(place: str, row: int, value: object, *, separator: str) -> ValueError:
@@ -191,17 +211,19 @@ def _wrong_set(place: str, row: int, value: object, *, separator: str) -> ValueE
         rule += f", or one text with {separator!r} between its members"
     elif isinstance(value, str):
         rule += "; to split a text, give the column a separator"
-    return wrong_value(place, row, value, rule=rule)
+    return WrongValueError(place, row, value, rule=rule)
 
 
-def _fit_counted(distinct: DistinctTexts, column: Column) -> Vocabulary:
-    counts_V = np.bincount(distinct.codes % len(distinct.texts), minlength=len(distinct.texts))
-    return fit_vocabulary(distinct.texts, counts_V, column)
+def _counts(distinct: DistinctTexts) -> NDArray[np.int64]:
+    n_texts = len(distinct.texts)
+    return np.bincount(distinct.codes % n_texts, minlength=n_texts)
 
 
-def _warn_about_few_texts(vocabulary: Vocabulary, place: str) -> None:
-    if vocabulary.texts:
-        what = f"has one known value in the training rows, {vocabulary.texts[0]!r}"
-    else:
-        what = "has no known value in the training rows"
-    warnings.warn(f"{place} {what}; it is kept and says next to nothing", stacklevel=2)
+def _warn_if_all_alike(ids_RM: NDArray[np.int64], place: str) -> None:
+    if (ids_RM == ids_RM[0]).all():
+        missing = ids_RM[0, 0] == MISSING_ID
+        what = "has no value" if missing else "is the same"
+        warnings.warn(
+            f"{place} {what} in every training row; it is kept and tells the model nothing",
+            stacklevel=2,
+        )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .arrow_values import arrow_numbers, first_value, is_arrow_column, one_array
 from .columns import Column
-from .texts import wrong_value
+from .texts import WrongValueError
 
 N_BINS = 48
 N_QUANTILES = 1000
@@ -73,7 +73,7 @@ class NumericEncoder:
             scaled_R = self.scale(numbers_R).astype(np.float32)
         if np.isinf(scaled_R).any():
             row = int(np.argmax(np.isinf(scaled_R)))
-            raise wrong_value(
+            raise WrongValueError(
                 self.place, row, float(numbers_R[row]), rule="must fit in 32 bits once scaled"
             )
         return scaled_R[:, None]
@@ -96,7 +96,7 @@ def finite_numbers(values: Any, place: str) -> NDArray[np.float64]:
     infinite_R = np.isinf(numbers_R)
     if infinite_R.any():
         row = int(np.argmax(infinite_R))
-        raise wrong_value(place, row, float(numbers_R[row]), rule=_RULE)
+        raise WrongValueError(place, row, float(numbers_R[row]), rule=_RULE)
     return numbers_R
 
 
@@ -105,19 +105,19 @@ def _numbers(values: Any, place: str) -> NDArray[np.float64]:
         array = one_array(values)
         numbers_R = arrow_numbers(array)
         if numbers_R is None and array.null_count < len(array):
-            raise wrong_value(place, *first_value(array), rule=_RULE)
+            raise WrongValueError(place, *first_value(array), rule=_RULE)
         return np.full(len(array), np.nan) if numbers_R is None else numbers_R
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.ndim == 1:
         return values.astype(np.float64)
     rows = list(values)
     if not all(issubclass(kind, _NUMBERS) for kind in set(map(type, rows))):
         row = next(row for row, value in enumerate(rows) if not isinstance(value, _NUMBERS))
-        raise wrong_value(place, row, rows[row], rule=_RULE)
+        raise WrongValueError(place, row, rows[row], rule=_RULE)
     try:
         return np.array(rows, dtype=np.float64)
     except OverflowError:
         row = next(row for row, value in enumerate(rows) if value and abs(value) > 1e300)
-        raise wrong_value(place, row, rows[row], rule=_RULE) from None
+        raise WrongValueError(place, row, rows[row], rule=_RULE) from None
 
 
 def quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
@@ -132,14 +132,14 @@ def quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
 
 
 def _mean_and_slope(known: NDArray[np.float64], place: str) -> NDArray[np.float64]:
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        table = np.array([known.mean(), 1 / known.std()])
-    if not np.isfinite(table).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, spread = known.mean(), known.std()
+    if not (np.isfinite(mean) and np.isfinite(spread) and spread > 0):
         raise ValueError(
             f"{place} cannot be standardised, its values lie between {known.min():g} and "
             f"{known.max():g}; give the column scaling 'quantile'"
         )
-    return table
+    return np.array([mean, 1 / spread])
 
 
 def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:

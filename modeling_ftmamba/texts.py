@@ -5,6 +5,7 @@ Rows are first reduced to their distinct values, so that no Python code runs onc
 Shapes: R rows, V distinct values.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -27,7 +28,7 @@ class DistinctTexts:
     Attributes:
         codes: int64 (R,); -1, the last text, for a value that is missing.
         texts: V distinct values as texts, a text twice where two values are written alike; None
-            for a missing one, which the last always is.
+            and the empty text are missing, and the last is always None.
     """
 
     codes: NDArray[np.int64]
@@ -46,33 +47,41 @@ def distinct_texts(values: Any, place: str) -> DistinctTexts:
     """
     if is_arrow_column(values):
         array = one_array(values)
-        if is_nested(array) and array.null_count < len(array):
-            raise wrong_value(place, *first_value(array), rule=_TEXT_RULE)
-        codes, distinct = arrow_distinct(array)
+        if not is_nested(array):
+            codes, distinct = arrow_distinct(array)
+        elif array.null_count == len(array):
+            codes, distinct = np.full(len(array), -1), []
+        else:
+            raise WrongValueError(place, *first_value(array), rule=_TEXT_RULE)
     elif isinstance(values, np.ndarray) and values.dtype.kind in "biufM" and values.ndim == 1:
         if values.dtype.kind == "M":
             values = values.astype("datetime64[us]")
         uniques, inverse = np.unique(values, return_inverse=True)
         codes, distinct = inverse.astype(np.int64, copy=False), uniques.tolist()
     else:
-        codes, distinct = _distinct_of_list(list(values), place)
+        rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        codes, distinct = _distinct_of_list(rows, place)
     return DistinctTexts(codes, _canonical(distinct, codes, place))
 
 
 def _distinct_of_list(values: list[Any], place: str) -> tuple[NDArray[np.int64], list[Any]]:
-    types = set(map(type, values))
-    if any(issubclass(kind, _BOOLS) for kind in types) and any(
-        issubclass(kind, _NUMBERS) and not issubclass(kind, _BOOLS) for kind in types
-    ):
-        values = list(map(canonical_text, values))  # Python holds True and 1 for the same key
     try:
+        if _mixes_bools_and_numbers(set(map(type, values))):
+            values = list(map(canonical_text, values))  # Python holds True and 1 for the same key
         codes_of = dict(zip(values, range(len(values)), strict=True))
     except TypeError:
-        row = next(row for row, value in enumerate(values) if not _is_hashable(value))
-        raise wrong_value(place, row, values[row], rule=_TEXT_RULE) from None
+        row = next(row for row, value in enumerate(values) if not _has_text(value))
+        raise WrongValueError(place, row, values[row], rule=_TEXT_RULE) from None
     distinct = list(codes_of)
     codes_of.update(zip(distinct, range(len(distinct)), strict=True))
     return np.fromiter(map(codes_of.__getitem__, values), np.int64, len(values)), distinct
+
+
+def _mixes_bools_and_numbers(types: set[type]) -> bool:
+    if len(types) < 2:
+        return False
+    bools = {kind for kind in types if issubclass(kind, _BOOLS)}
+    return bool(bools) and any(issubclass(kind, _NUMBERS) for kind in types - bools)
 
 
 def _canonical(distinct: list[Any], codes: NDArray[np.int64], place: str) -> list[str | None]:
@@ -83,7 +92,7 @@ def _canonical(distinct: list[Any], codes: NDArray[np.int64], place: str) -> lis
     except TypeError:
         code, value = next((c, v) for c, v in enumerate(distinct) if not _has_text(v))
         row = int(np.argmax(codes == code))
-        raise wrong_value(place, row, value, rule=_TEXT_RULE) from None
+        raise WrongValueError(place, row, value, rule=_TEXT_RULE) from None
 
 
 def canonical_text(value: object) -> str | None:
@@ -101,21 +110,29 @@ def canonical_text(value: object) -> str | None:
         value = value.astype("datetime64[us]")
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or value != value:
+    if value is None:
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    return _rare_text(value)
+    if isinstance(value, int | float | Decimal):
+        return _number_text(value)
+    return _time_text(value)
 
 
-def _rare_text(value: object) -> str:
-    if isinstance(value, Decimal):
-        return str(int(value)) if value == value.to_integral_value() else f"{value.normalize():f}"
+def _number_text(value: float | Decimal) -> str | None:
+    if value != value:
+        return None
+    if value in (math.inf, -math.inf):
+        return str(float(value))
+    if value == int(value):
+        return str(int(value))
+    return repr(float(value))
+
+
+def _time_text(value: object) -> str | None:
     if isinstance(value, datetime):
+        if value != value:  # pandas' NaT
+            return None
         if value.tzinfo is not None:
             value = value.astimezone(UTC).replace(tzinfo=None)
         return value.isoformat()
@@ -124,23 +141,25 @@ def _rare_text(value: object) -> str:
     raise TypeError(f"{type(value).__name__} has no canonical text")
 
 
-def wrong_value(place: str, row: int, value: object, *, rule: str) -> ValueError:
-    """Return the error for one value: thing, place, rule and value."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ValueError(f"{place}, row {row} (the first is 0): {rule}, got {shown}")
+class WrongValueError(ValueError):
+    """One value breaks its column's rule: thing, place, rule and value.
 
+    Attributes:
+        row: of the value, the first is 0.
+        value: the value.
+        rule: what it had to be.
+    """
 
-def _is_hashable(value: object) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
+    def __init__(self, place: str, row: int, value: object, *, rule: str) -> None:
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        super().__init__(f"{place}, row {row} (the first is 0): {rule}, got {shown}")
+        self.row, self.value, self.rule = row, value, rule
 
 
 def _has_text(value: object) -> bool:
     try:
+        hash(value)
         canonical_text(value)
     except TypeError:
         return False

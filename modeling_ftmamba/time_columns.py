@@ -17,11 +17,12 @@ from .arrow_values import (
     arrow_seconds,
     first_value,
     is_arrow_column,
+    is_boolean,
     is_nested,
     one_array,
 )
 from .columns import TIMESTAMP_DIMENSION, Column
-from .texts import wrong_value
+from .texts import WrongValueError
 
 _DAY = 86_400
 _YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
@@ -103,38 +104,40 @@ def epoch_seconds(values: Any, place: str) -> NDArray[np.float64]:
         far_R = (seconds_R < _YEAR_1) | (seconds_R >= _YEAR_10_000)
     if far_R.any():
         row = int(np.argmax(far_R))
-        raise wrong_value(place, row, float(seconds_R[row]), rule=_RANGE_RULE)
+        raise WrongValueError(place, row, float(seconds_R[row]), rule=_RANGE_RULE)
     return seconds_R
 
 
 def _seconds(values: Any, place: str) -> NDArray[np.float64]:
     if is_arrow_column(values):
-        array = one_array(values)
-        if array.null_count == len(array):
-            return np.full(len(array), np.nan)
-        if is_nested(array):
-            raise wrong_value(place, *first_value(array), rule=_RULE)
-        seconds_R = arrow_seconds(array)
-        if seconds_R is None:
-            seconds_R = arrow_numbers(array)
-        if seconds_R is not None:
-            return seconds_R
-        codes, distinct = arrow_distinct(array)
-        return _seconds_of_distinct(distinct, codes, place)
+        return _seconds_of_arrow(one_array(values), place)
     if isinstance(values, np.ndarray) and values.dtype.kind in "iuf" and values.ndim == 1:
         return values.astype(np.float64)
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
         micro = values.astype("datetime64[us]")
         return np.where(np.isnat(micro), np.nan, micro.astype(np.int64) / 1e6)
     rows = list(values)
-    if all(kind in (int, float) for kind in set(map(type, rows))):
+    if set(map(type, rows)) <= {int, float}:
         return np.array(rows, dtype=np.float64)
-    codes_of: dict[Any, int] = {}
     keys = list(map(_hashable, rows))
     codes_of = {key: code for code, key in enumerate(dict.fromkeys(keys))}
     codes = np.fromiter(map(codes_of.__getitem__, keys), np.int64, len(keys))
     first = np.unique(codes, return_index=True)[1]
     return _seconds_of_distinct([rows[row] for row in first.tolist()], codes, place)
+
+
+def _seconds_of_arrow(array: Any, place: str) -> NDArray[np.float64]:
+    if array.null_count == len(array):
+        return np.full(len(array), np.nan)
+    if is_nested(array) or is_boolean(array):
+        raise WrongValueError(place, *first_value(array), rule=_RULE)
+    seconds_R = arrow_seconds(array)
+    if seconds_R is None:
+        seconds_R = arrow_numbers(array)
+    if seconds_R is not None:
+        return seconds_R
+    codes, distinct = arrow_distinct(array)
+    return _seconds_of_distinct(distinct, codes, place)
 
 
 def _hashable(value: object) -> object:
@@ -152,7 +155,7 @@ def _seconds_of_distinct(
             seconds_V[code] = seconds_of(value)
         except (TypeError, ValueError, OverflowError):
             row = int(np.argmax(codes == code))
-            raise wrong_value(place, row, value, rule=_RULE) from None
+            raise WrongValueError(place, row, value, rule=_RULE) from None
     return seconds_V[codes]
 
 

@@ -1,0 +1,49 @@
+"""`python -m ftmamba`, and the command `ftmamba`."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
+from ftmamba.commands import COMMANDS
+
+USER_ERRORS = (ValueError, OSError, ImportError)
+"""What bad input raises: the message is for the person, the stack is not."""
+
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, or 2 after bad input."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        COMMANDS[arguments.command].run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing is left to say, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except USER_ERRORS as error:
+        if arguments.traceback:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("ftmamba", description="Two-tower recommenders from tables.")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the program an error arose"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        command.add_arguments(
+            commands.add_parser(name, help=command.summary, description=command.summary)
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

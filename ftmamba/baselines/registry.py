@@ -1,0 +1,59 @@
+"""Every baseline by its name, with its defaults and the grid its options are tuned on."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from itertools import product
+from typing import Any
+
+from ftmamba.baselines.ease import EASE
+from ftmamba.baselines.fitted import Baseline
+from ftmamba.baselines.ials import IALS
+from ftmamba.baselines.item_knn import ItemKNN
+from ftmamba.baselines.markov import Markov
+from ftmamba.baselines.popularity import Popularity, RecentPopularity
+from modeling_ftmamba.columns import near
+
+BASELINES: Mapping[str, Callable[..., Baseline]] = {
+    "popularity": Popularity,
+    "popularity-7d": partial(RecentPopularity, days=7),
+    "popularity-14d": partial(RecentPopularity, days=14),
+    "item-knn": ItemKNN,
+    "ease": EASE,
+    "ials": IALS,
+    "markov": Markov,
+}
+
+GRIDS: Mapping[str, tuple[Baseline, ...]] = {
+    "item-knn": (ItemKNN(50, 0), ItemKNN(100, 10), ItemKNN(200, 50), ItemKNN(400, 100)),
+    "ease": tuple(EASE(regularization) for regularization in (20, 50, 100, 200, 500, 1000, 2000)),
+    "ials": tuple(
+        IALS(n_factors, regularization, alpha)
+        for n_factors, regularization, alpha in product(
+            (32, 64, 128), (0.1, 1.0, 10.0, 30.0), (1.0, 5.0, 20.0)
+        )
+    ),
+    "markov": (Markov(), Markov((1.0, 0.5)), Markov((1.0, 0.5, 0.25))),
+}
+"""What `tune` chooses from; a baseline without a grid has nothing to tune."""
+
+
+def make_baseline(name: str, options: Mapping[str, Any] | None = None) -> Baseline:
+    """Build the baseline of a recipe's name and options.
+
+    Raises:
+        ValueError: an unknown name or option, or a value out of its range.
+    """
+    if name not in BASELINES:
+        raise ValueError(
+            f"baseline must be one of {', '.join(BASELINES)}, got {name!r}{near(name, BASELINES)}"
+        )
+    options = dict(options or {})
+    known = list(signature(BASELINES[name]).parameters)
+    for option in options:
+        if option not in known:
+            allowed = f"it may have: {', '.join(known)}" if known else "it has no options"
+            raise ValueError(
+                f"baseline {name!r} has no option {option!r}{near(option, known)}; {allowed}"
+            )
+    return BASELINES[name](**options)

@@ -1,0 +1,126 @@
+"""`python -m ftmamba evaluate`: repeat the evaluation of a checkpoint from its recipe.
+
+Shapes: U users, I items, E embedding.
+"""
+
+import json
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
+
+from ftmamba.commands.command import Command
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ftmamba.checkpoint import Checkpoint
+    from ftmamba.data.tables import Tables
+    from ftmamba.evaluation import Evaluation, Split
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("checkpoint", help="folder of a checkpoint, or a Hub id such as name/repo")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: Namespace) -> None:
+    """Print the table of results."""
+    from ftmamba.checkpoint import load_checkpoint
+    from ftmamba.evaluation import results_table
+
+    checkpoint = load_checkpoint(arguments.checkpoint, revision=arguments.revision)
+    split, evaluation = repeat_evaluation(checkpoint)
+    if arguments.json:
+        print(json.dumps(evaluation.to_dict(), indent=2))
+        return
+    protocol = evaluation.protocol
+    print(f"{split.description}; {protocol.describe(evaluation.n_items)}\n")
+    print(results_table({"this checkpoint": evaluation}, k=protocol.k[-1]))
+
+
+def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
+    """Read the recipe's tables, split them as it says, and evaluate the model on the test part.
+
+    The items are embedded afresh, as of the beginning of the test: the catalogue of the
+    checkpoint may be of a later time, and would know too much.
+
+    Raises:
+        ValueError: the checkpoint has no recipe, or its recipe or tables do not pass their checks.
+        FileNotFoundError: a table is missing.
+    """
+    from accelerate import PartialState
+
+    from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
+    from ftmamba.recipe.files import recipe_from_dict
+    from ftmamba.training.run import read_tables, split_tables
+
+    if not checkpoint.recipe:
+        raise ValueError("the checkpoint has no recipe.yaml, so its evaluation cannot be repeated")
+    recipe = recipe_from_dict(dict(checkpoint.recipe))
+    # Reading asks no more of Accelerate than which process downloads first: here is only one.
+    state: Any = PartialState()
+    tables = read_tables(recipe.data, recipe.schema, state)
+    split = split_tables(tables, recipe)
+    scorer = EmbeddingScorer(
+        _user_embeddings(checkpoint, tables),
+        _item_embeddings(checkpoint, tables, split, refit=recipe.evaluation.refit),
+        float(checkpoint.model.temperature.detach()),
+    )
+    protocol = Protocol(k=recipe.evaluation.k, mask_seen=recipe.evaluation.mask_seen)
+    return split, evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol)
+
+
+def _user_embeddings(checkpoint: "Checkpoint", tables: "Tables") -> "Tensor":
+    import torch
+
+    block_size = 4096
+    with torch.inference_mode():
+        blocks = [
+            checkpoint.model.get_user_embeddings(
+                **checkpoint.extractor(users=tables.users.slice(start, block_size))
+            )
+            for start in range(0, tables.users.num_rows, block_size)
+        ]
+        users_UE: Tensor = torch.cat(blocks)
+    return users_UE
+
+
+def _item_embeddings(
+    checkpoint: "Checkpoint", tables: "Tables", split: "Split", *, refit: bool
+) -> "Tensor":
+    import torch
+
+    from ftmamba.catalogue import embed_catalogue
+
+    columns: dict[str, object] = {
+        name: tables.items.column(name) for name in tables.items.column_names
+    }
+    columns |= _popularity(tables, split, refit=refit)
+    catalogue = embed_catalogue(
+        checkpoint.model,
+        checkpoint.extractor(items=columns),
+        keys=tables.item_keys,
+        titles=tables.item_titles,
+    )
+    return torch.from_numpy(catalogue.embeddings)
+
+
+def _popularity(
+    tables: "Tables", split: "Split", *, refit: bool
+) -> dict[str, "NDArray[np.float32]"]:
+    """Count popularity as training did: in what the model was fitted on, up to the test."""
+    from ftmamba.data.popularity import PopularityHistory
+
+    columns = tables.schema.items.popularity_columns
+    known = split.before_test if refit else split.train
+    if not columns or known.times is None:
+        return {}
+    as_of = split.test_time if split.test_time is not None else int(known.times.max()) + 1
+    counts = PopularityHistory(known).catalogue(as_of, [c.popularity_days for c in columns])
+    return {column.name: counts[:, place] for place, column in enumerate(columns)}
+
+
+COMMAND = Command("repeat a checkpoint's evaluation from its recipe", add_arguments, run)

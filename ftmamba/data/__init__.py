@@ -1,0 +1,1 @@
+"""From raw tables to encoded batches; import from the module that has the thing."""

@@ -1,0 +1,260 @@
+"""Tables tokenised once: users, items and training interactions as tensors ready to gather.
+
+Shapes: R training interactions, U users, I items, W popularity columns, B rows of a batch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ftmamba.data.arrow_tensors import map_table, read_tensors, write_arrays
+from ftmamba.data.cache import cache_folder, place_folder
+from ftmamba.data.content_hash import content_hash
+from ftmamba.data.interactions import Interactions
+from ftmamba.data.popularity import PopularityHistory
+from ftmamba.data.tables import Tables
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+
+ENCODING_VERSION = 1
+"""Raise it when the same tables are to be encoded otherwise: older caches are then left alone."""
+
+_ROWS_FOR_SCALING = 1_000_000
+_SCALING_SEED = 0
+
+
+@dataclass(frozen=True)
+class EncodedData:
+    """Everything training gathers its batches from.
+
+    Attributes:
+        extractor: fitted on the training rows.
+        users: the encoded table of users, keys as in `modeling_ftmamba.columns`, U rows each.
+        items: the encoded table of items, I rows each; popularity slots hold NaN.
+        interactions: the Arrow file of the training interactions, for `InteractionBatches`.
+        popularity_slots: where each popularity column lies in `items["numeric"]`.
+        popularity_names: the popularity columns, in that order.
+        popularity_days: their windows, in that order.
+        history: counts of the training interactions, or None without popularity columns.
+        item_counts: int64 (I,), training interactions of each item.
+        as_of: the moment as of which the catalogue is embedded, or None without times.
+    """
+
+    extractor: FTMambaFeatureExtractor
+    users: dict[str, Tensor]
+    items: dict[str, Tensor]
+    interactions: Path
+    popularity_slots: tuple[int, ...]
+    popularity_names: tuple[str, ...]
+    popularity_days: tuple[int, ...]
+    history: PopularityHistory | None
+    item_counts: NDArray[np.int64]
+    as_of: int | None
+
+    @property
+    def n_users(self) -> int:
+        """Rows of the table of users."""
+        return len(next(iter(self.users.values())))
+
+    @property
+    def n_items(self) -> int:
+        """Rows of the table of items."""
+        return len(self.item_counts)
+
+    def gather_users(self, user_ids: Tensor) -> dict[str, Tensor]:
+        """Return the users' rows as the model's arguments, (B, ...)."""
+        return _gathered(self.users, user_ids, "user_")
+
+    def gather_items(self, item_ids: Tensor, popularity: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the items' rows as the model's arguments, (B, ...).
+
+        Args:
+            item_ids: rows of the table of items, (B,).
+            popularity: scaled popularity of each row, (B, W), as batches of interactions bring
+                it; None leaves it missing.
+        """
+        gathered = _gathered(self.items, item_ids, "item_")
+        if popularity is not None and self.popularity_slots:
+            gathered["item_numeric"][:, list(self.popularity_slots)] = popularity
+        return gathered
+
+    def catalogue(self, as_of: int | None = None) -> dict[str, Tensor]:
+        """Return every item as the model's arguments, (I, ...), popularity as of a moment.
+
+        Args:
+            as_of: UTC seconds; interactions strictly before it count. None takes `self.as_of`.
+        """
+        popularity = None
+        as_of = self.as_of if as_of is None else as_of
+        if self.history is not None and as_of is not None:
+            raw_IW = self.history.catalogue(as_of, self.popularity_days)
+            popularity = torch.from_numpy(self.scaled_popularity(raw_IW))
+        return self.gather_items(torch.arange(self.n_items), popularity)
+
+    def popularity_at(
+        self, item_ids: NDArray[np.int64], times: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return the scaled popularity (B, W) of items, each at a moment of its own."""
+        if self.history is None:
+            raise ValueError(
+                "the items have no popularity columns; declare popularity_days in the schema"
+            )
+        raw_BW = self.history.columns(item_ids, times, self.popularity_days)
+        return self.scaled_popularity(raw_BW)
+
+    def training_pairs(self) -> tuple[Tensor, Tensor]:
+        """Return user and item ids of all training interactions, (R,) each."""
+        table = map_table(self.interactions)
+        user_ids, item_ids = (table.column(name).to_numpy() for name in ("user_ids", "item_ids"))
+        return torch.tensor(user_ids), torch.tensor(item_ids)
+
+    def scaled_popularity(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scale ln(1 + count), (B, W), as the fitted popularity columns are scaled."""
+        return _scaled(self.extractor, self.popularity_names, raw)
+
+
+def encode(
+    tables: Tables,
+    train: Interactions,
+    *,
+    as_of: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> EncodedData:
+    """Fit the feature extractor on the training rows and encode the tables, once.
+
+    The result is kept in a folder named after a hash of the tables, the schema and the training
+    interactions, and read from there the next time.
+
+    Args:
+        tables: users, items and the schema; their own interactions are not looked at.
+        train: the only interactions that fitting, counts and popularity may see.
+        as_of: the moment of the catalogue; None takes the second after the last training time.
+        cache_dir: where encoded tables are kept; `cache_folder()` if None.
+    """
+    if not len(train):
+        raise ValueError("the training part has no interactions; change the split")
+    days = [column.popularity_days for column in tables.schema.items.popularity_columns]
+    history = PopularityHistory(train) if days else None
+    root = Path(cache_dir).expanduser() if cache_dir is not None else cache_folder()
+    folder = root / f"encoded-{_fingerprint(tables, train)}"
+    if not (folder / "manifest.json").is_file():
+        place_folder(folder, lambda target: _encode_into(target, tables, train, history))
+    extractor = FTMambaFeatureExtractor.from_pretrained(folder)
+    names = tuple(column.name for column in tables.schema.items.popularity_columns)
+    if as_of is None and train.times is not None:
+        as_of = int(train.times.max()) + 1
+    return EncodedData(
+        extractor=extractor,
+        users=read_tensors(folder / "users.arrow"),
+        items=read_tensors(folder / "items.arrow"),
+        interactions=folder / "interactions.arrow",
+        popularity_slots=tuple(extractor.numeric_slots("item", list(names))),
+        popularity_names=names,
+        popularity_days=tuple(days),
+        history=history,
+        item_counts=np.bincount(train.item_ids, minlength=train.n_items),
+        as_of=as_of,
+    )
+
+
+def fit_extractor(
+    tables: Tables, train: Interactions, raw_popularity: NDArray[np.float32] | None
+) -> FTMambaFeatureExtractor:
+    """Fit a feature extractor on the users and items that occur in training.
+
+    Args:
+        tables: users, items and the schema.
+        train: the training interactions.
+        raw_popularity: ln(1 + count) of each training interaction, (R, W), or None.
+    """
+    schema = tables.schema
+    extractor = FTMambaFeatureExtractor(
+        user_columns=[column.to_dict() for column in schema.users.columns],
+        item_columns=[column.to_dict() for column in schema.items.columns],
+        user_key=schema.users.key,
+        item_key=schema.items.key,
+    )
+    users = tables.users.take(pa.array(np.unique(train.user_ids)))
+    seen_items = tables.items.take(pa.array(np.unique(train.item_ids)))
+    items: dict[str, object] = {name: seen_items.column(name) for name in seen_items.column_names}
+    if raw_popularity is not None:
+        rows = _some_rows(len(train))
+        for place, column in enumerate(schema.items.popularity_columns):
+            items[column.name] = raw_popularity[rows, place]
+    extractor.fit(users, items)
+    return extractor
+
+
+def _encode_into(
+    folder: Path, tables: Tables, train: Interactions, history: PopularityHistory | None
+) -> None:
+    popularity = tables.schema.items.popularity_columns
+    raw_RW = None
+    if history is not None and train.times is not None:
+        windows = [column.popularity_days for column in popularity]
+        raw_RW = history.columns(train.item_ids, train.times, windows)
+    extractor = fit_extractor(tables, train, raw_RW)
+    extractor.save_pretrained(folder)
+    write_arrays(folder / "users.arrow", _arrays(extractor(users=tables.users), "user_"))
+    write_arrays(folder / "items.arrow", _arrays(extractor(items=tables.items), "item_"))
+    arrays: dict[str, NDArray[np.generic]] = {
+        "user_ids": train.user_ids,
+        "item_ids": train.item_ids,
+    }
+    if train.times is not None:
+        arrays["times"] = train.times
+    if train.weights is not None:
+        arrays["weights"] = train.weights
+    if raw_RW is not None:
+        arrays["popularity"] = _scaled(extractor, [c.name for c in popularity], raw_RW)
+    write_arrays(folder / "interactions.arrow", arrays)
+    manifest = {"encoding_version": ENCODING_VERSION, "n_interactions": len(train)}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _fingerprint(tables: Tables, train: Interactions) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(json.dumps([ENCODING_VERSION, tables.schema.to_dict()]).encode())
+    for table in (tables.users, tables.items):
+        digest.update(content_hash(table))
+    for array in (train.user_ids, train.item_ids, train.times, train.weights):
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _scaled(
+    extractor: FTMambaFeatureExtractor,
+    names: tuple[str, ...] | list[str],
+    raw: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    columns = [
+        extractor.encode_numeric("item", name, raw[:, place]) for place, name in enumerate(names)
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _some_rows(n_rows: int) -> NDArray[np.int64]:
+    """Return all rows, or so many of them, evenly drawn, as a quantile needs."""
+    if n_rows <= _ROWS_FOR_SCALING:
+        return np.arange(n_rows)
+    generator = np.random.default_rng(_SCALING_SEED)
+    return np.sort(generator.choice(n_rows, _ROWS_FOR_SCALING, replace=False))
+
+
+def _arrays(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, NDArray[np.generic]]:
+    return {
+        name.removeprefix(prefix): tensor.numpy()
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _gathered(tensors: Mapping[str, Tensor], rows: Tensor, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor.index_select(0, rows) for name, tensor in tensors.items()}

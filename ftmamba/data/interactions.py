@@ -1,0 +1,57 @@
+"""Interactions as arrays of dense row ids."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who took what, when: R rows in the order of the file.
+
+    Attributes:
+        user_ids: int64 (R,), row of the user in the table of users.
+        item_ids: int64 (R,), row of the item in the table of items.
+        times: int64 (R,), UTC seconds since 1970, or None where the table has no time.
+        weights: float32 (R,), rating or weight, or None.
+        n_users: rows of the table of users.
+        n_items: rows of the table of items.
+    """
+
+    user_ids: NDArray[np.int64]
+    item_ids: NDArray[np.int64]
+    times: NDArray[np.int64] | None
+    weights: NDArray[np.float32] | None
+    n_users: int
+    n_items: int
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Interactions":
+        """Return the rows of a mask or an index, in its order."""
+        return Interactions(
+            self.user_ids[rows],
+            self.item_ids[rows],
+            None if self.times is None else self.times[rows],
+            None if self.weights is None else self.weights[rows],
+            self.n_users,
+            self.n_items,
+        )
+
+
+def concatenate(first: Interactions, second: Interactions) -> Interactions:
+    """Return the rows of both, those of `first` before those of `second`."""
+
+    def join(a: NDArray[np.generic] | None, b: NDArray[np.generic] | None) -> NDArray | None:  # type: ignore[type-arg]
+        return None if a is None or b is None else np.concatenate([a, b])
+
+    return Interactions(
+        np.concatenate([first.user_ids, second.user_ids]),
+        np.concatenate([first.item_ids, second.item_ids]),
+        join(first.times, second.times),
+        join(first.weights, second.weights),
+        first.n_users,
+        first.n_items,
+    )

@@ -1,0 +1,223 @@
+"""The schema: what every table holds, written once and read by loader, processor, model and card.
+
+In a recipe it is YAML:
+
+    users: {key: user_id, columns: {age: numeric, zip_code: {kind: categorical, min_count: 5}}}
+    items: {key: item_id, title: title, popularity_days: [7, 30], columns: {genres: categories}}
+    interactions: {user: user_id, item: item_id, time: timestamp, weight: rating}
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import yaml
+
+from ftmamba.data.suggestion import suggestion
+from modeling_ftmamba.columns import Column, column_from_dict
+
+TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""Units of a numeric time, and how many of them make a second."""
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """What a table of users or items holds.
+
+    Attributes:
+        key: the column that names a row; every row has its own.
+        columns: the columns a tower reads, popularity columns last.
+        title: the column shown beside a recommendation, or empty.
+    """
+
+    key: str
+    columns: tuple[Column, ...]
+    title: str = ""
+
+    @property
+    def raw_columns(self) -> tuple[Column, ...]:
+        """The columns that lie in the raw table."""
+        return tuple(column for column in self.columns if not column.popularity_days)
+
+    @property
+    def popularity_columns(self) -> tuple[Column, ...]:
+        """The columns counted from the interactions, as of a row's time."""
+        return tuple(column for column in self.columns if column.popularity_days)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe's form."""
+        values: dict[str, Any] = {"key": self.key}
+        if self.title:
+            values["title"] = self.title
+        if self.popularity_columns:
+            values["popularity_days"] = [c.popularity_days for c in self.popularity_columns]
+        values["columns"] = {column.name: _column_values(column) for column in self.raw_columns}
+        return values
+
+
+@dataclass(frozen=True)
+class InteractionSchema:
+    """Which columns of the table of interactions hold what.
+
+    Attributes:
+        user: the user's key.
+        item: the item's key.
+        time: when it happened: epoch numbers, ISO texts or timestamps; or empty.
+        weight: rating or weight, or empty.
+        time_unit: of a numeric time, one of `TIME_UNITS`.
+    """
+
+    user: str
+    item: str
+    time: str = ""
+    weight: str = ""
+    time_unit: str = "s"
+
+    def __post_init__(self) -> None:
+        if self.time_unit not in TIME_UNITS:
+            raise ValueError(
+                f"schema of 'interactions': time_unit must be one of {', '.join(TIME_UNITS)}, "
+                f"got {self.time_unit!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe's form."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = {name: getattr(self, name) for name in defaults}
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The schema of the three tables."""
+
+    users: TableSchema
+    items: TableSchema
+    interactions: InteractionSchema
+
+    def __post_init__(self) -> None:
+        for column in self.users.popularity_columns:
+            raise ValueError(
+                f"schema of 'users': column {column.name!r} counts an item's popularity; "
+                "popularity_days belongs to 'items'"
+            )
+        if self.items.popularity_columns and not self.interactions.time:
+            raise ValueError(
+                "schema of 'items': popularity_days needs the time of each interaction; name its "
+                "column as 'time' of 'interactions', or remove popularity_days"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Schema":
+        """Read the recipe's form; an unknown key is refused with the near one suggested.
+
+        Raises:
+            ValueError: a key or value that is unknown, missing or of another type.
+        """
+        _check_keys(values, "the schema", required=("users", "items", "interactions"))
+        interactions = _mapping(values["interactions"], "schema of 'interactions'")
+        known = [field.name for field in fields(InteractionSchema)]
+        _check_keys(
+            interactions, "schema of 'interactions'", required=("user", "item"), known=known
+        )
+        texts = {key: _text(interactions[key], f"interactions.{key}") for key in interactions}
+        return cls(
+            _table_schema(_mapping(values["users"], "schema of 'users'"), "users"),
+            _table_schema(_mapping(values["items"], "schema of 'items'"), "items"),
+            InteractionSchema(**texts),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe's form."""
+        return {
+            "users": self.users.to_dict(),
+            "items": self.items.to_dict(),
+            "interactions": self.interactions.to_dict(),
+        }
+
+    def to_yaml(self, notes: Iterable[str] = ()) -> str:
+        """Return the recipe's form as YAML, with notes as comments above it."""
+        comments = "".join(f"# {note}\n" for note in notes)
+        return comments + yaml.safe_dump(
+            {"schema": self.to_dict()}, sort_keys=False, allow_unicode=True
+        )
+
+
+def popularity_column(days: int) -> Column:
+    """Return the item column that holds ln(1 + interactions of the last `days` days)."""
+    return Column(f"popularity_{days}d", "numeric", popularity_days=days)
+
+
+def _column_values(column: Column) -> Any:
+    """Return a column's kind alone if nothing else is declared."""
+    values = column.to_dict()
+    del values["name"]
+    return values["kind"] if len(values) == 1 else values
+
+
+def _table_schema(values: Mapping[str, Any], table: str) -> TableSchema:
+    place = f"schema of {table!r}"
+    known = ("key", "title", "popularity_days", "columns")
+    _check_keys(values, place, required=("key",), known=known)
+    days = values.get("popularity_days") or []
+    if not isinstance(days, list | tuple) or not all(type(day) is int and day > 0 for day in days):
+        raise ValueError(f"{place}: popularity_days must be whole numbers > 0, got {days!r}")
+    columns = _mapping(values.get("columns") or {}, f"{place}: columns")
+    parsed = [_column(_text(name, f"{place}: columns"), columns[name], place) for name in columns]
+    names = [column.name for column in parsed]
+    derived = [popularity_column(day) for day in days]
+    for column in derived:
+        if column.name in names:
+            raise ValueError(
+                f"{place}: column {column.name!r} is already made by popularity_days; rename it"
+            )
+        names.append(column.name)
+    if not names:
+        raise ValueError(f"{place} has no columns; a tower needs one at least, the key will do")
+    key = _text(values["key"], f"{place}: key")
+    title = _text(values.get("title") or "", f"{place}: title")
+    return TableSchema(key, (*parsed, *derived), title)
+
+
+def _column(name: str, values: Any, place: str) -> Column:
+    declared = {"kind": values} if isinstance(values, str) else _mapping(values, f"{place}: {name}")
+    try:
+        column = column_from_dict({"name": name, **declared})
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    if column.popularity_days:
+        raise ValueError(
+            f"{place}: column {name!r} sets popularity_days; list the days once, beside 'columns'"
+        )
+    return column
+
+
+def _check_keys(
+    values: Mapping[str, Any],
+    place: str,
+    *,
+    required: Iterable[str],
+    known: Iterable[str] = (),
+) -> None:
+    required = list(required)
+    known = list(known) or required
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"{place} has an unknown key {key!r}{suggestion(key, known, 'it may have')}"
+            )
+    for key in required:
+        if not values.get(key):
+            raise ValueError(f"{place} lacks {key!r}; it needs: {', '.join(required)}")
+
+
+def _mapping(values: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{place} must be a mapping of names to values, got {values!r}")
+    return values
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place} must be a text, got {value!r}; put it in quotes")
+    return value

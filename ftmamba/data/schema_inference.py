@@ -1,0 +1,288 @@
+"""Guesses a schema from the three tables, to be shown and corrected."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ftmamba.data.column_types import (
+    MISSING_NUMBERS,
+    decoded,
+    is_text,
+    key_texts,
+    numbers,
+    parse_moments,
+)
+from ftmamba.data.readers import Source, read_table
+from ftmamba.data.schema import (
+    TIME_UNITS,
+    InteractionSchema,
+    Schema,
+    TableSchema,
+    popularity_column,
+)
+from modeling_ftmamba.columns import Column
+
+logger = logging.getLogger(__name__)
+
+POPULARITY_DAYS = (1, 7, 30, 1000)
+"""Windows proposed for the items where the interactions have times."""
+
+SURE_SEPARATORS = ("|", ";")
+SEPARATORS = (*SURE_SEPARATORS, ",", " ")
+TITLE_NAMES = ("title", "name", "product_name", "prod_name", "movie_title", "track_name")
+TIME_NAMES = (
+    "timestamp",
+    "time",
+    "date",
+    "datetime",
+    "created_at",
+    "t_dat",
+    "ts",
+    "unixreviewtime",
+)
+WEIGHT_NAMES = ("rating", "weight", "score", "count", "overall", "plays")
+
+_SCANNED_ROWS = 100_000
+_FEW_NUMBERS = 20
+"""Whole numbers with so few distinct values are codes."""
+_OFTEN_REPEATED = 0.5
+"""A text column is categorical if distinct values are at most this share of the rows."""
+_LEAST_SEPARATED = 0.1
+"""A separator occurs in at least this share of the rows."""
+_EARLIEST_EPOCH, _LATEST_EPOCH = 10**8, 10**10
+"""1973 to 2286, in seconds."""
+
+
+@dataclass(frozen=True)
+class InferredSchema:
+    """A guessed schema, and what was left out of it and why."""
+
+    schema: Schema
+    notes: tuple[str, ...]
+
+
+def infer_schema(users: Source, items: Source, interactions: Source) -> Schema:
+    """Return the guessed schema alone; the notes go to the log."""
+    inferred = infer_schema_with_notes(users, items, interactions)
+    for note in inferred.notes:
+        logger.info("schema: %s", note)
+    return inferred.schema
+
+
+def infer_schema_with_notes(users: Source, items: Source, interactions: Source) -> InferredSchema:
+    """Guess keys by name and uniqueness, and kinds by type and number of distinct values.
+
+    Raises:
+        ValueError: no column can be the key of a table, or a table is empty.
+    """
+    users, items, interactions = (read_table(source) for source in (users, items, interactions))
+    for table, name in ((users, "users"), (items, "items"), (interactions, "interactions")):
+        if not table.num_rows:
+            raise ValueError(f"table {name!r} is empty: a schema cannot be inferred from no rows")
+    user_key, user_column = _key(users, interactions, "users", taken="")
+    item_key, item_column = _key(items, interactions, "items", taken=user_column)
+    events = _interaction_schema(interactions, user_column, item_column)
+    notes: list[str] = []
+    title = _named(items, TITLE_NAMES, skip=(item_key,))
+    user_columns = _columns(users, "users", skip=(user_key,), notes=notes)
+    item_columns = _columns(items, "items", skip=(item_key, title), notes=notes)
+    if events.time:
+        item_columns += [popularity_column(days) for days in POPULARITY_DAYS]
+    users_schema = TableSchema(user_key, tuple(user_columns) or (_key_column(user_key),))
+    items_schema = TableSchema(item_key, tuple(item_columns) or (_key_column(item_key),), title)
+    return InferredSchema(Schema(users_schema, items_schema, events), tuple(notes))
+
+
+def _key_column(key: str) -> Column:
+    return Column(key, "categorical")
+
+
+def _key(table: pa.Table, interactions: pa.Table, name: str, *, taken: str) -> tuple[str, str]:
+    """Return the key's column in the table and in the interactions.
+
+    A key is unique in its table. The interactions have it under the same name, else under the
+    name of a column most of whose values are keys of the table.
+    """
+    unique = [column for column in table.column_names if _is_unique(table.column(column))]
+    if not unique:
+        raise ValueError(
+            f"table {name!r} has no column with a value of its own in every row, so no key; "
+            f"it has: {', '.join(table.column_names)}"
+        )
+    free = [column for column in interactions.column_names if column != taken]
+    for column in unique:
+        if column in free:
+            return column, column
+    candidates = [
+        (_overlap(interactions.column(there), table.column(here)), here, there)
+        for here in unique
+        for there in free
+    ]
+    best = max(candidates, key=lambda candidate: candidate[0], default=(0.0, "", ""))
+    if best[0] < _OFTEN_REPEATED:
+        raise ValueError(
+            f"table 'interactions' has no column that holds keys of table {name!r} (tried "
+            f"{', '.join(unique)}); it has: {', '.join(interactions.column_names)}; give the two "
+            "the same name"
+        )
+    return best[1], best[2]
+
+
+def _is_unique(values: pa.ChunkedArray) -> bool:
+    values = decoded(values)
+    if pa.types.is_nested(values.type) or pa.types.is_floating(values.type) or values.null_count:
+        return False
+    return pc.count_distinct(values).as_py() == len(values)  # type: ignore[no-any-return]
+
+
+def _overlap(values: pa.ChunkedArray, keys: pa.ChunkedArray) -> float:
+    head = decoded(values.slice(0, _SCANNED_ROWS))
+    if pa.types.is_nested(head.type):
+        return 0.0
+    found = pc.is_in(key_texts(head), value_set=key_texts(keys))
+    return float(pc.mean(found.cast(pa.float64())).as_py())
+
+
+def _interaction_schema(table: pa.Table, user: str, item: str) -> InteractionSchema:
+    rest = [name for name in table.column_names if name not in (user, item)]
+    moments = [name for name in rest if _is_temporal(table.column(name))]
+    time = _named(table, TIME_NAMES, skip=(user, item)) or next(iter(moments), "")
+    weight = _named(table, WEIGHT_NAMES, skip=(user, item, time))
+    return InteractionSchema(user, item, time, weight, _time_unit(table, time))
+
+
+def _time_unit(table: pa.Table, name: str) -> str:
+    """Return the unit in which a numeric time falls between 1973 and 2286."""
+    if name:
+        floats = _as_numbers(table.column(name).slice(0, _SCANNED_ROWS))
+        largest = None if floats is None else pc.max(floats).as_py()
+        for unit, per_second in TIME_UNITS.items():
+            if largest is not None and _EARLIEST_EPOCH <= largest / per_second < _LATEST_EPOCH:
+                return unit
+    return "s"
+
+
+def _named(table: pa.Table, names: Iterable[str], skip: Iterable[str]) -> str:
+    """Return the first column that has one of the usual names, or an empty text."""
+    by_name = {name.lower(): name for name in table.column_names if name not in skip}
+    return next((by_name[name] for name in names if name in by_name), "")
+
+
+def _columns(table: pa.Table, name: str, *, skip: Iterable[str], notes: list[str]) -> list[Column]:
+    columns = []
+    for column in table.column_names:
+        if column in skip:
+            continue
+        kind = _kind(column, decoded(table.column(column).slice(0, _SCANNED_ROWS)))
+        if isinstance(kind, Column):
+            columns.append(kind)
+        else:
+            notes.append(f"{name}.{column} is left out: {kind}")
+    return columns
+
+
+def _kind(name: str, values: pa.ChunkedArray) -> Column | str:
+    """Return the column, or the reason why it is left out."""
+    values = values.drop_null()
+    kind = values.type
+    if not len(values):
+        return "it has no value"
+    if pa.types.is_temporal(kind):
+        return Column(name, "timestamp")
+    if pa.types.is_boolean(kind):
+        return Column(name, "categorical")
+    if pa.types.is_nested(kind):
+        return _kind_of_lists(name, values)
+    if is_text(kind):
+        return _kind_of_texts(name, values)
+    floats = _as_numbers(values)
+    return f"its type {kind} is not known" if floats is None else _kind_of_numbers(name, floats)
+
+
+def _kind_of_lists(name: str, values: pa.ChunkedArray) -> Column | str:
+    kind = values.type
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return f"its type {kind} is not known"
+    if pa.types.is_floating(kind.value_type):
+        lengths = pc.count_distinct(pc.list_value_length(values)).as_py()
+        return Column(name, "vector") if lengths == 1 else "its lists of numbers differ in length"
+    return Column(name, "categories")
+
+
+def _kind_of_numbers(name: str, floats: pa.ChunkedArray) -> Column | str:
+    low, high = pc.min(floats).as_py(), pc.max(floats).as_py()
+    whole = pc.all(pc.equal(pc.floor(floats), floats)).as_py()
+    n_distinct = pc.count_distinct(floats).as_py()
+    if whole and low is not None and _EARLIEST_EPOCH <= low <= high < _LATEST_EPOCH:
+        return (
+            Column(name, "timestamp") if n_distinct > _FEW_NUMBERS else Column(name, "categorical")
+        )
+    looks_like_code = name.lower().endswith(("_id", "_no", "_code", "zip", "zipcode"))
+    if whole and (
+        looks_like_code or (n_distinct <= _FEW_NUMBERS and n_distinct * 10 <= len(floats))
+    ):
+        if n_distinct == len(floats):
+            return "every row has its own value"
+        return Column(name, "categorical")
+    return Column(name, "numeric")
+
+
+def _kind_of_texts(name: str, values: pa.ChunkedArray) -> Column | str:
+    if parse_moments(values) is not None:
+        return Column(name, "timestamp")
+    floats = None if _has_leading_zero(values) else _as_numbers(values)
+    if floats is not None:
+        return _kind_of_numbers(name, floats)
+    share = pc.count_distinct(values).as_py() / len(values)
+    separator = _separator(values)
+    if separator:
+        return Column(name, "categories", separator=separator)
+    if share <= _OFTEN_REPEATED or (len(values) <= _FEW_NUMBERS and share < 1):
+        return Column(name, "categorical")
+    words = pc.mean(pc.count_substring(values, " ")).as_py()
+    return "it is free text" if words >= 1 else "nearly every row has its own value"
+
+
+def _separator(values: pa.ChunkedArray) -> str:
+    """Return what splits the texts into members that many of them share, or nothing.
+
+    A separator must occur in a tenth of the rows and leave fewer distinct members than there are
+    distinct texts. Commas and blanks occur in plain texts too: there the members must be half as
+    many, and each occur in ten rows on average.
+    """
+    n_texts = pc.count_distinct(values).as_py()
+    for separator in SEPARATORS:
+        holds = pc.mean(pc.match_substring(values, separator).cast(pa.float64())).as_py()
+        if holds < _LEAST_SEPARATED:
+            continue
+        members = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(values, separator)))
+        n_members = pc.count_distinct(members).as_py()
+        is_sure = n_members * 2 <= n_texts and n_members * 10 <= len(values)
+        if is_sure or (separator in SURE_SEPARATORS and n_members < n_texts):
+            return separator
+    return ""
+
+
+def _has_leading_zero(values: pa.ChunkedArray) -> bool:
+    return pc.any(pc.match_substring_regex(values, r"^0\d")).as_py()  # type: ignore[no-any-return]
+
+
+def _as_numbers(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    if is_text(values.type):
+        missing = pc.is_in(pc.utf8_lower(values), value_set=pa.array(MISSING_NUMBERS, values.type))
+        if pc.all(missing).as_py():
+            return None
+    try:
+        return numbers(values, "", "").drop_null()
+    except ValueError:
+        return None
+
+
+def _is_temporal(values: pa.ChunkedArray) -> bool:
+    values = decoded(values.slice(0, _SCANNED_ROWS)).drop_null()
+    if pa.types.is_temporal(values.type):
+        return True
+    return bool(is_text(values.type) and len(values) and parse_moments(values) is not None)

@@ -1,0 +1,83 @@
+"""What every model is asked, and how a model answers.
+
+Shapes: U users, I items, D width of an embedding.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol as TypingProtocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Scorer(TypingProtocol):
+    """A fitted model, seen by the evaluation."""
+
+    def scores(self, user_ids: NDArray[np.int64]) -> NDArray[np.float32] | Tensor:
+        """Return the scores (U, I) of the whole catalogue, the higher the better.
+
+        Minus infinity means never to be recommended; NaN is an error.
+        """
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The question: which of all items will these users take?
+
+    The whole catalogue is ranked; ties go to the item of the lower id.
+
+    Attributes:
+        k: lengths of the list of recommendations.
+        mask_seen: leave out what a user is known to have taken before.
+    """
+
+    k: tuple[int, ...] = (5, 10)
+    mask_seen: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", tuple(sorted(set(self.k))))
+        if not self.k or any(
+            isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.k
+        ):
+            raise ValueError(f"protocol: k must be whole numbers >= 1, got {self.k}")
+
+    def describe(self, n_items: int) -> str:
+        """Say the protocol in words, for the caption of a table."""
+        masked = "masked" if self.mask_seen else "not masked"
+        return f"full ranking of {n_items} items, seen items {masked}, ties to the lower item id"
+
+
+@dataclass(frozen=True)
+class EmbeddingScorer:
+    """Inner products of the embeddings of a two-tower model, over its temperature.
+
+    They are summed in float64 and rounded once, so that a score depends neither on the number of
+    users asked at once nor on the place of an item in the catalogue.
+
+    Attributes:
+        users: (U, D), embedding of every user, in the order of the table of users.
+        items: (I, D), embedding of every item.
+        temperature: positive; does not change a ranking.
+    """
+
+    users: Tensor
+    items: Tensor
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.users.shape[1:] != self.items.shape[1:]:
+            raise ValueError(
+                "embeddings of users and items must have the same width, got shapes "
+                f"{tuple(self.users.shape)} and {tuple(self.items.shape)}"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        object.__setattr__(self, "users", self.users.detach())
+        object.__setattr__(self, "items", self.items.detach().double())
+
+    def scores(self, user_ids: NDArray[np.int64]) -> Tensor:
+        rows = torch.from_numpy(user_ids).to(self.users.device)
+        users_BD = self.users[rows].double() / self.temperature
+        return (users_BD @ self.items.T).float()

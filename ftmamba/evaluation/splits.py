@@ -1,0 +1,258 @@
+"""How interactions are split into training, validation and test.
+
+Shapes: R interactions.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftmamba.data.interactions import Interactions, concatenate
+from modeling_ftmamba.columns import near
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint parts of the interactions.
+
+    Attributes:
+        train: what a model is fitted on.
+        validation: what chooses hyper-parameters and the epoch.
+        test: looked at once.
+        validation_time: first second after training, when models are asked about `validation`;
+            None unless the split cuts all users at one instant.
+        test_time: the same for `test`, after validation.
+        description: one line for tables and cards.
+    """
+
+    train: Interactions
+    validation: Interactions
+    test: Interactions
+    validation_time: int | None
+    test_time: int | None
+    description: str
+
+    @property
+    def before_test(self) -> Interactions:
+        """Training then validation: what a model is fitted on again before its test."""
+        return concatenate(self.train, self.validation)
+
+
+class Splitter(Protocol):
+    """A rule that splits interactions; the same rows always fall in the same part."""
+
+    def split(self, interactions: Interactions) -> Split: ...
+
+
+@dataclass(frozen=True)
+class RandomPerUser:
+    """Each user's interactions are divided at random (the paper; Microsoft's recommenders).
+
+    Row r draws p_r, uniform. Among a user's n rows, the row of the j-th smallest p goes to
+    training if j/n <= 1 - test_fraction, else to test. Training rows are divided once more in the
+    same way. Time plays no part, so a model may learn from a user's future.
+
+    Attributes:
+        test_fraction: of a user's interactions.
+        validation_fraction: of what is not test; 0 leaves the validation part empty.
+        seed: of the draws.
+    """
+
+    test_fraction: float = 0.25
+    validation_fraction: float = 0.15
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _check_fraction("random", "test_fraction", self.test_fraction)
+        if self.validation_fraction != 0:
+            _check_fraction("random", "validation_fraction", self.validation_fraction)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"split 'random': seed must be a whole number >= 0, got {self.seed!r}")
+
+    def split(self, interactions: Interactions) -> Split:
+        generator = np.random.default_rng(self.seed)
+        is_test_R = _rank_in_user(interactions.user_ids, generator) > 1 - self.test_fraction
+        test = interactions.select(is_test_R)
+        rest = interactions.select(~is_test_R)
+        is_validation = _rank_in_user(rest.user_ids, generator) > 1 - self.validation_fraction
+        train, validation = rest.select(~is_validation), rest.select(is_validation)
+        description = (
+            f"random per user, {1 - self.test_fraction:.0%} against {self.test_fraction:.0%} test, "
+            f"seed {self.seed}; {self.validation_fraction:.0%} of the former for validation"
+        )
+        return _checked(Split(train, validation, test, None, None, description))
+
+
+@dataclass(frozen=True)
+class LeaveLastOut:
+    """Each user's last interaction is test, the one before it validation.
+
+    Equal times keep the order of the file. Users with fewer than three interactions stay in
+    training whole. Users are cut at different instants, so a model may learn from what others did
+    after a user's test.
+    """
+
+    def split(self, interactions: Interactions) -> Split:
+        times_R = _times(interactions, "leave-last-out")
+        order_R = np.lexsort((times_R, interactions.user_ids))
+        counts = np.bincount(interactions.user_ids, minlength=interactions.n_users)
+        ends = np.cumsum(counts)[counts >= 3]
+        is_train_R = np.ones(len(interactions), bool)
+        is_train_R[order_R[ends - 1]] = False
+        is_train_R[order_R[ends - 2]] = False
+        return _checked(
+            Split(
+                interactions.select(is_train_R),
+                interactions.select(order_R[ends - 2]),
+                interactions.select(order_R[ends - 1]),
+                None,
+                None,
+                "leave-last-out: each user's last interaction is test, the one before validation",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class GlobalTime:
+    """All users are cut at the same two instants, quantiles q of the interactions' times.
+
+    Training is t <= q(cut - validation_fraction), validation goes up to q(cut), test up to
+    q(cut + test_fraction); later rows are in no part. Nothing is learnt from the future, and
+    users or items may be new in test.
+
+    Attributes:
+        cut: fraction of the interactions before test.
+        test_fraction: of all interactions, following the cut.
+        validation_fraction: of all interactions, preceding the cut; 0 leaves it empty.
+    """
+
+    cut: float = 0.9
+    test_fraction: float = 0.1
+    validation_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_fraction("global-time", "cut", self.cut)
+        _check_fraction("global-time", "test_fraction", self.test_fraction)
+        if self.validation_fraction != 0:
+            _check_fraction("global-time", "validation_fraction", self.validation_fraction)
+        if self.validation_fraction >= self.cut:
+            raise ValueError(
+                "split 'global-time': validation_fraction must be less than cut, got "
+                f"{self.validation_fraction} and {self.cut}; lower it"
+            )
+        if self.cut + self.test_fraction > 1 + 1e-9:
+            raise ValueError(
+                "split 'global-time': cut + test_fraction must be <= 1, got "
+                f"{self.cut} + {self.test_fraction}; lower one of them"
+            )
+
+    def split(self, interactions: Interactions) -> Split:
+        times_R = _times(interactions, "global-time")
+        levels = np.round([self.cut - self.validation_fraction, self.cut,
+                           min(self.cut + self.test_fraction, 1.0)], 12)  # fmt: skip
+        train_end, validation_end, test_end = np.quantile(times_R, levels)
+        is_train_R = times_R <= train_end
+        is_past_R = times_R <= validation_end
+        description = (
+            f"global time cut: first {levels[0]:.0%} of the interactions train, up to "
+            f"{levels[1]:.0%} validation, up to {levels[2]:.0%} test"
+        )
+        return _checked(
+            Split(
+                interactions.select(is_train_R),
+                interactions.select(is_past_R & ~is_train_R),
+                interactions.select(~is_past_R & (times_R <= test_end)),
+                int(np.floor(train_end)) + 1,
+                int(np.floor(validation_end)) + 1,
+                description,
+            )
+        )
+
+
+SPLITS: Mapping[str, Callable[..., Splitter]] = {
+    "random": RandomPerUser,
+    "leave-last-out": LeaveLastOut,
+    "global-time": GlobalTime,
+}
+
+
+def make_split(name: str, options: Mapping[str, Any] | None = None) -> Splitter:
+    """Build the splitter of a recipe's name and options.
+
+    Raises:
+        ValueError: an unknown name or option, or a value out of its range.
+    """
+    if name not in SPLITS:
+        raise ValueError(
+            f"split must be one of {', '.join(SPLITS)}, got {name!r}{near(name, SPLITS)}"
+        )
+    options = dict(options or {})
+    known = [f.name for f in fields(SPLITS[name])]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            allowed = f"it may have: {', '.join(known)}" if known else "it has no options"
+            raise ValueError(
+                f"split {name!r} has no option {option!r}{near(option, known)}; {allowed}"
+            )
+    return SPLITS[name](**options)
+
+
+def rolling_cuts(
+    n: int = 5, *, test_fraction: float = 0.1, validation_fraction: float = 0.1
+) -> tuple[GlobalTime, ...]:
+    """Return `n` global time cuts whose test parts follow one another up to the end of the data.
+
+    The default is cuts .5, .6, .7, .8 and .9: one test part alone is too small to tell two models
+    apart, and the five share no test row.
+    """
+    first = 1 - n * test_fraction
+    if n < 1 or first - validation_fraction <= 0:
+        raise ValueError(
+            f"rolling cuts: {n} test parts of {test_fraction} and a validation part of "
+            f"{validation_fraction} must leave room for training; lower n or a fraction"
+        )
+    return tuple(
+        GlobalTime(round(first + i * test_fraction, 12), test_fraction, validation_fraction)
+        for i in range(n)
+    )
+
+
+def _rank_in_user(
+    user_ids_R: NDArray[np.int64], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draw one number a row; return its rank within its user, as a fraction in (0, 1]."""
+    order_R = np.lexsort((generator.random(len(user_ids_R)), user_ids_R))
+    counts = np.bincount(user_ids_R)
+    starts = np.cumsum(counts) - counts
+    users_in_order_R = user_ids_R[order_R]
+    rank_R = np.empty(len(user_ids_R))
+    rank_R[order_R] = np.arange(1, len(user_ids_R) + 1) - starts[users_in_order_R]
+    return rank_R / counts[user_ids_R]
+
+
+def _times(interactions: Interactions, split: str) -> NDArray[np.int64]:
+    if interactions.times is None:
+        raise ValueError(
+            f"split {split!r} needs the time of every interaction, but the interactions have none; "
+            "name their time column in the schema, or use the split 'random'"
+        )
+    return interactions.times
+
+
+def _check_fraction(split: str, field: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"split {split!r}: {field} must be between 0 and 1, got {value!r}")
+
+
+def _checked(split: Split) -> Split:
+    for part, rows in (("training", split.train), ("test", split.test)):
+        if not len(rows):
+            raise ValueError(
+                f"the {part} part is empty under the split '{split.description}' "
+                f"(training {len(split.train)}, validation {len(split.validation)}, test "
+                f"{len(split.test)} interactions); give more data or choose other fractions"
+            )
+    return split

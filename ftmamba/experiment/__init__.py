@@ -1,0 +1,7 @@
+"""From a recipe to a checkpoint with its results: training, comparison, saving, telling."""
+
+from ftmamba.experiment.comparison import Comparison, compare
+from ftmamba.experiment.examples import tell_examples
+from ftmamba.experiment.finish import make_checkpoint
+
+__all__ = ["Comparison", "compare", "make_checkpoint", "tell_examples"]

@@ -1,0 +1,116 @@
+"""The model beside every baseline, under one protocol, on the test part: read once, here."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from ftmamba.baselines import GRIDS, make_baseline, tune
+from ftmamba.data.tables import Tables
+from ftmamba.evaluation import (
+    Evaluation,
+    PairedComparison,
+    Protocol,
+    Scorer,
+    Split,
+    evaluate,
+    paired_test,
+)
+from ftmamba.experiment.rivals import parse_rivals, train_rival
+from ftmamba.recipe import Recipe
+from ftmamba.training.run import Trained, embedding_scorer
+
+logger = logging.getLogger(__name__)
+
+NAMES = {"mamba": "FT-Mamba", "attention": "FT-Transformer"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations by model, the recipe's own first.
+
+    Attributes:
+        evaluations: model -> its evaluation on the test part.
+        metric: which metric picked epochs and options, and is tested.
+        options: baseline -> the options that validation chose.
+        seconds: model -> wall time of fitting, choosing and scoring.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    metric: str
+    options: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+    @property
+    def own(self) -> str:
+        """Name of the recipe's own model."""
+        return next(iter(self.evaluations))
+
+    def paired(self) -> dict[str, PairedComparison]:
+        """Test the recipe's own model against each other model, user by user."""
+        own, *others = self.evaluations
+        return {
+            other: paired_test(self.evaluations[own], self.evaluations[other], self.metric)
+            for other in others
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "models": {name: one.to_dict() for name, one in self.evaluations.items()},
+            "metric": self.metric,
+            "differences": {name: one.to_dict() for name, one in self.paired().items()},
+            "options": dict(self.options),
+            "seconds": dict(self.seconds),
+        }
+
+
+def compare(
+    recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
+) -> Comparison:
+    """Evaluate the trained model, then every baseline and rival of the recipe.
+
+    A baseline is fitted on train + validation with the options that were best on validation; a
+    rival is trained by the same loop as the model, its epoch picked by validation.
+    """
+    protocol = Protocol(k=recipe.evaluation.k, mask_seen=recipe.evaluation.mask_seen)
+    seen = split.before_test
+    evaluations: dict[str, Evaluation] = {}
+    options: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    for name, scorer, chosen in _scorers(recipe, tables, split, trained, accelerator):
+        evaluations[name] = evaluate(scorer, test=split.test, seen=seen, protocol=protocol)
+        if chosen:
+            options[name] = chosen
+        seconds[name] = round(time.perf_counter() - start, 3)
+        start = time.perf_counter()
+    return Comparison(evaluations, recipe.evaluation.selection_metric, options, seconds)
+
+
+def own_name(trained: Trained) -> str:
+    """Return what the recipe's own model is called in tables."""
+    return NAMES[trained.model.config.mixer]
+
+
+def _scorers(
+    recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
+) -> Iterator[tuple[str, Scorer, str]]:
+    """Yield each model's name, fitted scorer and, if it was tuned, what was chosen."""
+    yield own_name(trained), embedding_scorer(trained.model, trained.data, split.test_time), ""
+    for rival in parse_rivals(recipe.evaluation.rivals):
+        yield rival.name, train_rival(rival, recipe, tables, split, accelerator), ""
+    for name in recipe.evaluation.baselines:
+        baseline, chosen = make_baseline(name), ""
+        if name in GRIDS and recipe.evaluation.tune_baselines and len(split.validation):
+            logger.info("baseline: %s, tuned on validation", name)
+            metric = recipe.evaluation.selection_metric
+            protocol = Protocol(k=recipe.evaluation.k, mask_seen=recipe.evaluation.mask_seen)
+            baseline = tune(GRIDS[name], split, protocol=protocol, metric=metric).best
+            chosen = str(baseline)
+        else:
+            logger.info("baseline: %s", name)
+        yield baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen

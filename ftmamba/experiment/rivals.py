@@ -1,0 +1,93 @@
+"""Other networks under the same recipe: the same data, split, loop, loss and budget."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+
+from ftmamba.data.schema import Schema
+from ftmamba.data.tables import Tables
+from ftmamba.evaluation import EmbeddingScorer, Split
+from ftmamba.recipe import ModelRecipe, Recipe
+from ftmamba.training.run import embedding_scorer, train
+from modeling_ftmamba.columns import Column, near
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("all", "ids")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A network to be compared with.
+
+    Attributes:
+        name: its row in the table of results.
+        preset: its architecture.
+        overrides: fields that replace the preset's.
+        training: options that replace the recipe's.
+        columns: `all` of the recipe's, or only the `ids` of users and items.
+    """
+
+    name: str
+    preset: str
+    overrides: Mapping[str, Any]
+    training: Mapping[str, Any]
+    columns: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.columns not in COLUMNS:
+            raise ValueError(
+                f"rival {self.name!r}: columns must be one of {', '.join(COLUMNS)}, "
+                f"got {self.columns!r}{near(self.columns, COLUMNS)}"
+            )
+
+
+def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
+    """Read the recipe's `evaluation.rivals`.
+
+    Raises:
+        ValueError: an unknown key, or no preset.
+    """
+    known = ("preset", "overrides", "training", "columns")
+    rivals = []
+    for name, options in values.items():
+        for key in options:
+            if key not in known:
+                raise ValueError(
+                    f"rival {name!r} has an unknown key {key!r}{near(key, known)}; "
+                    f"it may have: {', '.join(known)}"
+                )
+        if "preset" not in options:
+            raise ValueError(f"rival {name!r} needs a preset, e.g. preset: ft-transformer-small")
+        filled = {"overrides": {}, "training": {}, **options}
+        rivals.append(Rival(name=name, **filled))
+    return rivals
+
+
+def train_rival(
+    rival: Rival, recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator
+) -> EmbeddingScorer:
+    """Train a rival as the recipe trains its model; return its scores as of the test."""
+    logger.info("rival: %s", rival.name)
+    model = ModelRecipe(rival.preset, dict(rival.overrides))
+    training = replace(
+        recipe.training,
+        **{"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training},
+    )
+    recipe = replace(recipe, model=model, training=training)
+    if rival.columns == "ids":
+        tables = replace(tables, schema=ids_only(tables.schema))
+    trained = train(recipe, tables, split, accelerator)
+    return embedding_scorer(trained.model, trained.data, split.test_time)
+
+
+def ids_only(schema: Schema) -> Schema:
+    """Return the schema of a model that knows users and items by their keys alone."""
+    users, items = (
+        replace(table, columns=(Column(table.key, "categorical"),))
+        for table in (schema.users, schema.items)
+    )
+    return replace(schema, users=users, items=items)

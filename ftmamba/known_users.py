@@ -1,0 +1,145 @@
+"""The users a recommender knows by key: raw records and what each has already taken.
+
+They stay on the machine that trained (`local/` in a checkpoint) and are never pushed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ftmamba.catalogue import near_key
+from ftmamba.data.column_types import key_texts
+from ftmamba.data.interactions import Interactions
+from ftmamba.evaluation.seen import ItemsByUser, items_by_user
+
+USERS_FILE = "users.parquet"
+SEEN_FILE = "seen.safetensors"
+SEEN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class KnownUsers:
+    """Raw records of users, and the items each has seen; row i is the user with the dense id i.
+
+    Attributes:
+        key: the name of the key's column in `records`.
+        records: one row a user, as in the raw table.
+        taken: the ids of each user's items, in the order of the interactions.
+    """
+
+    key: str
+    records: pa.Table
+    taken: ItemsByUser
+
+    def __post_init__(self) -> None:
+        if self.key not in self.records.column_names:
+            raise ValueError(
+                f"the table of known users has no key column {self.key!r}; "
+                f"it has: {', '.join(self.records.column_names)}"
+            )
+        starts, item_ids = self.taken.starts, self.taken.item_ids
+        if len(starts) != len(self) + 1 or starts[-1] != len(item_ids):
+            raise ValueError(
+                f"{len(self)} known users do not fit the {len(item_ids)} seen items of "
+                f"{len(starts) - 1}; the two files of one checkpoint belong together"
+            )
+
+    def __len__(self) -> int:
+        return int(self.records.num_rows)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The users' keys as text."""
+        return tuple(key_texts(self.records.column(self.key)).to_pylist())
+
+    @cached_property
+    def _row_of_key(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.keys)}
+
+    def row(self, user_key: str) -> int:
+        """Return the row of a user.
+
+        Raises:
+            ValueError: `user_key` is no text, or no user has it; the near one is suggested.
+        """
+        if not isinstance(user_key, str):
+            raise ValueError(
+                f"user_key must be text, got {user_key!r} ({type(user_key).__name__}); "
+                f"write user_key={str(user_key)!r}"
+            )
+        row = self._row_of_key.get(user_key)
+        if row is None:
+            raise ValueError(
+                f"no user {user_key!r} among the {len(self)} known users"
+                f"{near_key(user_key, self.keys)}; give record={{...}} for somebody new"
+            )
+        return row
+
+    def record(self, row: int) -> dict[str, Any]:
+        """Return one user's raw record."""
+        record: dict[str, Any] = self.records.slice(row, 1).to_pylist()[0]
+        return record
+
+    def seen(self, row: int) -> NDArray[np.int64]:
+        """Return the ids of the items that one user has taken."""
+        return self.taken.item_ids[self.taken.starts[row] : self.taken.starts[row + 1]]
+
+    def save(self, folder: Path) -> None:
+        """Write both files into an existing folder."""
+        pq.write_table(self.records, folder / USERS_FILE)
+        tensors = {"starts": self.taken.starts, "item_ids": self.taken.item_ids}
+        metadata = {"format_version": str(SEEN_VERSION)}
+        save_file(tensors, folder / SEEN_FILE, metadata)
+
+
+def known_users(
+    users: pa.Table, interactions: Interactions, *, key: str, columns: Iterable[str] = ()
+) -> KnownUsers:
+    """Gather what a recommender needs to know of each user.
+
+    Args:
+        users: the raw table; row i is the user with the dense id i.
+        interactions: what counts as seen.
+        key: the key's column.
+        columns: the other columns to keep; no more than the extractor reads is kept.
+    """
+    names = [key, *(name for name in columns if name != key and name in users.column_names)]
+    return KnownUsers(key, users.select(names), items_by_user(interactions))
+
+
+def load_known_users(folder: Path, *, key: str) -> KnownUsers:
+    """Read both files of a folder.
+
+    Raises:
+        ValueError: a file is missing, truncated or of another version.
+    """
+    try:
+        records = pq.read_table(folder / USERS_FILE)
+        with safe_open(folder / SEEN_FILE, framework="numpy") as file:
+            version = (file.metadata() or {}).get("format_version")
+            tensors = {name: file.get_tensor(name) for name in ("starts", "item_ids")}
+    except (SafetensorError, pa.ArrowInvalid, FileNotFoundError) as error:
+        raise ValueError(
+            f"the known users in {str(folder)!r} are incomplete or truncated ({error}); "
+            "copy the checkpoint again, or delete that folder to go on without them"
+        ) from error
+    if version != str(SEEN_VERSION):
+        raise ValueError(
+            f"{str(folder / SEEN_FILE)!r} has format {version}, this ftmamba reads {SEEN_VERSION}; "
+            "install the ftmamba that wrote it, or train again"
+        )
+    return KnownUsers(key, records, ItemsByUser(tensors["starts"], tensors["item_ids"]))
+
+
+def rows_of_keys(users: KnownUsers, user_keys: Sequence[str]) -> NDArray[np.int64]:
+    """Return the rows of several users; an unknown key raises as `KnownUsers.row` does."""
+    return np.asarray([users.row(key) for key in user_keys], dtype=np.int64)

@@ -1,0 +1,40 @@
+"""Rows of every rank, with the gradient of one process on the whole batch."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def all_gather_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks; backward adds up every rank's gradient of them.
+
+    With a loss that is the mean over each rank's rows, and gradients averaged over the ranks as
+    DDP does, parameters then get the gradient of one process on the global batch. The common
+    `gathered[rank] = rows` gives the other ranks' terms no gradient and is wrong.
+
+    Args:
+        rows: this rank's rows (B, ...), as many as every other rank's.
+
+    Returns:
+        The rows (ranks * B, ...) of rank 0, then of rank 1, ...; the input itself on one process.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    gathered: Tensor = _AllGather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, rows: Tensor) -> Tensor:
+        received = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(received, rows.contiguous())
+        return torch.cat(received)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]

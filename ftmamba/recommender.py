@@ -1,0 +1,239 @@
+"""Recommend from a checkpoint: raw records or known keys in, items with scores and titles out.
+
+Shapes: U users, I items, E embedding, K recommendations.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ftmamba.catalogue import Catalogue
+from ftmamba.checkpoint import Checkpoint, load_checkpoint
+from ftmamba.evaluation.ranking import top_k
+from ftmamba.known_users import KnownUsers, rows_of_keys
+
+Record = Mapping[str, Any]
+
+_SCORES_AT_A_TIME = 2**24
+_USERS_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item.
+
+    Attributes:
+        item_key: the item's key in the raw table.
+        score: higher is better; comparable between the items of one call only.
+        title: what to show a person; empty where the table has no title.
+    """
+
+    item_key: str
+    score: float
+    title: str
+
+
+class Recommender:
+    """A trained model with its catalogue, ready to answer.
+
+    A score is the inner product of the user's and the item's embedding over the temperature.
+    Equal scores are ordered as in the catalogue.
+
+    Examples:
+        >>> recommender = Recommender.from_pretrained("runs/quickstart")  # doctest: +SKIP
+        >>> recommender.recommend(user_key="42", k=10)  # doctest: +SKIP
+        >>> recommender.recommend(record={"age": 31, "occupation": "doctor"})  # doctest: +SKIP
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device | None = None) -> None:
+        self._model: Any = checkpoint.model.train(False)
+        self._model.to(device or checkpoint.model.device)
+        self._extractor = checkpoint.extractor
+        self._catalogue = checkpoint.catalogue
+        self._users = checkpoint.users
+        items_IE = torch.from_numpy(checkpoint.catalogue.embeddings)
+        self._items_IE = items_IE.to(self._model.device)
+        self._lengths_I = torch.linalg.vector_norm(self._items_IE, dim=1).clamp(min=1e-12)
+        self._temperature = float(self._model.temperature.detach())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Recommender":
+        """Load a checkpoint from a folder or from the Hub; see `load_checkpoint`.
+
+        The installed `modeling_ftmamba` runs, not the code in the checkpoint.
+        """
+        return cls(load_checkpoint(folder_or_repo, revision=revision, token=token), device=device)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items that can be recommended."""
+        return self._catalogue
+
+    @property
+    def users(self) -> KnownUsers | None:
+        """The users known by key, where the checkpoint holds any."""
+        return self._users
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        *,
+        user_key: str | None = None,
+        record: Record | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+        exclude: Sequence[str] = (),
+    ) -> list[Recommendation]:
+        """Return the k best items for one user, best first.
+
+        Args:
+            user_key: a user of the training tables. Give either this or `record`.
+            record: raw columns of anybody; absent columns are missing values.
+            k: how many; fewer come back only where the items left out leave fewer.
+            exclude_seen: leave out what a known user has already taken; nothing is known to be
+                seen of a `record`.
+            exclude: keys of further items to leave out; keys of no item are ignored.
+
+        Raises:
+            ValueError: none or both of `user_key` and `record`, an unknown key, a value of the
+                wrong type in the record, or `k` out of range.
+        """
+        self._check_k(k, len(self._catalogue))
+        _check_exactly_one(user_key=user_key, record=record)
+        hidden = self._catalogue.rows_of_known(exclude)
+        if user_key is not None:
+            users = self._known_users()
+            row = users.row(user_key)
+            record = users.record(row)
+            if exclude_seen:
+                hidden = np.concatenate([hidden, users.seen(row)])
+        scores_UI = self._scores([record or {}])
+        scores_UI[0, torch.from_numpy(hidden)] = -torch.inf
+        return self._answers(scores_UI, k)[0]
+
+    @torch.inference_mode()
+    def recommend_batch(
+        self,
+        *,
+        user_keys: Sequence[str] | None = None,
+        records: Sequence[Record] | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+    ) -> list[list[Recommendation]]:
+        """Return the k best items for each of several users, in their order.
+
+        See `recommend` for the arguments. Memory stays bounded however many users are given.
+        """
+        self._check_k(k, len(self._catalogue))
+        _check_exactly_one(user_keys=user_keys, records=records)
+        rows_U = None if user_keys is None else rows_of_keys(self._known_users(), user_keys)
+        n_users = len(rows_U) if rows_U is not None else len(records or ())
+        size = max(1, min(_USERS_AT_A_TIME, _SCORES_AT_A_TIME // len(self._catalogue)))
+        answers: list[list[Recommendation]] = []
+        for start in range(0, n_users, size):
+            block = slice(start, start + size)
+            if rows_U is None:
+                scores_UI = self._scores(list((records or ())[block]))
+            else:
+                scores_UI = self._scores_of_known(rows_U[block], exclude_seen=exclude_seen)
+            answers.extend(self._answers(scores_UI, k))
+        return answers
+
+    @torch.inference_mode()
+    def similar_items(self, item_key: str, k: int = 10) -> list[Recommendation]:
+        """Return the k items nearest to one by the cosine of their embeddings, without itself.
+
+        The cosine, not the inner product, for the latter also grows with an item's popularity.
+        """
+        self._check_k(k, len(self._catalogue) - 1)
+        row = self._catalogue.row(item_key)
+        dots_I = self._items_IE @ self._items_IE[row]
+        cosines_I = dots_I / (self._lengths_I * self._lengths_I[row])
+        cosines_I[row] = -torch.inf
+        return self._answers(cosines_I[None], k)[0]
+
+    @torch.inference_mode()
+    def user_embedding(self, record: Record) -> NDArray[np.float32]:
+        """Return the embedding (E,) of a raw record."""
+        embedding: NDArray[np.float32] = self._embed([record])[0].cpu().numpy()
+        return embedding
+
+    @torch.inference_mode()
+    def score(self, record: Record, item_key: str) -> float:
+        """Return the score of one item for a raw record."""
+        row = self._catalogue.row(item_key)
+        return float(self._embed([record])[0] @ self._items_IE[row] / self._temperature)
+
+    def _embed(self, users: Sequence[Record] | pa.Table) -> Tensor:
+        inputs = self._extractor(users=users, return_tensors="pt")
+        tensors = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+        users_UE: Tensor = self._model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
+        if not users_UE.isfinite().all():
+            row = int((~users_UE.isfinite().all(1)).nonzero()[0])
+            raise ValueError(
+                f"the embedding of user record {row} is not finite; its columns hold values too "
+                "large for the model, or the weights are damaged"
+            )
+        return users_UE
+
+    def _scores(self, users: Sequence[Record] | pa.Table) -> Tensor:
+        scores: Tensor = self._embed(users) @ self._items_IE.T / self._temperature
+        return scores
+
+    def _scores_of_known(self, rows_U: NDArray[np.int64], *, exclude_seen: bool) -> Tensor:
+        users = self._known_users()
+        scores_UI = self._scores(users.records.take(rows_U))
+        if exclude_seen:
+            positions, item_ids = users.taken.pairs(rows_U)
+            scores_UI[torch.from_numpy(positions), torch.from_numpy(item_ids)] = -torch.inf
+        return scores_UI
+
+    def _answers(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:
+        scores_UK, ids_UK = top_k(scores_UI, k)
+        keys, titles = self._catalogue.keys, self._catalogue.titles
+        return [
+            [
+                Recommendation(keys[item_id], score, titles[item_id])
+                for item_id, score in zip(ids_K, scores_K, strict=True)
+                if score != -math.inf
+            ]
+            for ids_K, scores_K in zip(ids_UK.tolist(), scores_UK.tolist(), strict=True)
+        ]
+
+    def _known_users(self) -> KnownUsers:
+        if self._users is None:
+            columns = ", ".join(column["name"] for column in self._extractor.user_columns)
+            raise ValueError(
+                "this checkpoint knows no users by key (its folder local/ never leaves the machine "
+                f"that trained it); give record={{...}} with any of: {columns}"
+            )
+        return self._users
+
+    @staticmethod
+    def _check_k(k: int, most: int) -> None:
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
+            raise ValueError(
+                f"k must be a whole number from 1 to {most}, what the catalogue can give; got {k!r}"
+            )
+
+
+def _check_exactly_one(**given: object) -> None:
+    n_given = sum(value is not None for value in given.values())
+    if n_given != 1:
+        names = " and ".join(given)
+        raise ValueError(f"give exactly one of {names}, got {'none' if n_given == 0 else 'both'}")

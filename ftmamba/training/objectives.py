@@ -1,0 +1,170 @@
+"""What a step minimises: from a batch of interactions to the loss.
+
+Shapes: B interactions of this process, M items of the batch, I items of the catalogue,
+P pairs, W popularity columns.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from ftmamba.data.arrow_tensors import read_tensors
+from ftmamba.data.encoded import EncodedData
+from ftmamba.losses import (
+    KnownPositives,
+    all_gather_with_gradient,
+    bce_loss,
+    full_softmax_loss,
+    in_batch_loss,
+    mse_loss,
+    uniform_negatives,
+)
+from ftmamba.recipe import TrainingRecipe
+from ftmamba.training.embedding import PairEmbedder
+
+Batch = Mapping[str, Tensor]
+Objective = Callable[[Batch, int], Tensor]
+"""Mean loss of this process's interactions at an optimizer step."""
+
+
+def make_objective(
+    recipe: TrainingRecipe,
+    embedder: PairEmbedder,
+    *,
+    rank: int,
+    seed: int,
+    known: KnownPositives | None,
+) -> Objective:
+    """Build the objective that the recipe names."""
+    if recipe.loss == "in_batch":
+        log_q = log_sampling_probability(embedder.data) if recipe.log_q else None
+        return InBatchObjective(embedder, rank, log_q, known)
+    if recipe.loss == "full_softmax":
+        return FullSoftmaxObjective(embedder)
+    pair_loss = {"bce": bce_loss, "mse": mse_loss}[recipe.loss]
+    return PairObjective(embedder, pair_loss, recipe.n_negatives, seed, known)
+
+
+def log_sampling_probability(data: EncodedData) -> Tensor:
+    """Return ln q (I,): how often each item is an interaction's positive, hence in a batch."""
+    counts_I = torch.as_tensor(data.item_counts, dtype=torch.float64)
+    return (counts_I / counts_I.sum()).log().float()
+
+
+def known_positives(data: EncodedData) -> KnownPositives:
+    """Gather the pairs of all training interactions."""
+    columns = read_tensors(data.interactions)
+    return KnownPositives(columns["user_ids"], columns["item_ids"], data.n_items)
+
+
+@dataclass(frozen=True)
+class InBatchObjective:
+    """Every other item in the batch of any process is a negative."""
+
+    embedder: PairEmbedder
+    rank: int
+    log_q: Tensor | None
+    known: KnownPositives | None
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
+        device = self.embedder.device
+        users_BD, items_BD = self.embedder.embed(
+            batch["user_ids"], batch["item_ids"], batch.get("popularity")
+        )
+        first_place = self.rank * len(users_BD)
+        item_ids_M = all_gather_with_gradient(batch["item_ids"].to(device))
+        log_q_M = None if self.log_q is None else self.log_q[item_ids_M.cpu()].to(device)
+        known_BM = None
+        if self.known is not None:
+            known_BM = self.known.contain(batch["user_ids"][:, None], item_ids_M.cpu()).to(device)
+        return in_batch_loss(
+            users_BD,
+            all_gather_with_gradient(items_BD),
+            positives_B=first_place + torch.arange(len(users_BD), device=device),
+            item_ids_M=item_ids_M,
+            log_q_M=log_q_M,
+            known_BM=known_BM,
+        )
+
+
+@dataclass(frozen=True)
+class FullSoftmaxObjective:
+    """Every other item of the catalogue is a negative.
+
+    The catalogue's popularity columns are as of the batch's earliest interaction: nothing of the
+    future is in them, but little of the present either. Choose `in_batch` for such data.
+    """
+
+    embedder: PairEmbedder
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
+        users_BD, catalogue_ID = self.embedder.embed_catalogue(
+            batch["user_ids"], self._catalogue(batch)
+        )
+        return full_softmax_loss(users_BD, catalogue_ID, batch["item_ids"].to(self.embedder.device))
+
+    def _catalogue(self, batch: Batch) -> Mapping[str, Tensor]:
+        if "popularity" not in batch:
+            return self._timeless
+        return self.embedder.data.catalogue(int(batch["times"].min()))
+
+    @cached_property
+    def _timeless(self) -> Mapping[str, Tensor]:
+        catalogue = self.embedder.data.catalogue(None)
+        on_device: Mapping[str, Tensor] = send_to_device(dict(catalogue), self.embedder.device)
+        return on_device
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """Interactions against uniform negatives, pair by pair."""
+
+    embedder: PairEmbedder
+    loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    n_negatives: int
+    seed: int
+    known: KnownPositives | None
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        device, data = self.embedder.device, self.embedder.data
+        n_rows = len(batch["user_ids"])
+        negatives = uniform_negatives(
+            batch["rows"].numpy(),
+            self.n_negatives,
+            n_items=data.n_items,
+            seed=(self.seed, step),
+        )
+        negative_ids_M = torch.from_numpy(negatives.reshape(-1))
+        item_ids_P = torch.cat([batch["item_ids"], negative_ids_M])
+        row_P = torch.cat(
+            [torch.arange(n_rows), torch.arange(n_rows).repeat_interleave(self.n_negatives)]
+        )
+        users_BD, items_PD = self.embedder.embed(
+            batch["user_ids"], item_ids_P, self._popularity(batch, item_ids_P, row_P)
+        )
+        scores_P = (users_BD[row_P.to(device)] * items_PD).sum(-1)
+        labels_P = torch.zeros_like(scores_P)
+        labels_P[:n_rows] = 1
+        included_P = None
+        if self.known is not None:
+            included_P = ~self.known.contain(batch["user_ids"][row_P], item_ids_P)
+            included_P[:n_rows] = True
+            included_P = included_P.to(device)
+        return self.loss(scores_P, labels_P, included_P)
+
+    def _popularity(self, batch: Batch, item_ids_P: Tensor, row_P: Tensor) -> Tensor | None:
+        """Return popularity (P, W) of positives and negatives at the interaction's own time."""
+        if "popularity" not in batch:
+            return None
+        data, n_rows = self.embedder.data, len(batch["popularity"])
+        assert data.history is not None
+        raw = data.history.columns(
+            item_ids_P[n_rows:].numpy(),
+            batch["times"][row_P[n_rows:]].numpy(),
+            data.popularity_days,
+        )
+        return torch.cat([batch["popularity"], torch.from_numpy(data.scaled_popularity(raw))])

@@ -1,0 +1,235 @@
+"""The stages of a run, from the recipe to a trained model."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
+from numpy.typing import NDArray
+
+from ftmamba.data.encoded import EncodedData, encode
+from ftmamba.data.movielens import NAMED_DATASETS
+from ftmamba.data.schema import Schema
+from ftmamba.data.tables import Tables, load_tables
+from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
+from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, load_preset
+from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
+from ftmamba.training.fit import FitResult, fit
+from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with the data it was trained on.
+
+    Attributes:
+        model: with the weights that validation picked, or those of the refit.
+        data: the tables as the model reads them.
+        result: epochs, scores and losses of the training that was validated.
+    """
+
+    model: FTMambaTwoTowerModel
+    data: EncodedData
+    result: FitResult
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Start Accelerate as the recipe says, with its tracker if it asks for one.
+
+    Raises:
+        ValueError: several processes were launched that Accelerate does not join.
+    """
+    training = recipe.training
+    # Without `cpu=True` and without a GPU, Accelerate takes each launched process for the only one.
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=training.mixed_precision,
+        log_with=training.report_to if training.with_tracking else None,
+        project_config=ProjectConfiguration(recipe.output_dir, f"{recipe.output_dir}/logs"),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched but Accelerate joins {accelerator.num_processes}; "
+            "launch with one of the files in configuration/accelerate"
+        )
+    if training.with_tracking:
+        accelerator.init_trackers("ftmamba", config=_flat(recipe.to_dict()))
+    level = logging.INFO if accelerator.is_main_process else logging.WARNING
+    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("ftmamba").setLevel(level)
+    return accelerator
+
+
+def read_tables(
+    recipe: DataRecipe, schema: Mapping[str, Any] | None, accelerator: Accelerator
+) -> Tables:
+    """Read the tables that a recipe names; what must be downloaded, one process downloads.
+
+    Raises:
+        ValueError: an unknown data set, or tables that do not pass their checks.
+        FileNotFoundError: a file is missing.
+    """
+    with accelerator.local_main_process_first():
+        return _read(recipe, None if schema is None else Schema.from_dict(schema))
+
+
+def split_tables(tables: Tables, recipe: Recipe) -> Split:
+    """Divide the interactions as the recipe says."""
+    splitter = make_split(recipe.split.kind, recipe.split.options(recipe.seed))
+    return splitter.split(tables.interactions)
+
+
+def train(recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator) -> Trained:
+    """Train on the training part; validation picks the epoch.
+
+    With `evaluation.refit` a second model is then trained on training and validation for as many
+    epochs as were best, on the same schedule; the test part is never looked at.
+    """
+    data = encode_once(recipe, tables, split, accelerator)
+    model = make_model(recipe, data)
+    logger.info(
+        "%s: %d training interactions, %d users, %d items, %d parameters",
+        recipe.model.preset, len(split.train), data.n_users, data.n_items, model.num_parameters(),
+    )  # fmt: skip
+    result = fit(
+        model,
+        data,
+        recipe.training,
+        accelerator,
+        validate=make_validation(data, split, recipe.evaluation),
+        output_dir=Path(recipe.output_dir),
+        seed=recipe.seed,
+    )
+    if not recipe.evaluation.refit:
+        return Trained(model, data, result)
+    return refit(recipe, tables, split, accelerator, result=result)
+
+
+def refit(
+    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator, *, result: FitResult
+) -> Trained:
+    """Train afresh on training and validation, for the number of epochs that was best."""
+    logger.info("training again on train + validation for %d epochs", result.best_epoch)
+    merged = replace(split, train=split.before_test, validation_time=split.test_time)
+    data = encode_once(recipe, tables, merged, accelerator)
+    model = make_model(recipe, data)
+    training = replace(
+        recipe.training,
+        stop_after_epochs=result.best_epoch,
+        checkpointing_steps="",
+        resume_from_checkpoint="",
+    )
+    fit(
+        model, data, training, accelerator,
+        validate=None, output_dir=Path(recipe.output_dir), seed=recipe.seed,
+    )  # fmt: skip
+    return Trained(model, data, result)
+
+
+def encode_once(
+    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator
+) -> EncodedData:
+    """Encode the tables on the first process of each machine; the others read its cache."""
+    with accelerator.local_main_process_first():
+        return encode(
+            tables,
+            split.train,
+            as_of=split.validation_time,
+            cache_dir=recipe.data.cache_dir or None,
+        )
+
+
+def make_model(recipe: Recipe, data: EncodedData) -> FTMambaTwoTowerModel:
+    """Build the model of the recipe's preset for the columns of the data, weights seeded."""
+    fields = {**load_preset(recipe.model.preset), **recipe.model.overrides}
+    config = FTMambaConfig.from_columns(
+        data.extractor.user_columns, data.extractor.item_columns, **fields
+    )
+    set_seed(recipe.seed)
+    return FTMambaTwoTowerModel(config)
+
+
+def make_validation(
+    data: EncodedData, split: Split, recipe: EvaluationRecipe
+) -> Callable[[FTMambaTwoTowerModel], float] | None:
+    """Return the function that scores a model on validation; None where there is none."""
+    if not len(split.validation):
+        return None
+    protocol = Protocol(k=recipe.k, mask_seen=recipe.mask_seen)
+
+    def validate(model: FTMambaTwoTowerModel) -> float:
+        user_ids = np.unique(split.validation.user_ids)
+        scorer = embedding_scorer(model, data, split.validation_time, user_ids=user_ids)
+        evaluation = evaluate(scorer, test=split.validation, seen=split.train, protocol=protocol)
+        return evaluation.mean(recipe.selection_metric)
+
+    return validate
+
+
+def embedding_scorer(
+    model: FTMambaTwoTowerModel,
+    data: EncodedData,
+    as_of: int | None,
+    *,
+    user_ids: NDArray[np.int64],
+) -> EmbeddingScorer:
+    """Embed the users who will be asked about and, as of a time, every item.
+
+    Args:
+        model: the trained model.
+        data: the tables as the model reads them.
+        as_of: UTC seconds of the items' popularity; None takes the end of training.
+        user_ids: rows of the users; the scores of others are NaN, which the evaluation refuses.
+    """
+    rows = torch.from_numpy(user_ids)
+    embedded = user_embeddings(model, data, rows)
+    users = embedded.new_full((data.n_users, embedded.shape[1]), torch.nan)
+    users[rows] = embedded
+    items = catalogue_embeddings(model, data, as_of)
+    return EmbeddingScorer(users, items, float(model.temperature.detach()))
+
+
+def _read(recipe: DataRecipe, schema: Schema | None) -> Tables:
+    if recipe.name:
+        if recipe.name not in NAMED_DATASETS:
+            raise ValueError(
+                f"data.name must be one of {', '.join(NAMED_DATASETS)}, got {recipe.name!r}"
+                f"{near(recipe.name, NAMED_DATASETS)}"
+            )
+        return NAMED_DATASETS[recipe.name](
+            recipe.folder or None,
+            recipe.cache_dir or None,
+            schema=schema,
+            positive_threshold=recipe.positive_threshold,
+        )
+    return load_tables(
+        recipe.users,
+        recipe.items,
+        recipe.interactions,
+        schema,
+        drop_unknown=recipe.drop_unknown,
+        positive_threshold=recipe.positive_threshold,
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """Return nested values under dotted names, all of types that every tracker takes."""
+    flat: dict[str, int | float | str | bool] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
+    return flat

@@ -1,0 +1,298 @@
+"""From raw records to the model's tensors, the same for one record and for a whole table.
+
+Shapes: B records, W slots of one column.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils.hub import cached_file
+
+from .columns import Column, column_from_dict, columns_of_tensor, near
+from .tower_encoder import DTYPES, TowerEncoder, numeric_slots, place_of
+from .vocabulary_file import (
+    VOCABULARY_NAME,
+    fingerprint_of,
+    read_arrays,
+    replace_file,
+    write_arrays,
+)
+
+TOWERS = ("user", "item")
+FORMAT_VERSION = 1
+_CLASS_REFERENCE = "processing_ftmamba.FTMambaFeatureExtractor"
+_FILE_KEYS = frozenset(
+    [
+        "arrays",
+        "auto_map",
+        "feature_extractor_type",
+        "fingerprint",
+        "format_version",
+        "processor_class",
+    ]
+)
+_HUB_KEYS = (
+    "cache_dir",
+    "force_download",
+    "proxies",
+    "token",
+    "revision",
+    "local_files_only",
+    "subfolder",
+)
+
+
+class FTMambaFeatureExtractor(FeatureExtractionMixin):
+    """Encode users and items for `FTMambaTwoTowerModel`; fitted on training rows only.
+
+    Missing values (None, NaN, an absent column) and unseen categories have encodings of their own
+    and are never errors; a value of the wrong type is.
+
+    Args:
+        user_columns: dictionaries of `Column`, in the order of the tokens.
+        item_columns: the same of the items.
+        user_key: name of the column that identifies a user; kept for who reads the checkpoint.
+        item_key: the same of the items.
+
+    Raises:
+        ValueError: an unknown argument, a bad column, or two columns of one name.
+
+    Example:
+        >>> extractor = FTMambaFeatureExtractor(
+        ...     user_columns=[{"name": "age", "kind": "numeric"}],
+        ...     item_columns=[{"name": "genre", "kind": "categorical"}],
+        ... )
+        >>> extractor.fit({"age": [20, 40]}, {"genre": ["drama", "war", "drama"]})
+        >>> extractor(users={"age": 30}, items=[{"genre": "war"}, {}])["item_category_ids"]
+        tensor([[4],
+                [1]])
+    """
+
+    # `save_pretrained` copies this folder's code beside the files for `AutoFeatureExtractor`.
+    _auto_class = "AutoFeatureExtractor"
+
+    def __init__(
+        self,
+        user_columns: Iterable[Mapping[str, Any]] = (),
+        item_columns: Iterable[Mapping[str, Any]] = (),
+        user_key: str = "",
+        item_key: str = "",
+        **kwargs: Any,
+    ) -> None:
+        _check_keys(kwargs)
+        self._columns = {
+            "user": _parse_columns(user_columns, "user"),
+            "item": _parse_columns(item_columns, "item"),
+        }
+        self._declared = self._columns
+        self._encoders: dict[str, TowerEncoder] = {}
+        self._fingerprint = ""
+        self.user_key = user_key
+        self.item_key = item_key
+        super().__init__()
+        if "arrays" in kwargs:
+            self._set_encoders(
+                {
+                    tower: TowerEncoder.from_arrays(tower, columns, kwargs["arrays"])
+                    for tower, columns in self._columns.items()
+                }
+            )
+
+    @property
+    def user_columns(self) -> list[dict[str, Any]]:
+        """The user columns with their fitted fields, as `FTMambaConfig` takes them."""
+        return [column.to_dict() for column in self._columns["user"]]
+
+    @property
+    def item_columns(self) -> list[dict[str, Any]]:
+        """The item columns with their fitted fields, as `FTMambaConfig` takes them."""
+        return [column.to_dict() for column in self._columns["item"]]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The tensors that both towers need."""
+        return [
+            f"{tower}_{tensor}"
+            for tower in TOWERS
+            for tensor in DTYPES
+            if columns_of_tensor(self._columns[tower], tensor)
+        ]
+
+    def columns(self, tower: str) -> tuple[Column, ...]:
+        """Return the columns of the `user` or `item` tower, fitted fields included."""
+        if tower not in TOWERS:
+            raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {tower!r}")
+        return self._columns[tower]
+
+    def fit(self, users: Any, items: Any) -> None:
+        """Learn vocabularies, scales and bins of both towers from training rows.
+
+        A column of popularity is given like the others, as raw values (`Column`). Fitting again
+        starts from the columns as they were declared.
+
+        Args:
+            users: a table of Arrow, pandas, polars or datasets, a dict of column name to array, in
+                which columns may differ in length, or a list of records.
+            items: the same of the items.
+
+        Raises:
+            ValueError: a column is absent or empty, or a value has the wrong type.
+        """
+        self._set_encoders(
+            {
+                "user": TowerEncoder.fit("user", self._declared["user"], users),
+                "item": TowerEncoder.fit("item", self._declared["item"], items),
+            }
+        )
+
+    def __call__(
+        self, users: Any = None, items: Any = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Encode users, items or both.
+
+        Args:
+            users: one record (a dict), a list of records, a dict of column name to array, or a
+                table of Arrow, pandas, polars or datasets. A record may lack columns and have
+                others; a record of nothing but unknown columns is an error.
+            items: the same of the items.
+            return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
+
+        Returns:
+            The tensors of `columns.py`, named `user_numeric`, ..., `item_dense`.
+
+        Raises:
+            ValueError: the extractor is not fitted, or a value has the wrong type.
+        """
+        if return_tensors not in ("pt", "np", None):
+            raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
+        arrays: dict[str, Any] = {}
+        for tower, source in zip(TOWERS, (users, items), strict=True):
+            if source is not None:
+                arrays |= self._fitted()[tower].encode(source)
+        if return_tensors == "pt":
+            arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return BatchFeature(arrays)
+
+    def encode_numeric(
+        self, tower: str, name: str, values: NDArray[Any] | list[Any]
+    ) -> NDArray[np.float32]:
+        """Scale raw values of one numeric column, such as popularity as of another time."""
+        self.columns(tower)
+        return self._fitted()[tower].encode_numeric(name, values)
+
+    def numeric_slots(self, tower: str, names: Iterable[str]) -> list[int]:
+        """Return the slots of numeric columns in the tower's tensor `numeric`."""
+        return numeric_slots(self.columns(tower), names, tower)
+
+    def _fitted(self) -> dict[str, TowerEncoder]:
+        if not self._encoders:
+            raise ValueError(
+                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
+                "load a saved one with from_pretrained"
+            )
+        return self._encoders
+
+    def _set_encoders(self, encoders: dict[str, TowerEncoder]) -> None:
+        self._encoders = encoders
+        self._columns = {tower: encoder.columns for tower, encoder in encoders.items()}
+        self._fingerprint = fingerprint_of(self._arrays(), [self.user_columns, self.item_columns])
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        encoders = self._fitted()
+        return encoders["user"].to_arrays() | encoders["item"].to_arrays()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `preprocessor_config.json` holds."""
+        return {
+            "feature_extractor_type": type(self).__name__,
+            "auto_map": {
+                "AutoFeatureExtractor": _CLASS_REFERENCE,
+                "AutoProcessor": _CLASS_REFERENCE,
+            },
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self._fingerprint,
+            "user_key": self.user_key,
+            "item_key": self.item_key,
+            "user_columns": self.user_columns,
+            "item_columns": self.item_columns,
+        }
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write the JSON file and `vocabularies.safetensors` beside it, each whole or not at all.
+
+        `save_pretrained` ends here, so that both files are there when it pushes to the Hub. The
+        fingerprint in the JSON file shows if a crash fell between the two.
+        """
+        path = Path(json_file_path)
+        write_arrays(path.with_name(VOCABULARY_NAME), self._arrays())
+        replace_file(path, json.dumps(self.to_dict(), indent=2).encode() + b"\n")
+
+    @classmethod
+    def get_feature_extractor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read both files of a folder or a Hub id: what `from_pretrained` builds from.
+
+        Raises:
+            OSError: the repository or its `preprocessor_config.json` is not there.
+            FileNotFoundError: `vocabularies.safetensors` is not there.
+            ValueError: a file is damaged or of another version.
+        """
+        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        values, unused = super().get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
+        _check_version(values)
+        place = Path(pretrained_model_name_or_path)
+        source = str(place.parent if place.is_file() else pretrained_model_name_or_path)
+        path = cached_file(
+            source, VOCABULARY_NAME, _raise_exceptions_for_missing_entries=False, **hub
+        )
+        if path is None:
+            raise FileNotFoundError(
+                f"'{source}' has a preprocessor_config.json but no {VOCABULARY_NAME}; download or "
+                "save the checkpoint again"
+            )
+        arrays = read_arrays(Path(path))
+        columns = [values.get("user_columns", []), values.get("item_columns", [])]
+        if fingerprint_of(arrays, columns) != values["fingerprint"]:
+            raise ValueError(
+                f"'{path}' and the preprocessor_config.json beside it do not belong together: they "
+                "are of two saves, or one was changed or damaged; download or save the checkpoint "
+                "again"
+            )
+        return {**values, "arrays": arrays}, unused
+
+
+def _parse_columns(columns: Iterable[Mapping[str, Any]], tower: str) -> tuple[Column, ...]:
+    parsed = tuple(column_from_dict(column) for column in columns)
+    names = [column.name for column in parsed]
+    for column in parsed:
+        if names.count(column.name) > 1:
+            raise ValueError(f"{place_of(column, tower)} occurs twice; remove one of them")
+    return parsed
+
+
+def _check_keys(values: dict[str, Any]) -> None:
+    for key in values:
+        if key not in _FILE_KEYS:
+            known = ["user_columns", "item_columns", "user_key", "item_key"]
+            raise ValueError(
+                f"FTMambaFeatureExtractor has no argument {key!r}{near(key, known)}; "
+                f"it has: {', '.join(known)}"
+            )
+
+
+def _check_version(values: dict[str, Any]) -> None:
+    version = values.get("format_version")
+    if version != FORMAT_VERSION or "fingerprint" not in values:
+        raise ValueError(
+            f"preprocessor_config.json has format_version {version!r}, this code reads "
+            f"{FORMAT_VERSION}; load it with the code saved beside it (trust_remote_code=True) or "
+            "install the release of ftmamba that wrote it"
+        )

@@ -1,0 +1,134 @@
+"""All fitted columns of one tower: raw records in, the tower's arrays out.
+
+Shapes: B records.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .column_encoders import ENCODERS, ColumnEncoder
+from .columns import Column, columns_of_tensor, near
+from .raw_records import RawColumns, raw_records, raw_table
+
+DTYPES = {
+    "numeric": np.float32,
+    "category_ids": np.int64,
+    "set_ids": np.int64,
+    "dense": np.float32,
+}
+
+
+class TowerEncoder:
+    """The encoders of a tower's columns, in their order.
+
+    Attributes:
+        tower: `user` or `item`.
+        columns: with their fitted fields.
+    """
+
+    def __init__(self, tower: str, encoders: Iterable[ColumnEncoder]) -> None:
+        self.tower = tower
+        self._encoders = {encoder.column.name: encoder for encoder in encoders}
+        self.columns = tuple(encoder.column for encoder in self._encoders.values())
+
+    @classmethod
+    def fit(cls, tower: str, columns: tuple[Column, ...], source: Any) -> Self:
+        """Learn every column from training rows.
+
+        Raises:
+            ValueError: a column is absent or empty, or a value has the wrong type.
+        """
+        raw = raw_table(source, columns, tower) if columns else RawColumns({}, 0)
+        return cls(tower, [_fit_column(column, raw, tower) for column in columns])
+
+    @classmethod
+    def from_arrays(
+        cls, tower: str, columns: tuple[Column, ...], arrays: dict[str, NDArray[Any]]
+    ) -> Self:
+        """Rebuild a saved tower from the arrays of both."""
+        encoders: list[ColumnEncoder] = []
+        for column in columns:
+            prefix = f"{tower}/{column.name}/"
+            parts = {
+                name.removeprefix(prefix): array
+                for name, array in arrays.items()
+                if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
+            }
+            place = place_of(column, tower)
+            encoders.append(ENCODERS[column.kind].from_arrays(column, place, parts))
+        return cls(tower, encoders)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the state to save."""
+        return {
+            f"{self.tower}/{name}/{part}": array
+            for name, encoder in self._encoders.items()
+            for part, array in encoder.to_arrays().items()
+        }
+
+    def encode(self, source: Any) -> dict[str, NDArray[Any]]:
+        """Return the arrays (B, slots) of records of any form, named `user_numeric` and so on."""
+        raw = raw_records(source, self.columns, self.tower)
+        absent = [None] * raw.n_rows
+        arrays: dict[str, NDArray[Any]] = {}
+        for tensor, dtype in DTYPES.items():
+            columns = columns_of_tensor(self.columns, tensor)
+            if not columns:
+                continue
+            array = np.empty((raw.n_rows, sum(column.width for column in columns)), dtype=dtype)
+            slot = 0
+            for column in columns:
+                values = raw.values.get(column.name, absent)
+                encoded = self._encoders[column.name].encode(values)
+                array[:, slot : slot + column.width] = encoded
+                slot += column.width
+            arrays[f"{self.tower}_{tensor}"] = array
+        return arrays
+
+    def encode_numeric(self, name: str, values: Any) -> NDArray[np.float32]:
+        """Scale raw values (B,) of one numeric column."""
+        numeric_slots(self.columns, [name], self.tower)
+        scaled_B: NDArray[np.float32] = self._encoders[name].encode(values)[:, 0]
+        return scaled_B
+
+
+def numeric_slots(columns: tuple[Column, ...], names: Iterable[str], tower: str) -> list[int]:
+    """Return the slots of numeric columns in the tower's tensor `numeric`.
+
+    Raises:
+        ValueError: a name is of no numeric column.
+    """
+    slots = [column.name for column in columns_of_tensor(columns, "numeric")]
+    wanted = list(names)
+    for name in wanted:
+        if name not in slots:
+            raise ValueError(
+                f"the {tower}s have no numeric column {name!r}{near(name, slots)}; "
+                f"they have: {', '.join(slots) or 'none'}"
+            )
+    return [slots.index(name) for name in wanted]
+
+
+def place_of(column: Column, tower: str) -> str:
+    """Name a column for an error."""
+    return f"{tower} column {column.name!r}"
+
+
+def _fit_column(column: Column, raw: RawColumns, tower: str) -> ColumnEncoder:
+    place = place_of(column, tower)
+    values = raw.values.get(column.name)
+    if values is None:
+        remedy = (
+            "give the popularity of the training rows"
+            if column.popularity_days
+            else f"these have: {', '.join(raw.keys)}"
+        )
+        raise ValueError(
+            f"{place} is not in the training rows{near(column.name, raw.keys)}; {remedy}"
+        )
+    if len(values) == 0:
+        raise ValueError(f"{place} has no training rows; give at least one")
+    return ENCODERS[column.kind].fit(column, place, values)

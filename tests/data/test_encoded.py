@@ -1,0 +1,226 @@
+"""Encoded tables: what the extractor says of raw records, and nothing from the future."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Dataset
+
+from ftmamba.data import encoded
+from ftmamba.data.batches import InteractionBatches
+from ftmamba.data.encoded import encode
+from ftmamba.data.synthetic import clusters
+from ftmamba.data.tables import Tables
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+
+DAYS = (1, 1000)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return clusters(60, 30, n_events=500, popularity_days=DAYS)
+
+
+@pytest.fixture(scope="module")
+def train(tables):
+    events = tables.interactions
+    return events.select(events.times < np.quantile(events.times, 0.8))
+
+
+@pytest.fixture
+def data(tables, train, tmp_path):
+    return encode(tables, train, cache_dir=tmp_path)
+
+
+def assert_equal(first, second):
+    assert set(first) == set(second)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_gathered_rows_equal_the_encoding_of_the_raw_records(data, tables):
+    rows = torch.tensor([3, 0, 3, 59])
+    records = [tables.user_record(row) for row in rows.tolist()]
+
+    assert_equal(data.gather_users(rows), dict(data.extractor(users=records)))
+
+    rows = torch.tensor([29, 1])
+    records = [tables.item_record(row) for row in rows.tolist()]
+    assert_equal(data.gather_items(rows), dict(data.extractor(items=records)))
+
+
+def test_popularity_lies_in_its_slots_and_leaves_the_others(data):
+    rows, popularity = torch.tensor([4, 4]), torch.tensor([[0.5, 1.5], [2.5, 3.5]])
+
+    numeric = data.gather_items(rows, popularity)["item_numeric"]
+
+    assert len(data.popularity_slots) == len(DAYS)
+    torch.testing.assert_close(numeric[:, list(data.popularity_slots)], popularity)
+    others = [s for s in range(numeric.shape[1]) if s not in data.popularity_slots]
+    assert others
+    torch.testing.assert_close(numeric[:, others], data.items["numeric"][rows][:, others])
+    assert data.items["numeric"][:, list(data.popularity_slots)].isnan().all()
+
+
+def test_batches_bring_the_popularity_of_each_row_at_its_own_time(data, tables, train):
+    names = [column.name for column in tables.schema.items.popularity_columns]
+    seen = 0
+    for batch in InteractionBatches(data.interactions, batch_size=64, seed=0).epoch(0):
+        for row, scaled in zip(batch["rows"].tolist(), batch["popularity"], strict=True):
+            item, time = train.item_ids[row], train.times[row]
+            for days, name, value in zip(DAYS, names, scaled.tolist(), strict=True):
+                before = (train.times < time) & (train.times >= time - days * 86400)
+                count = int((train.item_ids[before] == item).sum())
+                raw = np.array([np.log1p(count)])
+                expected = data.extractor.encode_numeric("item", name, raw)
+                assert value == pytest.approx(float(expected[0]), abs=1e-5)
+            seen += 1
+    assert seen >= 320
+
+
+def test_popularity_at_any_time_equals_that_of_the_batches(data):
+    batch = next(InteractionBatches(data.interactions, batch_size=64, seed=0).epoch(0))
+
+    found = data.popularity_at(batch["item_ids"].numpy(), batch["times"].numpy())
+
+    np.testing.assert_array_equal(found, batch["popularity"].numpy())
+
+
+def test_the_catalogue_is_as_of_the_moment_asked_for(data, train):
+    moment = int(np.median(train.times))
+    slots = list(data.popularity_slots)
+
+    found = data.catalogue(moment)["item_numeric"][:, slots]
+
+    expected = data.popularity_at(np.arange(30), np.full(30, moment))
+    np.testing.assert_array_equal(found.numpy(), expected)
+    default = data.catalogue()["item_numeric"][:, slots]
+    last = data.popularity_at(np.arange(30), np.full(30, int(train.times.max()) + 1))
+    np.testing.assert_array_equal(default.numpy(), last)
+    assert not np.array_equal(expected, last)
+
+
+def test_the_moment_of_the_catalogue_can_be_stated(tables, train, tmp_path):
+    moment = int(np.median(train.times))
+
+    data = encode(tables, train, as_of=moment, cache_dir=tmp_path)
+
+    assert data.as_of == moment
+    assert_equal(data.catalogue(), data.catalogue(moment))
+
+
+def test_what_is_outside_the_training_part_changes_nothing(tables, train, tmp_path):
+    unseen = np.setdiff1d(np.arange(60), train.user_ids[:20])
+    few = train.select(np.arange(20))
+    users = tables.users
+    ages, tastes = (users.column(name).to_pylist() for name in ("age", "taste"))
+    for row in unseen:
+        ages[row], tastes[row] = 10_000, f"new taste {row}"
+    spoilt_users = pa.table({"user_id": users.column("user_id"), "age": ages, "taste": tastes})
+    spoilt = Tables(spoilt_users, tables.items, tables.interactions, tables.schema)
+
+    first, second = (encode(some, few, cache_dir=tmp_path) for some in (tables, spoilt))
+
+    assert len(unseen) > 10
+    assert first.interactions != second.interactions
+    assert first.extractor.to_dict() == second.extractor.to_dict()
+    seen = torch.from_numpy(np.unique(few.user_ids))
+    assert_equal(first.gather_users(seen), second.gather_users(seen))
+    assert (second.users["category_ids"][torch.from_numpy(unseen)] == 2).all()
+
+
+def test_the_interactions_of_the_tables_are_not_looked_at(tables, train, tmp_path, monkeypatch):
+    encode(tables, train, cache_dir=tmp_path)
+    monkeypatch.setattr(encoded, "fit_extractor", None)
+
+    other = Tables(tables.users, tables.items, train.select(np.arange(5)), tables.schema)
+
+    assert len(encode(other, train, cache_dir=tmp_path).training_pairs()[0]) == len(train)
+
+
+def test_the_second_time_nothing_is_encoded(tables, train, tmp_path, monkeypatch):
+    first = encode(tables, train, cache_dir=tmp_path)
+    monkeypatch.setattr(FTMambaFeatureExtractor, "fit", None)
+    monkeypatch.setattr(FTMambaFeatureExtractor, "__call__", None)
+
+    second = encode(tables, train, cache_dir=tmp_path)
+
+    assert first.interactions == second.interactions
+    assert_equal(first.users, second.users)
+    assert_equal(first.catalogue(), second.catalogue())
+
+
+def changed_tables(tables, train):
+    ages = tables.users.column("age").to_pylist()
+    ages[0] = 1
+    users = tables.users.set_column(1, "age", pa.array(ages))
+    fewer = {**tables.schema.to_dict()}
+    fewer["users"] = {"key": "user_id", "columns": {"age": "numeric"}}
+    schema = type(tables.schema).from_dict(fewer)
+    yield Tables(users, tables.items, tables.interactions, tables.schema), train
+    yield Tables(tables.users, tables.items, tables.interactions, schema), train
+    yield tables, train.select(np.arange(len(train) - 1))
+
+
+def test_other_values_schema_or_split_are_encoded_anew(tables, train, tmp_path):
+    files = {encode(tables, train, cache_dir=tmp_path).interactions}
+    for some, part in changed_tables(tables, train):
+        files.add(encode(some, part, cache_dir=tmp_path).interactions)
+    assert len(files) == 4
+
+
+def test_chunks_and_metadata_do_not_change_the_cache(tables, train, tmp_path):
+    first = encode(tables, train, cache_dir=tmp_path).interactions
+    users = pa.concat_tables([tables.users.slice(0, 7), tables.users.slice(7)])
+    users = users.replace_schema_metadata({"read": "elsewhere"})
+
+    same = Tables(users, tables.items, tables.interactions, tables.schema)
+
+    assert encode(same, train, cache_dir=tmp_path).interactions == first
+
+
+def test_an_interrupted_encoding_leaves_nothing(tables, train, tmp_path, monkeypatch):
+    def full_disk(path, arrays):
+        if path.name == "interactions.arrow":
+            raise OSError("No space left on device")
+        path.write_bytes(b"x")
+
+    monkeypatch.setattr(encoded, "write_arrays", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        encode(tables, train, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_without_times_or_popularity_are_encoded(train, tmp_path):
+    tables = clusters(60, 30, n_events=500)
+    events = train.select(np.arange(100))
+    bare = type(events)(events.user_ids, events.item_ids, None, None, 60, 30)
+
+    data = encode(tables, bare, cache_dir=tmp_path)
+
+    assert (data.history, data.as_of, data.popularity_slots) == (None, None, ())
+    batch = next(InteractionBatches(data.interactions, batch_size=8, seed=0).epoch(0))
+    assert set(batch) == {"user_ids", "item_ids", "rows"}
+    assert_equal(data.catalogue(), data.gather_items(torch.arange(30)))
+    with pytest.raises(ValueError, match="the items have no popularity columns"):
+        data.popularity_at(np.zeros(1, int), np.zeros(1, int))
+
+
+def test_counts_and_pairs_are_those_of_the_training_part(data, train):
+    assert data.item_counts.tolist() == [int((train.item_ids == i).sum()) for i in range(30)]
+    user_ids, item_ids = data.training_pairs()
+    np.testing.assert_array_equal(user_ids.numpy(), train.user_ids)
+    np.testing.assert_array_equal(item_ids.numpy(), train.item_ids)
+    assert (data.n_users, data.n_items) == (60, 30)
+
+
+def test_the_files_are_readable_by_datasets(data, train):
+    dataset = Dataset.from_file(str(data.interactions))
+
+    assert dataset["item_ids"][:5] == train.item_ids[:5].tolist()
+    assert len(dataset[0]["popularity"]) == len(DAYS)
+
+
+def test_an_empty_training_part_is_refused(tables, train, tmp_path):
+    with pytest.raises(ValueError, match="the training part has no interactions"):
+        encode(tables, train.select(np.arange(0)), cache_dir=tmp_path)

@@ -1,0 +1,142 @@
+"""Every form of file gives the same table, and a wrong one says what is wrong with it."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from datasets import Dataset
+
+from ftmamba.data import readers
+from ftmamba.data.readers import read_table
+
+TABLE = pa.table({"key": ["001", "002", None], "place": ["NA", "None", 'two\n"lines"']})
+ROWS = TABLE.to_pylist()
+
+
+def write_csv(path, delimiter=",", opened=open):
+    text = delimiter.join(["key", "place"]) + "\n"
+    text += f"001{delimiter}NA\n002{delimiter}None\n{delimiter}" + '"two\n""lines"""\n'
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json_lines(path):
+    path.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
+
+
+WRITERS = {
+    "t.csv": write_csv,
+    "t.tsv": lambda path: write_csv(path, "\t"),
+    "semicolon.csv": lambda path: write_csv(path, ";"),
+    "t.csv.gz": lambda path: write_csv(path, ",", gzip.open),
+    "t.parquet": lambda path: pa.parquet.write_table(TABLE, path),
+    "t.jsonl": write_json_lines,
+    "t.json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
+    "t.arrow": lambda path: pa.feather.write_feather(TABLE, path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_form_gives_the_same_rows(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+
+    assert read_table(tmp_path / name).to_pylist() == ROWS
+    assert read_table(str(tmp_path / name)).to_pylist() == ROWS
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path):
+    for part in range(2):
+        pa.parquet.write_table(TABLE.slice(part, 1), tmp_path / f"part-{part}.parquet")
+
+    assert read_table(tmp_path).to_pylist() == ROWS[:2]
+
+
+def test_tables_in_memory_are_taken_as_they_are():
+    dataset = Dataset(TABLE)
+
+    assert read_table(TABLE) is TABLE
+    assert read_table(dataset).to_pylist() == ROWS
+    assert read_table(dataset.select([1, 0])).to_pylist() == [ROWS[1], ROWS[0]]
+    assert read_table({"a": [1, 2]}).to_pylist() == [{"a": 1}, {"a": 2}]
+
+
+def test_a_csv_keeps_codes_as_they_are_written(tmp_path):
+    (tmp_path / "t.csv").write_text("id,mixed,float,gap\n0108,1.0,1.0,\n01,x,2.5,3.0\n")
+
+    assert read_table(tmp_path / "t.csv").to_pylist() == [
+        {"id": "0108", "mixed": "1.0", "float": "1.0", "gap": None},
+        {"id": "01", "mixed": "x", "float": "2.5", "gap": "3"},
+    ]
+
+
+def test_quotes_and_blanks_round_the_names_of_a_csv_are_dropped(tmp_path):
+    (tmp_path / "t.csv").write_text('"user_id", "artist name"\n"a","b, c"\n')
+
+    assert read_table(tmp_path / "t.csv").to_pylist() == [{"user_id": "a", "artist name": "b, c"}]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n", encoding="utf-8-sig")
+
+    assert read_table(tmp_path / "t.csv").column_names == ["a", "b"]
+
+
+def test_a_hub_data_set_is_loaded_by_name_config_and_split(monkeypatch):
+    asked = []
+
+    def load(name, config, split):
+        asked.append((name, config, split))
+        return Dataset(TABLE)
+
+    monkeypatch.setattr(readers, "load_dataset", load)
+
+    for name in ("some/data", "some/data:users", "some/data:users/test"):
+        assert read_table(name).to_pylist() == ROWS
+    assert asked == [
+        ("some/data", None, None),
+        ("some/data", "users", None),
+        ("some/data", "users", "test"),
+    ]
+
+
+def test_a_missing_file_suggests_the_near_one(tmp_path):
+    write_csv(tmp_path / "users.csv")
+    with pytest.raises(FileNotFoundError, match=r"user\.csv' does not exist .*mean '.*users\.csv'"):
+        read_table(tmp_path / "user.csv")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'"):
+        read_table(tmp_path / "nowhere" / "users.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "is empty; its first line must name the columns"),
+        ("t.csv", b"a,b\n1,2\n1,2,3\n", r"cannot be read as csv: .*Expected 2 columns, got 3"),
+        ("t.csv", b"a\n\xff\n", "cannot be read as csv"),
+        ("t.parquet", b"no parquet", "cannot be read as parquet"),
+        ("t.jsonl", b"{", "cannot be read as jsonl"),
+        ("t.json", b"[{", "cannot be read as json"),
+        (
+            "t.xlsx",
+            b"PK",
+            r"has the form '\.xlsx', which is not known; convert it to one of: \.csv",
+        ),
+        ("t", b"x", "has the form 'of no suffix'"),
+    ],
+)
+def test_a_file_that_is_no_table_says_why(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_table(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_folder_without_parquet_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no \.parquet file"):
+        read_table(tmp_path)

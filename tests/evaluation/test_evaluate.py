@@ -1,0 +1,263 @@
+import numpy as np
+import pytest
+import torch
+
+from ftmamba.data.interactions import Interactions
+from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
+
+
+class Table:
+    """Scores written down, one row a user."""
+
+    name = "table"
+
+    def __init__(self, scores):
+        self.rows = np.array(scores, np.float32)
+
+    def scores(self, user_ids):
+        return self.rows[user_ids]
+
+
+def pairs(*pairs, n_users=3, n_items=5):
+    users, items = zip(*pairs, strict=True)
+    return Interactions(np.array(users), np.array(items), None, None, n_users, n_items)
+
+
+SCORES = [[0.9, 0.8, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5], [1, 1, 1, 1, 1]]
+TOP_TWO = Protocol(k=(1, 2))
+
+
+def test_a_ranking_of_five_items_done_on_paper():
+    evaluation = evaluate(
+        Table(SCORES),
+        test=pairs((0, 2), (0, 4), (2, 1)),
+        seen=pairs((0, 0), (2, 0), (1, 3), (1, 0)),
+        protocol=TOP_TWO,
+    )
+    # user 0: item 0 masked, then 1, 2 (hit). User 2: item 0 masked, ties, then 1 (hit), 2.
+    assert evaluation.user_ids.tolist() == [0, 2]
+    assert evaluation.recommended.tolist() == [[1, 2], [1, 2]]
+    assert evaluation.per_user["HR@1"].tolist() == [0, 1]
+    assert evaluation.per_user["MRR@2"].tolist() == [0.5, 1]
+    assert evaluation.per_user["R@2"].tolist() == [0.5, 1]
+    assert evaluation.per_user["P@2"].tolist() == [0.5, 0.5]
+    assert evaluation.mean("HR@1") == 0.5
+    assert evaluation.coverage(1) == 1 / 5
+    assert evaluation.coverage(2) == 2 / 5
+    # counts in training: item 0 three times, item 3 once, the others never
+    assert evaluation.per_user["popularity_rank@2"].tolist() == [4, 4]
+
+
+def test_seen_items_are_ranked_when_the_protocol_does_not_mask_them():
+    seen = pairs((0, 0))
+    protocol = Protocol(k=(2,), mask_seen=False)
+    evaluation = evaluate(Table(SCORES), test=pairs((0, 2)), seen=seen, protocol=protocol)
+    assert evaluation.recommended.tolist() == [[0, 1]]
+    without = evaluate(Table(SCORES), test=pairs((0, 2)), protocol=protocol)
+    assert without.recommended.tolist() == [[0, 1]]
+    assert "popularity_rank@2" not in without.per_user
+
+
+def test_a_masked_test_item_counts_as_missed():
+    evaluation = evaluate(
+        Table(SCORES), test=pairs((0, 0), (0, 1)), seen=pairs((0, 0)), protocol=TOP_TWO
+    )
+    assert evaluation.per_user["R@2"].tolist() == [0.5]
+
+
+def test_a_user_who_took_all_but_one_item_gets_a_list_of_one():
+    seen = pairs((0, 0), (0, 1), (0, 2), (0, 3), (1, 4))
+    evaluation = evaluate(
+        Table(SCORES), test=pairs((0, 0), (0, 4), (1, 4)), seen=seen, protocol=Protocol(k=(3,))
+    )
+    assert evaluation.recommended.tolist() == [[4, -1, -1], [3, 2, 1]]
+    assert evaluation.per_user["HR@3"].tolist() == [1, 0]
+    assert evaluation.coverage(3) == 4 / 5
+    assert evaluation.per_user["popularity_rank@3"].tolist() == [3, 3]
+
+
+def test_a_user_with_nothing_left_to_recommend_gets_nothing():
+    everything = pairs(*((0, item) for item in range(5)))
+    evaluation = evaluate(Table(SCORES), test=pairs((0, 1)), seen=everything, protocol=TOP_TWO)
+    assert evaluation.recommended.tolist() == [[-1, -1]]
+    assert evaluation.mean("HR@2") == 0
+    assert evaluation.coverage(2) == 0
+    assert evaluation.mean("popularity_rank@2") == 3
+
+
+def test_an_empty_place_is_no_hit_on_the_last_item_of_the_user_before():
+    seen = pairs((1, 0), (1, 1), (1, 2), (1, 3))
+    evaluation = evaluate(
+        Table(SCORES), test=pairs((0, 4), (1, 0)), seen=seen, protocol=Protocol(k=(2,))
+    )
+    assert evaluation.recommended.tolist() == [[0, 1], [4, -1]]
+    assert evaluation.per_user["HR@2"].tolist() == [0, 0]
+
+
+def test_items_scored_minus_infinity_are_not_recommended():
+    scores = [[-np.inf, 1, -np.inf, -np.inf, 0]]
+    evaluation = evaluate(
+        Table(scores), test=pairs((0, 2)), seen=pairs((0, 1)), protocol=Protocol(k=(3,))
+    )
+    assert evaluation.recommended.tolist() == [[4, -1, -1]]
+
+
+def test_repeated_test_pairs_count_once():
+    once = evaluate(Table(SCORES), test=pairs((0, 2)), seen=pairs((0, 0)), protocol=TOP_TWO)
+    twice = evaluate(
+        Table(SCORES), test=pairs((0, 2), (0, 2)), seen=pairs((0, 0)), protocol=TOP_TWO
+    )
+    assert once.per_user["R@2"].tolist() == twice.per_user["R@2"].tolist() == [1]
+
+
+def random_problem(n_users=40, n_items=61, n_levels=5):
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, n_levels, (n_users, n_items))
+
+    def draw(n):
+        users, items = generator.integers(0, n_users, n), generator.integers(0, n_items, n)
+        return Interactions(users, items, None, None, n_users, n_items)
+
+    return Table(scores), draw(90), draw(700)
+
+
+def test_metrics_equal_a_slow_loop_over_users_and_items():
+    scorer, test, seen = random_problem()
+    evaluation = evaluate(scorer, test=test, seen=seen)
+    assert len(evaluation) > 20
+    for row, user in enumerate(evaluation.user_ids.tolist()):
+        known = set(seen.item_ids[seen.user_ids == user].tolist())
+        wanted = set(test.item_ids[test.user_ids == user].tolist())
+        ranking = sorted(
+            (item for item in range(61) if item not in known),
+            key=lambda item, user=user: (-scorer.rows[user, item], item),
+        )[:10]
+        hits = [item in wanted for item in ranking]
+        gain = sum(hit / np.log2(place + 2) for place, hit in enumerate(hits))
+        best = sum(1 / np.log2(place + 2) for place in range(min(10, len(wanted))))
+        assert evaluation.recommended[row].tolist() == ranking
+        assert evaluation.per_user["R@10"][row] == sum(hits) / len(wanted)
+        assert evaluation.per_user["NDCG@10"][row] == pytest.approx(gain / best)
+
+
+@pytest.mark.parametrize("users_per_block", [1, 7, 1000])
+def test_the_size_of_a_block_changes_nothing(users_per_block):
+    scorer, test, seen = random_problem()
+    whole = evaluate(scorer, test=test, seen=seen)
+    blocked = evaluate(scorer, test=test, seen=seen, users_per_block=users_per_block)
+    np.testing.assert_array_equal(whole.recommended, blocked.recommended)
+    for metric, values in whole.per_user.items():
+        np.testing.assert_array_equal(values, blocked.per_user[metric])
+
+
+def test_the_order_of_the_interactions_changes_nothing():
+    scorer, test, seen = random_problem()
+    first = evaluate(scorer, test=test, seen=seen)
+    turned = evaluate(
+        scorer, test=test.select(np.arange(90)[::-1]), seen=seen.select(np.arange(700)[::-1])
+    )
+    np.testing.assert_array_equal(first.recommended, turned.recommended)
+
+
+def test_equal_embeddings_tie_wherever_they_stand_and_however_many_users_are_asked():
+    users, items = torch.randn(33, 48), torch.randn(1, 48).repeat(257, 1)
+    scorer = EmbeddingScorer(users, items, temperature=0.07)
+    test = Interactions(np.arange(33), np.zeros(33, int), None, None, 33, 257)
+    protocol = Protocol(k=(10,), mask_seen=False)
+    for users_per_block in (1, 5, 33):
+        evaluation = evaluate(scorer, test=test, protocol=protocol, users_per_block=users_per_block)
+        assert (evaluation.recommended == np.arange(10)).all()
+
+
+def test_embedding_scores_are_inner_products_over_the_temperature():
+    users, items = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3)
+    scores = EmbeddingScorer(users, items, temperature=0.5).scores(np.array([2, 0]))
+    assert scores.dtype == torch.float32
+    assert not scores.requires_grad
+    torch.testing.assert_close(scores, users.detach()[[2, 0]] @ items.T * 2)
+
+
+def test_the_scores_of_the_model_are_left_as_they_are():
+    class Shared:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def scores(self, user_ids):  # noqa: ARG002
+            return self.rows
+
+    for rows in (np.ones((1, 5), np.float32), torch.ones(1, 5)):
+        evaluate(Shared(rows), test=pairs((0, 2)), seen=pairs((0, 0)), protocol=TOP_TWO)
+        assert np.asarray(rows).tolist() == [[1] * 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
+def test_scores_of_any_number_type_are_ranked(dtype):
+    class Typed(Table):
+        def scores(self, user_ids):
+            return torch.from_numpy(self.rows[user_ids] * 100).to(dtype)
+
+    evaluation = evaluate(
+        Typed(SCORES), test=pairs((0, 2), (1, 0)), seen=pairs((0, 0)), protocol=TOP_TWO
+    )
+    assert evaluation.recommended.tolist() == [[1, 2], [4, 3]]
+
+
+def test_warm_users_are_those_with_a_known_interaction():
+    evaluation = evaluate(
+        Table(SCORES), test=pairs((0, 2), (2, 1)), seen=pairs((2, 0)), protocol=TOP_TWO
+    )
+    assert evaluation.is_warm.tolist() == [False, True]
+    assert evaluation.warm.user_ids.tolist() == [2]
+    assert evaluation.cold.mean("HR@2") == 0
+    assert evaluation.warm.mean("HR@2") == 1
+
+
+def test_nan_scores_stop_with_user_and_item():
+    scores = [row[:] for row in SCORES]
+    scores[2][3] = float("nan")
+    with pytest.raises(ValueError, match=r"scorer 'table' gave NaN for 1 of .*user 2 and item 3"):
+        evaluate(Table(scores), test=pairs((0, 2), (2, 1)), seen=pairs((0, 0)), protocol=TOP_TWO)
+
+
+def test_scores_of_another_shape_are_refused():
+    scorer = Table([row[:4] for row in SCORES])
+    with pytest.raises(ValueError, match=r"1 users and 5 items, got shape \(1, 4\)"):
+        evaluate(scorer, test=pairs((0, 2)), seen=pairs((0, 0)), protocol=TOP_TWO)
+
+
+def test_k_larger_than_the_catalogue_is_refused():
+    with pytest.raises(ValueError, match="k=10 is larger than the catalogue of 5 items"):
+        evaluate(Table(SCORES), test=pairs((0, 2)), seen=pairs((0, 0)))
+
+
+def test_masking_needs_the_seen_interactions():
+    with pytest.raises(ValueError, match="masks seen items, but `seen` is missing"):
+        evaluate(Table(SCORES), test=pairs((0, 2)), protocol=TOP_TWO)
+
+
+def test_an_empty_test_part_is_refused():
+    with pytest.raises(ValueError, match="no test interaction"):
+        evaluate(Table(SCORES), test=pairs((0, 2)).select(np.array([], int)), seen=pairs((0, 0)))
+
+
+def test_seen_and_test_of_other_tables_are_refused():
+    with pytest.raises(ValueError, match="got 3 users x 5 items and 4 x 5"):
+        evaluate(
+            Table(SCORES),
+            test=pairs((0, 2)),
+            seen=pairs((0, 0), n_users=4),
+            protocol=TOP_TWO,
+        )
+
+
+@pytest.mark.parametrize("k", [(), (0,), (2.5,), (True,)])
+def test_a_protocol_refuses_a_wrong_k(k):
+    with pytest.raises(ValueError, match="k must be whole numbers >= 1"):
+        Protocol(k=k)
+
+
+def test_embeddings_of_two_widths_are_refused():
+    with pytest.raises(ValueError, match="same width"):
+        EmbeddingScorer(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        EmbeddingScorer(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0)

@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from ftmamba.evaluation.ranking import top_k
+
+
+def slow_top_k(scores, k):
+    return [
+        sorted(range(len(row)), key=lambda item, row=row: (-row[item], item))[:k]
+        for row in scores.tolist()
+    ]
+
+
+@pytest.mark.parametrize("n_levels", [1, 2, 4, 1000])
+@pytest.mark.parametrize("k", [1, 3, 10, 37])
+def test_top_k_is_a_full_sort_by_score_then_item(n_levels, k):
+    scores = torch.randint(0, n_levels, (50, 37)).float()
+    values, ids = top_k(scores, k)
+    assert ids.tolist() == slow_top_k(scores, k)
+    assert torch.equal(values, scores.gather(1, ids))
+
+
+def test_items_of_minus_infinity_come_last():
+    scores = torch.full((1, 6), -torch.inf)
+    scores[0, 4], scores[0, 2] = 1.0, 2.0
+    values, ids = top_k(scores, 4)
+    assert ids.tolist() == [[2, 4, 0, 1]]
+    assert values.tolist() == [[2.0, 1.0, -torch.inf, -torch.inf]]
+
+
+def test_both_zeros_tie():
+    assert top_k(torch.tensor([[-0.0, 0.0, -0.0, 0.0]]), 3)[1].tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_k_outside_the_catalogue_is_refused(k):
+    with pytest.raises(ValueError, match=f"between 1 and the 5 items of the catalogue, got {k}"):
+        top_k(torch.zeros(2, 5), k)

@@ -1,0 +1,172 @@
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from ftmamba.data.interactions import Interactions
+from ftmamba.evaluation import make_split, rolling_cuts
+from ftmamba.evaluation.splits import SPLITS, GlobalTime, LeaveLastOut, RandomPerUser
+
+
+def interactions_of(users, items, times=None):
+    return Interactions(
+        np.array(users),
+        np.array(items),
+        None if times is None else np.array(times),
+        None,
+        max(users) + 1,
+        max(items) + 1,
+    )
+
+
+@pytest.fixture
+def random_interactions():
+    generator = np.random.default_rng(3)
+    n = 400
+    return Interactions(
+        generator.integers(0, 23, n),
+        np.arange(n),
+        generator.integers(0, 150, n),
+        generator.random(n).astype(np.float32),
+        25,
+        n,
+    )
+
+
+def rows_of(part):
+    return part.item_ids.tolist()
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_row_falls_in_one_part_and_the_same_one_each_time(name, random_interactions):
+    first = make_split(name).split(random_interactions)
+    second = make_split(name).split(random_interactions)
+
+    parts = [rows_of(part) for part in (first.train, first.validation, first.test)]
+    assert sorted(chain(*parts)) == list(range(400))
+    assert all(len(part) > 10 for part in parts)
+    again = [rows_of(part) for part in (second.train, second.validation, second.test)]
+    assert parts == again
+    assert rows_of(first.before_test) == parts[0] + parts[1]
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_rows_keep_their_user_time_and_weight(name, random_interactions):
+    split = make_split(name).split(random_interactions)
+    for part in (split.train, split.validation, split.test):
+        rows = part.item_ids
+        np.testing.assert_array_equal(part.user_ids, random_interactions.user_ids[rows])
+        np.testing.assert_array_equal(part.times, random_interactions.times[rows])
+        np.testing.assert_array_equal(part.weights, random_interactions.weights[rows])
+
+
+def test_random_split_ranks_one_draw_a_row_within_its_user(random_interactions):
+    draws = np.random.default_rng(42).random(400)
+    users = random_interactions.user_ids
+    expected = []
+    for row in range(400):
+        own = draws[users == users[row]]
+        if (own <= draws[row]).sum() / len(own) > 0.75:
+            expected.append(row)
+
+    assert rows_of(RandomPerUser(seed=42).split(random_interactions).test) == expected
+    assert rows_of(RandomPerUser(seed=43).split(random_interactions).test) != expected
+
+
+def test_random_split_gives_each_user_the_stated_fractions():
+    interactions = interactions_of(np.repeat(np.arange(30), 100).tolist(), list(range(3000)))
+    split = RandomPerUser(test_fraction=0.25, validation_fraction=0.2).split(interactions)
+    assert set(Counter(split.test.user_ids.tolist()).values()) == {25}
+    assert set(Counter(split.validation.user_ids.tolist()).values()) == {15}
+    assert set(Counter(split.train.user_ids.tolist()).values()) == {60}
+
+
+def test_random_split_needs_no_time_and_can_leave_validation_empty():
+    interactions = interactions_of([0] * 8, list(range(8)))
+    split = RandomPerUser(validation_fraction=0).split(interactions)
+    assert (len(split.train), len(split.validation), len(split.test)) == (6, 0, 2)
+    assert split.validation_time is split.test_time is None
+
+
+def test_leave_last_out_breaks_equal_times_by_the_order_of_the_file():
+    interactions = interactions_of(
+        users=[0, 1, 0, 0, 1, 1, 2, 2, 0],
+        items=[0, 1, 2, 3, 4, 5, 6, 7, 8],
+        times=[9, 5, 5, 9, 5, 5, 1, 2, 1],
+    )
+    split = LeaveLastOut().split(interactions)
+    assert rows_of(split.test) == [3, 5]
+    assert rows_of(split.validation) == [0, 4]
+    assert sorted(rows_of(split.train)) == [1, 2, 6, 7, 8]
+
+
+def test_users_with_fewer_than_three_interactions_stay_in_training():
+    interactions = interactions_of([0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5], [1, 2, 3, 1, 2, 1])
+    split = LeaveLastOut().split(interactions)
+    assert set(split.test.user_ids.tolist()) == {0}
+    assert rows_of(split.train) == [0, 3, 4, 5]
+
+
+def test_global_time_cuts_at_the_quantiles_and_tells_the_first_instant_after_each_part():
+    interactions = interactions_of([0] * 11, list(range(11)), list(range(0, 110, 10)))
+    split = GlobalTime(cut=0.8, test_fraction=0.1, validation_fraction=0.2).split(interactions)
+    assert rows_of(split.train) == [0, 1, 2, 3, 4, 5, 6]
+    assert rows_of(split.validation) == [7, 8]
+    assert rows_of(split.test) == [9]
+    assert (split.validation_time, split.test_time) == (61, 81)
+
+
+def test_global_time_never_learns_from_the_future(random_interactions):
+    for splitter in rolling_cuts():
+        split = splitter.split(random_interactions)
+        assert split.train.times.max() < split.validation_time <= split.validation.times.min()
+        assert split.validation.times.max() < split.test_time <= split.test.times.min()
+
+
+def test_rolling_cuts_share_no_test_row_and_reach_the_end_of_the_data(random_interactions):
+    cuts = rolling_cuts()
+    assert [splitter.cut for splitter in cuts] == [0.5, 0.6, 0.7, 0.8, 0.9]
+    tests = (rows_of(splitter.split(random_interactions).test) for splitter in cuts)
+    rows = list(chain(*tests))
+    assert len(set(rows)) == len(rows)
+    times = random_interactions.times
+    assert set(rows) == set(np.flatnonzero(times > np.quantile(times, 0.5)).tolist())
+
+
+@pytest.mark.parametrize("name", ["leave-last-out", "global-time"])
+def test_a_split_by_time_refuses_interactions_without_time(name):
+    with pytest.raises(ValueError, match=rf"split '{name}' needs the time .* name their time col"):
+        make_split(name).split(interactions_of([0, 0, 0], [0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("globaltime", {}, "got 'globaltime'; did you mean 'global-time'"),
+        ("random", {"sede": 1}, "no option 'sede'; did you mean 'seed'.* test_fraction"),
+        ("leave-last-out", {"seed": 1}, "it has no options"),
+        ("random", {"test_fraction": 1.5}, "test_fraction must be between 0 and 1, got 1.5"),
+        ("random", {"test_fraction": "a"}, "test_fraction must be between 0 and 1, got 'a'"),
+        ("random", {"validation_fraction": -0.1}, "validation_fraction must be between"),
+        ("random", {"seed": 1.5}, "seed must be a whole number >= 0, got 1.5"),
+        ("global-time", {"cut": 0}, "cut must be between 0 and 1"),
+        ("global-time", {"cut": 0.95}, r"cut \+ test_fraction must be <= 1"),
+        ("global-time", {"cut": 0.1}, "validation_fraction must be less than cut, got 0.1 and 0.1"),
+        ("global-time", {"validation_fraction": "x"}, "validation_fraction must be"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_split(name, options)
+
+
+def test_an_empty_part_is_an_error_that_counts_the_parts():
+    same_time = interactions_of([0, 0, 1, 1], [0, 1, 0, 1], [7, 7, 7, 7])
+    with pytest.raises(ValueError, match=r"test part is empty .*\(training 4, validation 0, test"):
+        GlobalTime().split(same_time)
+
+
+def test_rolling_cuts_must_leave_room_for_training():
+    with pytest.raises(ValueError, match="must leave room for training"):
+        rolling_cuts(9)

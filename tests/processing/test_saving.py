@@ -1,0 +1,212 @@
+"""A saved extractor: whole or not there, and the same one wherever it is loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from modeling_ftmamba import vocabulary_file
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+
+from .conftest import ITEM_COLUMNS, USER_COLUMNS, make_items, make_users
+
+LOAD = FTMambaFeatureExtractor.from_pretrained
+CONFIG, VOCABULARIES = "preprocessor_config.json", "vocabularies.safetensors"
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def other():
+    extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS)
+    rng = np.random.default_rng(99)
+    extractor.fit(make_users(rng, 50), make_items(rng, 50))
+    return extractor
+
+
+def encoded(extractor):
+    rng = np.random.default_rng(5)
+    return extractor(make_users(rng, 50), make_items(rng, 50))
+
+
+def assert_bitwise_equal(first, second):
+    assert list(first) == list(second)
+    assert first
+    for name in first:
+        assert first[name].numpy().tobytes() == second[name].numpy().tobytes(), name
+
+
+def test_a_saved_extractor_encodes_bitwise_the_same(fitted, folder):
+    loaded = LOAD(folder)
+    assert loaded.to_dict() == fitted.to_dict()
+    assert (loaded.user_key, loaded.item_key) == ("user_id", "item_id")
+    assert_bitwise_equal(encoded(loaded), encoded(fitted))
+    assert_bitwise_equal(encoded(LOAD(folder / CONFIG)), encoded(fitted))
+
+
+def test_saving_again_writes_the_same_bytes(folder, tmp_path):
+    LOAD(folder).save_pretrained(tmp_path / "again")
+    for name in (CONFIG, VOCABULARIES):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    assert len((folder / CONFIG).read_bytes()) < 10_000
+
+
+def test_the_files_are_readable_as_any_other(folder):
+    assert (folder / CONFIG).stat().st_mode & 0o777 == (
+        folder / VOCABULARIES
+    ).stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (folder / CONFIG).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_it_loads_from_the_hub_cache_at_a_revision_and_in_a_subfolder(fitted, folder, tmp_path):
+    repository = tmp_path / "cache" / "models--tester--films"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot / "towers")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text("a" * 40)
+    where = {"cache_dir": tmp_path / "cache", "local_files_only": True, "revision": "v1"}
+    loaded = LOAD("tester/films", subfolder="towers", **where)
+    assert_bitwise_equal(encoded(loaded), encoded(fitted))
+    with pytest.raises(OSError, match="tester/films"):
+        LOAD("tester/films", **where)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_truncated_vocabulary_file_is_noticed(folder, kept):
+    path = folder / VOCABULARIES
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{VOCABULARIES}' is truncated or damaged .* again"):
+        LOAD(folder)
+
+
+def test_a_flipped_bit_is_noticed(folder):
+    content = bytearray((folder / VOCABULARIES).read_bytes())
+    content[-1] ^= 1
+    (folder / VOCABULARIES).write_bytes(content)
+    with pytest.raises(ValueError, match=r"do not belong together: .* download or save"):
+        LOAD(folder)
+
+
+def test_a_truncated_json_file_is_noticed(folder):
+    (folder / CONFIG).write_text((folder / CONFIG).read_text()[:-20])
+    with pytest.raises(OSError, match=f"{CONFIG}' is not a valid JSON file"):
+        LOAD(folder)
+
+
+def test_files_of_two_saves_are_noticed(folder, other, tmp_path):
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / VOCABULARIES, folder)
+    with pytest.raises(ValueError, match="do not belong together: they are of two saves"):
+        LOAD(folder)
+
+
+def test_an_absent_vocabulary_file_is_named(folder):
+    (folder / VOCABULARIES).unlink()
+    with pytest.raises(FileNotFoundError, match=f"but no {VOCABULARIES}; download or save"):
+        LOAD(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version 2, this code reads 1"),
+        ({"hiden": 1}, "no argument 'hiden'"),
+        ({"user_columns": USER_COLUMNS[:1]}, "do not belong together: .* or one was changed"),
+        ({"item_columns": []}, "do not belong together: .* or one was changed"),
+    ],
+)
+def test_a_changed_json_file_is_refused(folder, change, message):
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**values, **change}))
+    with pytest.raises(ValueError, match=message):
+        LOAD(folder)
+
+
+def test_a_save_that_fails_leaves_the_old_one_whole(fitted, other, folder, monkeypatch):
+    before = sorted(folder.iterdir())
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vocabulary_file.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(folder)
+    assert sorted(folder.iterdir()) == before
+    assert_bitwise_equal(encoded(LOAD(folder)), encoded(fitted))
+
+
+def test_an_extractor_that_is_not_fitted_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="not fitted; call fit"):
+        FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS).save_pretrained(tmp_path)
+
+
+def test_awkward_column_names_do_not_mix(tmp_path):
+    names = ["a/bytes", "a/b", "ü. ", "__metadata__"]
+    columns = [{"name": name, "kind": "categorical"} for name in names]
+    extractor = FTMambaFeatureExtractor([{"name": "a", "kind": "vector"}, *columns], [])
+    users = {name: [f"{name} {k % (2 + row)}" for k in range(9)] for row, name in enumerate(names)}
+    users["a"] = np.ones((9, 2))
+    extractor.fit(users, {})
+    extractor.save_pretrained(tmp_path)
+    assert_bitwise_equal(LOAD(tmp_path)(users=users), extractor(users=users))
+
+
+IN_A_BARE_PROCESS = """
+import json, sys
+for absent in ("pyarrow", "datasets", "pandas", "ftmamba", "modeling_ftmamba"):
+    sys.modules[absent] = None
+import numpy as np, torch
+from transformers import AutoFeatureExtractor, AutoProcessor
+
+folder, records, saved, again = sys.argv[1:]
+records = json.load(open(records))
+extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(processor).__name__ == type(extractor).__name__ == "FTMambaFeatureExtractor"
+assert "transformers_modules" in type(processor).__module__
+batch = extractor(**records)
+for name, tensor in processor(**records).items():
+    assert torch.equal(tensor.nan_to_num(-1), batch[name].nan_to_num(-1))
+np.savez(saved, **{name: tensor.numpy() for name, tensor in batch.items()})
+processor.save_pretrained(again)
+"""
+
+
+def test_both_auto_classes_load_it_without_this_project_and_without_arrow(fitted, folder, tmp_path):
+    rng = np.random.default_rng(11)
+    records = {"users": make_users(rng, 60), "items": make_items(rng, 60)}
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    code = [sys.executable, "-I", "-c", IN_A_BARE_PROCESS]
+    paths = [folder, tmp_path / "records.json", tmp_path / "saved.npz", tmp_path / "again"]
+    environment = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [*code, *map(str, paths)], env=environment, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tables = {tower: pa.table(columns) for tower, columns in records.items()}
+    here = fitted(**tables)
+    with np.load(tmp_path / "saved.npz") as there:
+        assert_bitwise_equal({name: torch.from_numpy(there[name]) for name in here}, here)
+    auto_map = json.loads((folder / CONFIG).read_text())["auto_map"]
+    assert set(auto_map) == {"AutoFeatureExtractor", "AutoProcessor"}
+    code_files = {path.name for path in folder.glob("*.py")}
+    assert {"processing_ftmamba.py", "columns.py", "vocabulary.py"} <= code_files
+    assert {path.name for path in Path(paths[-1]).glob("*.py")} == code_files

@@ -1,0 +1,157 @@
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from ftmamba.atomic import finish_swap, whole_file, whole_folder, whole_folder_at
+
+OWNED = ("weights", "*.py", "local")
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "weights").write_text(text)
+    (folder / "local").mkdir()
+    (folder / "local" / "users").write_text(text)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder saved once, with training state of another's beside it."""
+    folder = tmp_path / "run"
+    with whole_folder(folder, owned=OWNED) as new:
+        fill(new, "first")
+        (new / "old.py").write_text("first")
+    (folder / "step_10").mkdir()
+    (folder / "step_10" / "optimizer").write_text("state")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_second_save_replaces_its_own_files_and_keeps_the_others(run: Path) -> None:
+    with whole_folder(run, owned=OWNED) as new:
+        fill(new, "second")
+    assert (run / "weights").read_text() == "second"
+    assert (run / "step_10" / "optimizer").read_text() == "state"
+    assert names(run) == ["local", "step_10", "weights"]
+    assert names(run.parent) == ["run"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_the_earlier_folder_whole(
+    run: Path, error: BaseException
+) -> None:
+    with pytest.raises(type(error)), whole_folder(run, owned=OWNED) as new:  # noqa: PT012
+        (new / "weights").write_text("half")
+        raise error
+    assert (run / "weights").read_text() == "first"
+    assert names(run) == ["local", "old.py", "step_10", "weights"]
+    assert names(run.parent) == ["run"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from ftmamba.atomic import whole_folder
+folder, n_renames = Path(sys.argv[1]), int(sys.argv[2])
+rename, count = Path.rename, 0
+def rename_or_die(self, target):
+    global count
+    if count == n_renames:
+        os._exit(9)
+    count += 1
+    return rename(self, target)
+Path.rename = rename_or_die
+with whole_folder(folder, owned=("weights", "*.py", "local")) as new:
+    (new / "weights").write_text("second")
+"""
+
+
+@pytest.mark.parametrize(
+    ("n_renames", "expected"), [(0, "first"), (1, "first"), (2, "second"), (3, "second")]
+)
+def test_a_kill_at_any_rename_leaves_a_whole_folder(
+    run: Path, n_renames: int, expected: str
+) -> None:
+    died = subprocess.run([sys.executable, "-c", KILLED, run, str(n_renames)], check=False)
+    assert died.returncode == (9 if n_renames < 3 else 0)
+    assert (whole_folder_at(run) / "weights").read_text() == expected
+    finish_swap(run, owned=OWNED)
+    assert (run / "weights").read_text() == expected
+    assert (run / "step_10" / "optimizer").read_text() == "state"
+    assert (run / "local").exists() == (expected == "first")
+    assert not run.with_name(".run.previous").exists()
+
+
+def test_a_save_after_a_kill_clears_what_was_left(run: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, run, "0"], check=False)
+    assert run.with_name(".run.new").exists()
+    with whole_folder(run, owned=OWNED) as new:
+        fill(new, "third")
+    assert names(run.parent) == ["run"]
+    assert (run / "weights").read_text() == "third"
+
+
+def test_a_full_disk_is_named_and_changes_nothing(run: Path) -> None:
+    message = "no room left on the disk while writing"
+    with pytest.raises(OSError, match=message) as caught, whole_folder(run, owned=OWNED):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.errno == errno.ENOSPC
+    assert (run / "weights").read_text() == "first"
+
+
+def test_a_full_disk_under_safetensors_is_named_too(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no room left on the disk"), whole_file(tmp_path / "a"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from ftmamba.atomic import whole_file
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+with whole_file(Path(sys.argv[1])) as temporary:
+    save_file({"a": np.zeros(1_000_000)}, temporary)
+"""
+
+
+def test_an_interrupted_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("first")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a") as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "a").read_text() == "first"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_write_that_really_runs_out_of_room_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue"
+    path.write_text("first")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, path],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "no room left on the disk while writing" in done.stderr
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["catalogue"]
+
+
+def test_a_folder_that_cannot_be_renamed_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(self), None, str(target))
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(OSError, match="is it a mount point"), whole_folder(run, owned=OWNED) as new:
+        fill(new, "second")
+    assert (run / "weights").read_text() == "first"

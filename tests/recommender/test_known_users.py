@@ -1,0 +1,67 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ftmamba.data.interactions import Interactions
+from ftmamba.known_users import KnownUsers, known_users, load_known_users, rows_of_keys
+
+
+@pytest.fixture
+def users() -> KnownUsers:
+    table = pa.table({"age": [31, None, 7], "id": ["01", "2", "3x"], "secret": ["a", "b", "c"]})
+    pairs = np.array([[2, 4], [0, 3], [2, 1], [0, 3], [2, 0]])
+    interactions = Interactions(pairs[:, 0], pairs[:, 1], None, None, n_users=3, n_items=5)
+    return known_users(table, interactions, key="id", columns=["age", "not there"])
+
+
+def test_seen_items_are_those_of_the_interactions(users: KnownUsers) -> None:
+    assert [users.seen(row).tolist() for row in range(3)] == [[3, 3], [], [4, 1, 0]]
+
+
+def test_only_the_named_columns_are_kept(users: KnownUsers) -> None:
+    assert users.records.column_names == ["id", "age"]
+    assert users.record(1) == {"id": "2", "age": None}
+
+
+def test_what_is_saved_is_what_is_loaded(users: KnownUsers, tmp_path: Path) -> None:
+    users.save(tmp_path)
+    loaded = load_known_users(tmp_path, key="id")
+    assert loaded.records.equals(users.records)
+    assert loaded.keys == ("01", "2", "3x")
+    assert loaded.taken.starts.tolist() == users.taken.starts.tolist()
+    assert loaded.taken.item_ids.tolist() == users.taken.item_ids.tolist()
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "seen.safetensors"])
+def test_a_truncated_file_is_named(users: KnownUsers, tmp_path: Path, name: str) -> None:
+    users.save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"known users in .* are incomplete or truncated"):
+        load_known_users(tmp_path, key="id")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"known users in .* are incomplete or truncated"):
+        load_known_users(tmp_path, key="id")
+
+
+def test_files_of_two_checkpoints_do_not_fit(users: KnownUsers) -> None:
+    with pytest.raises(ValueError, match="2 known users do not fit the 5 seen items of 3"):
+        dataclasses.replace(users, records=users.records.slice(1))
+
+
+def test_an_unknown_user_is_refused_with_the_near_one(users: KnownUsers) -> None:
+    message = r"no user '1' among the 3 known users; did you mean '01'\?; give record="
+    with pytest.raises(ValueError, match=message):
+        users.row("1")
+
+
+def test_a_key_that_is_no_text_is_refused_with_the_remedy(users: KnownUsers) -> None:
+    with pytest.raises(ValueError, match=r"must be text, got 2 \(int\); write user_key='2'"):
+        users.row(2)  # type: ignore[arg-type]
+
+
+def test_several_keys_give_their_rows(users: KnownUsers) -> None:
+    assert rows_of_keys(users, ["3x", "01", "3x"]).tolist() == [2, 0, 2]

@@ -1,0 +1,164 @@
+"""Recipes: YAML sets defaults, flags override, nothing unknown or of a wrong type passes."""
+
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from ftmamba.recipe import Recipe, load_recipe, shipped_names
+from ftmamba.recipe.files import read_recipe, recipe_from_dict
+from ftmamba.recipe.flags import list_leaves, make_parser
+
+NAMED = ["--data", "movielens-100k"]
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        path = tmp_path / "my-recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return ["--config", str(path), *NAMED]
+
+    return write
+
+
+def test_a_number_in_scientific_notation_is_a_number(recipe_file):
+    recipe = load_recipe(recipe_file("training: {learning_rate: 1e-4, warmup_fraction: 1.e-1}"))
+    assert recipe.training.learning_rate == 1e-4
+    assert recipe.training.warmup_fraction == 0.1
+
+
+def test_a_flag_overrides_the_file_and_the_file_the_default(recipe_file):
+    argv = recipe_file("training: {batch_size: 64, num_epochs: 3}\nseed: 7")
+    recipe = load_recipe([*argv, "--batch_size", "128", "--seed=1"])
+    assert (recipe.training.batch_size, recipe.training.num_epochs, recipe.seed) == (128, 3, 1)
+    assert recipe.training.loss == "in_batch"
+
+
+@pytest.mark.parametrize(
+    ("argv", "read"),
+    [
+        (["--split", "random"], lambda r: r.split.kind == "random"),
+        (["--training.learning_rate", "3e-4"], lambda r: r.training.learning_rate == 3e-4),
+        (["--learning_rate", "3e-4"], lambda r: r.training.learning_rate == 3e-4),
+        (["--split.seed", "5"], lambda r: r.split.seed == 5 and r.seed == 42),
+        (["--model", "ft-mamba-paper"], lambda r: r.model.preset == "ft-mamba-paper"),
+        (["--with_tracking"], lambda r: r.training.with_tracking is True),
+        (["--with_tracking", "false"], lambda r: r.training.with_tracking is False),
+        (["--k", "5,20"], lambda r: r.evaluation.k == (5, 20)),
+        (["--positive_threshold", "4"], lambda r: r.data.positive_threshold == 4.0),
+        (["--checkpointing_steps", "epoch"], lambda r: r.training.checkpointing_steps == "epoch"),
+        (["--checkpointing_steps", "100"], lambda r: r.training.checkpointing_steps == 100),
+        (
+            ["--overrides.hidden_size", "32", "--model.overrides.mixer=attention"],
+            lambda r: r.model.overrides == {"hidden_size": 32, "mixer": "attention"},
+        ),
+        (["--overrides", "{expand: 1}"], lambda r: r.model.overrides == {"expand": 1}),
+    ],
+)
+def test_a_flag_sets_its_option(argv, read):
+    assert read(load_recipe([*NAMED, *argv]))
+
+
+def test_a_flag_joins_a_section_named_by_its_main_option(recipe_file):
+    recipe = load_recipe([*recipe_file("split: random"), "--test_fraction", "0.25"])
+    assert recipe.split.kind == "random"
+    assert recipe.split.test_fraction == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainig: {}", r"the recipe has no key 'trainig'; did you mean 'training'\?"),
+        (
+            "training: {lerning_rate: 1}",
+            r"section 'training' of the recipe has no key 'lerning_rate'; did you mean "
+            r"'learning_rate'\?",
+        ),
+        ("training: {batch_size: large}", "training.batch_size must be a whole number, got 'larg"),
+        ("training: {batch_size: 1.5}", "training.batch_size must be a whole number, got 1.5"),
+        ("training: {batch_size: 0}", "training.batch_size must be >= 1, got 0"),
+        ("training: {learning_rate: .nan}", "training.learning_rate must be a number, got nan"),
+        ("training: {log_q: 2}", "training.log_q must be true or false, got 2"),
+        ("training: {warmup_fraction: 2}", "training.warmup_fraction must be from 0 to 1, got 2"),
+        ("training: {loss: in_bach}", r"training.loss must be one of .*did you mean 'in_batch'\?"),
+        ("training: {checkpointing_steps: -1}", "checkpointing_steps must be a whole number > 0"),
+        ("training: 3", "training must be a mapping, got 3"),
+        ("evaluation: {k: 10}", "evaluation.k must be a list, got 10"),
+        ("evaluation: {k: [5, 0]}", "evaluation.k must be >= 1, got 0"),
+        ("output_dir: 3", "output_dir must be text, got 3"),
+        ("seed: null", "seed must be a whole number, got None"),
+        ("push_to_hub: true", "push_to_hub needs hub_model_id"),
+        ("- a\n- b", "must be a mapping of sections"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong(recipe_file, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file(text))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lerning_rate", "1"], r"unknown flag '--lerning_rate'; did you mean '--learning_rate"),
+        (["--learning_rate"], "expected one argument"),
+        (["--learning_rate", "fast"], "training.learning_rate must be a number, got 'fast'"),
+        (["--split", "time"], "split.kind must be one of random, leave-last-out, global-time"),
+        (["--learn", "1"], "unknown flag '--learn'"),
+        (["stray"], "unknown flag 'stray'"),
+        (["--overrides.hidden_size"], "needs a value"),
+        (["--users", "u.csv"], "names both"),
+    ],
+)
+def test_a_wrong_flag_says_what_is_wrong(argv, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe([*NAMED, *argv])
+
+
+def test_tables_that_are_named_in_part_are_asked_for():
+    with pytest.raises(ValueError, match="data lacks items, interactions"):
+        load_recipe(["--users", "users.csv"])
+
+
+def test_a_recipe_that_is_not_there_names_the_shipped_ones():
+    with pytest.raises(FileNotFoundError, match="did you mean 'movielens-100k'"):
+        load_recipe(["--config", "movielens-10k"])
+
+
+def test_an_ambiguous_leaf_has_no_bare_flag():
+    flags = [flag for leaf in list_leaves() for flag in leaf.flags]
+    assert len(flags) == len(set(flags))
+    seeds = [leaf.flags for leaf in list_leaves() if leaf.path[-1] == "seed"]
+    assert sorted(seeds) == [("--seed",), ("--split.seed",)]
+
+
+def test_help_lists_every_option():
+    text = make_parser(list_leaves()).format_help()
+    leaves = list_leaves()
+    assert len(leaves) > 40
+    for leaf in leaves:
+        assert leaf.flags[0] in text
+        assert leaf.help_text
+
+
+def test_a_written_recipe_reads_back_equal(tmp_path):
+    argv = [*NAMED, "--k", "3", "--checkpointing_steps", "7", "--overrides.expand", "1"]
+    recipe = load_recipe(argv)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    assert load_recipe(["--config", str(tmp_path / "recipe.yaml")]) == recipe
+
+
+def test_every_shipped_recipe_loads_and_differs_from_the_defaults():
+    names = shipped_names("recipes")
+    assert "movielens-100k" in names
+    for name in names:
+        recipe = load_recipe(["--config", name])
+        assert recipe != Recipe()
+        assert recipe_from_dict(read_recipe(name)) == recipe
+
+
+def test_every_option_of_every_section_is_declared_with_help():
+    for f in fields(Recipe):
+        assert f.metadata["help"]
+    assert yaml.safe_load(yaml.safe_dump(Recipe().to_dict())) == Recipe().to_dict()

@@ -1,0 +1,155 @@
+"""What each objective feeds its loss."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ftmamba.data.batches import InteractionBatches
+from ftmamba.losses import KnownPositives, bce_loss
+from ftmamba.recipe import TrainingRecipe
+from ftmamba.training import fit
+from ftmamba.training.embedding import PairEmbedder
+from ftmamba.training.loop import TrainingLoop
+from ftmamba.training.objectives import (
+    FullSoftmaxObjective,
+    PairObjective,
+    known_positives,
+    log_sampling_probability,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def embedder(either_data, toy):
+    model = toy.model(either_data)
+    return PairEmbedder(model, model, either_data, CPU)
+
+
+@pytest.fixture
+def batch(embedder):
+    batches = InteractionBatches(embedder.data.interactions, batch_size=40, seed=0)
+    return next(iter(batches.epoch(0)))
+
+
+def test_distinct_records_once_equals_every_row_by_itself(embedder, batch):
+    popularity_BW = batch.get("popularity")
+    users_BD, items_BD = embedder.embed(batch["user_ids"], batch["item_ids"], popularity_BW)
+    data = embedder.data
+    assert len(batch["user_ids"].unique()) < 40
+    users, items = data.gather_users(batch["user_ids"]), batch["item_ids"]
+    output = embedder.base(**users, **data.gather_items(items, popularity_BW))
+    torch.testing.assert_close(users_BD, output.user_embeds / embedder.base.temperature)
+    torch.testing.assert_close(items_BD, output.item_embeds)
+
+
+def test_log_q_is_the_share_of_the_interactions(data, toy):
+    train = toy.checkerboard()
+    q_I = log_sampling_probability(data).exp()
+    assert q_I.sum().item() == pytest.approx(1)
+    for item in (0, 17):
+        share = (train.item_ids == item).sum() / len(train)
+        assert q_I[item].item() == pytest.approx(share)
+
+
+def test_known_pairs_are_the_training_interactions(data, toy):
+    train = toy.checkerboard()
+    table = known_positives(data).contain(
+        torch.arange(toy.N_USERS)[:, None], torch.arange(toy.N_ITEMS)
+    )
+    assert int(table.sum()) == len(train)
+    assert table[train.user_ids, train.item_ids].all()
+
+
+def test_negatives_that_are_all_known_leave_the_positives_alone(embedder, batch, toy):
+    every_pair = torch.cartesian_prod(torch.arange(toy.N_USERS), torch.arange(toy.N_ITEMS))
+    known = KnownPositives(*every_pair.unbind(1), toy.N_ITEMS)
+    loss = PairObjective(embedder, bce_loss, 3, 0, known)(batch, 0)
+    users_BD, items_BD = embedder.embed(
+        batch["user_ids"], batch["item_ids"], batch.get("popularity")
+    )
+    scores_B = (users_BD * items_BD).sum(-1)
+    torch.testing.assert_close(loss, bce_loss(scores_B, torch.ones(40)) / 4)
+
+
+def test_negatives_are_new_at_every_step(embedder, batch):
+    objective = PairObjective(embedder, bce_loss, 3, 0, None)
+    assert objective(batch, 0) == objective(batch, 0)
+    assert objective(batch, 0) != objective(batch, 1)
+
+
+def test_negatives_have_the_popularity_of_the_interactions_own_time(toy, tmp_path):
+    data = toy.encoded(tmp_path / "data", with_popularity=True)
+    embedder = PairEmbedder(toy.model(data), toy.model(data), data, CPU)
+    objective = PairObjective(embedder, bce_loss, 2, 0, None)
+    batch = next(iter(InteractionBatches(data.interactions, batch_size=10, seed=0).epoch(0)))
+    row_P = torch.cat([torch.arange(10), torch.arange(10).repeat_interleave(2)])
+    item_ids_P = torch.cat([batch["item_ids"], torch.arange(20)])
+    popularity_PW = objective._popularity(batch, item_ids_P, row_P)
+    train = toy.checkerboard()
+    counts = []
+    for place in range(30):
+        time = int(batch["times"][row_P[place]])
+        recent = (train.times < time) & (train.times >= time - 7 * toy.DAY)
+        counts.append(int((recent & (train.item_ids == int(item_ids_P[place]))).sum()))
+    assert len(set(counts)) > 2
+    torch.testing.assert_close(popularity_PW[:, 0], torch.tensor(counts).float().log1p())
+
+
+def test_the_full_softmax_sees_the_catalogue_as_of_the_earliest_interaction(toy, tmp_path):
+    data = toy.encoded(tmp_path / "data", with_popularity=True)
+    objective = FullSoftmaxObjective(PairEmbedder(toy.model(data), toy.model(data), data, CPU))
+    batch = next(iter(InteractionBatches(data.interactions, batch_size=10, seed=1).epoch(0)))
+    catalogue = objective._catalogue(batch)
+    earliest = data.catalogue(int(batch["times"].min()))
+    assert torch.equal(catalogue["item_numeric"], earliest["item_numeric"])
+    assert not torch.equal(catalogue["item_numeric"], data.catalogue()["item_numeric"])
+
+
+def test_the_gradient_is_clipped_to_the_norm(data, toy, accelerator, tmp_path):
+    recipe = TrainingRecipe(batch_size=32, max_grad_norm=0.005)
+    loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
+    batch = next(iter(loop.batches.epoch(0)))
+    accelerator.backward(loop.objective(batch, 0))
+    before = torch.nn.utils.get_total_norm([p.grad for p in loop.parameters]).item()
+    assert loop._clip(0.0, batch) == pytest.approx(before)
+    after = torch.nn.utils.get_total_norm([p.grad for p in loop.parameters]).item()
+    assert before > 0.01
+    assert after == pytest.approx(0.005, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "change"),
+    [
+        ("bce", {"loss": "mse"}),
+        ("bce", {"n_negatives": 2}),
+        ("bce", {"mask_known_positives": True}),
+        ("in_batch", {"mask_known_positives": True}),
+        ("in_batch", {"log_q": False}),
+        ("in_batch", {"loss": "full_softmax"}),
+        ("in_batch", {"batch_size": 16}),
+        ("in_batch", {"num_epochs": 2, "schedule": "constant"}),
+        ("in_batch", {"stop_after_epochs": 1}),
+        ("in_batch", {"learning_rate": 2e-3}),
+        ("in_batch", {"schedule": "linear"}),
+        ("in_batch", {"warmup_fraction": 0.5}),
+        ("in_batch", {"weight_decay": 0.5}),
+        ("in_batch", {"embedding_weight_decay": 0.5}),
+        ("in_batch", {"adam_beta1": 0.5}),
+        ("in_batch", {"adam_beta2": 0.9}),
+        ("in_batch", {"max_grad_norm": 0.01}),
+        ("in_batch", {"gradient_accumulation_steps": 2}),
+    ],
+)
+def test_every_option_changes_the_weights(loss, change, data, toy, accelerator, tmp_path):
+    recipe = TrainingRecipe(loss=loss, batch_size=32, num_epochs=3, learning_rate=1e-3)
+    models = []
+    for options in ({}, change):
+        models.append(toy.model(data))
+        fit(
+            models[-1], data, replace(recipe, **options), accelerator,
+            validate=None, output_dir=tmp_path, seed=0,
+        )  # fmt: skip
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    assert any(not torch.equal(first, second) for first, second in pairs)

@@ -1,0 +1,99 @@
+"""From a recipe and three files to a trained model, through `train_accelerate.py` itself."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from pyarrow import csv
+
+from ftmamba.data.synthetic import checkerboard
+from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+
+SCRIPT = Path(__file__).parents[2] / "train_accelerate.py"
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection_size": 16}
+
+
+@pytest.fixture
+def main():
+    yield runpy.run_path(str(SCRIPT))["main"]
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def argv(tmp_path):
+    """Write the tables and a recipe for them; return its flags."""
+    tables = checkerboard(12, popularity_days=(1, 7))
+    interactions = tables.interactions
+    raw = {
+        "users": tables.users,
+        "items": tables.items,
+        "interactions": pa.table(
+            {
+                "user_id": np.array(tables.user_keys)[interactions.user_ids],
+                "item_id": np.array(tables.item_keys)[interactions.item_ids],
+                "time": interactions.times,
+            }
+        ),
+    }
+    for name, table in raw.items():
+        csv.write_csv(table, tmp_path / f"{name}.csv")
+    recipe = {
+        "data": {
+            **{name: str(tmp_path / f"{name}.csv") for name in raw},
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "schema": tables.schema.to_dict(),
+        "split": {"kind": "global-time", "cut": 0.8, "test_fraction": 0.2},
+        "model": {"preset": "ft-mamba-small", "overrides": SMALL},
+        "training": {"batch_size": 16, "num_epochs": 3, "learning_rate": "1e-2"},
+        "evaluation": {"k": [3], "selection_metric": "NDCG@3"},
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return ["--config", str(tmp_path / "recipe.yaml")]
+
+
+def test_three_files_become_a_model_that_loads(main, argv, tmp_path, caplog):
+    assert main(argv) == 0
+    assert "epoch 3/3" in caplog.text
+    assert "training again on train + validation" in caplog.text
+    model = FTMambaTwoTowerModel.from_pretrained(tmp_path / "run")
+    extractor = FTMambaFeatureExtractor.from_pretrained(tmp_path / "run")
+    records = extractor(users={"user_id": "u1", "age": 30.0}, items={"item_id": "i3"})
+    assert model(**records).scores.isfinite().all()
+
+
+def test_tracking_writes_losses_and_scores_to_tensorboard(main, argv, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = ["--with_tracking", "--log_every_steps", "2", "--refit", "false"]
+    assert main([*argv, *flags]) == 0
+    events = EventAccumulator(str(next((tmp_path / "run" / "logs").rglob("events*")).parent))
+    events.Reload()
+    assert {"train/loss", "train/learning_rate", "epoch/loss", "epoch/score"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert len(events.Scalars("epoch/score")) == 3
+    assert [event.step for event in events.Scalars("train/loss")][:2] == [2, 4]
+
+
+def test_processes_that_are_not_joined_are_refused(main, argv, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(argv) == 2
+    assert "2 processes were launched but Accelerate joins 1" in capsys.readouterr().err
+
+
+def test_a_wrong_recipe_is_one_line_and_exit_code_2(main, argv, capsys):
+    assert main([*argv, "--lerning_rate", "1"]) == 2
+    assert main([*argv, "--users", "no-such.csv"]) == 2
+    assert main([*argv, "--schema", "{users: {key: user_idd}}"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3
+    assert "did you mean '--learning_rate'" in lines[0]
+    assert "no-such.csv" in lines[1]

@@ -1,0 +1,40 @@
+"""What each of two processes runs under `accelerate launch`; see `test_two_ranks.py`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from toy import encoded, gradients, model
+
+from ftmamba.recipe import Recipe, TrainingRecipe
+from ftmamba.training.fit import fit
+from ftmamba.training.run import make_accelerator
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+accelerator = make_accelerator(Recipe(output_dir=str(folder)))
+with accelerator.main_process_first():
+    data = encoded(folder / "data")
+facts = {"world_size": torch.tensor(accelerator.num_processes)}
+for loss in ("in_batch", "full_softmax", "bce"):
+    found = gradients(data, loss, batch_size=16, accelerator=accelerator, folder=folder)
+    facts |= {f"{loss}/{name}": tensor for name, tensor in found.items()}
+
+recipe = TrainingRecipe(batch_size=16, num_epochs=2, checkpointing_steps="epoch")
+straight = model(data, token_dropout=0.2)
+fit(
+    straight, data, recipe, accelerator,
+    validate=lambda _: float(accelerator.process_index), output_dir=folder / "run", seed=5,
+)  # fmt: skip
+resumed = model(data, token_dropout=0.2)
+first = sorted((folder / "run" / "checkpoints").iterdir())[0]
+again = TrainingRecipe(**{**vars(recipe), "resume_from_checkpoint": str(first)})
+fit(
+    resumed, data, again, accelerator,
+    validate=lambda _: float(accelerator.process_index), output_dir=folder / "again", seed=5,
+)  # fmt: skip
+for name, tensors in (("straight", straight), ("resumed", resumed)):
+    facts |= {f"{name}/{key}": tensor for key, tensor in tensors.state_dict().items()}
+save_file(facts, folder / f"rank-{accelerator.process_index}.safetensors")
+accelerator.end_training()
