@@ -8,10 +8,12 @@ from .modeling_ftmamba import (
     FTMambaTwoTowerModel,
     FTMambaTwoTowerOutput,
 )
+from .processing_ftmamba import FTMambaFeatureExtractor
 
 __all__ = [
     "Column",
     "FTMambaConfig",
+    "FTMambaFeatureExtractor",
     "FTMambaModel",
     "FTMambaTowerConfig",
     "FTMambaTowerOutput",

@@ -58,18 +58,23 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         log_with=training.report_to if training.with_tracking else None,
         project_config=ProjectConfiguration(recipe.output_dir, f"{recipe.output_dir}/logs"),
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"{launched} processes were launched but Accelerate joins {accelerator.num_processes}; "
-            "launch with one of the files in configuration/accelerate"
-        )
+    check_processes(accelerator)
     if training.with_tracking:
         accelerator.init_trackers("ftmamba", config=_flat(recipe.to_dict()))
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("ftmamba").setLevel(level)
     return accelerator
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Raise ValueError where launched processes would each train a model of their own."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched but Accelerate joins {accelerator.num_processes}; "
+            "launch with one of the files in configuration/accelerate"
+        )
 
 
 def read_tables(
