@@ -1,4 +1,4 @@
-"""Build steps that pyproject.toml cannot say: a wheel carries `configuration/` inside the package."""
+"""The build step that pyproject.toml cannot say: a wheel carries `configuration/` inside."""
 
 import shutil
 from pathlib import Path

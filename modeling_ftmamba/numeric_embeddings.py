@@ -19,6 +19,12 @@ def init_uniform(parameter: Tensor, fan: int) -> None:
     init.uniform_(parameter, -(fan**-0.5), fan**-0.5)
 
 
+def linear_of_each_column(x_BPT: Tensor, weight_PTD: Tensor) -> Tensor:
+    """Multiply column p's components by its own matrix; return (B, P, D)."""
+    # Not einsum, whose gradient of the weight is transposed in memory, which DDP has to copy.
+    return torch.bmm(x_BPT.transpose(0, 1), weight_PTD).transpose(0, 1)
+
+
 class LinearEmbedding(nn.Module):
     """x_j w_j + b_j (FT-Mamba, section 3; FT-Transformer, equation 1)."""
 
@@ -83,7 +89,7 @@ class PiecewiseLinearEmbedding(nn.Module):
         """Return the tokens (B, P, D)."""
         steps_BPT = (x_BP[..., None] - self.start) * self.slope
         steps_BPT = torch.minimum(torch.maximum(steps_BPT, self.lowest), self.highest)
-        return torch.einsum("bpt,ptd->bpd", steps_BPT, self.weight) + self.bias
+        return linear_of_each_column(steps_BPT, self.weight) + self.bias
 
 
 class PeriodicEmbedding(nn.Module):
@@ -107,7 +113,7 @@ class PeriodicEmbedding(nn.Module):
         """Return the tokens (B, P, D)."""
         angle_BPF = 2 * math.pi * self.frequency * x_BP[..., None]
         waves_BPW = torch.cat([torch.cos(angle_BPF), torch.sin(angle_BPF)], -1)
-        return torch.relu(torch.einsum("bpw,pwd->bpd", waves_BPW, self.weight) + self.bias)
+        return torch.relu(linear_of_each_column(waves_BPW, self.weight) + self.bias)
 
 
 NUMERIC_EMBEDDING_CLASSES = {

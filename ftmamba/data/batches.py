@@ -42,6 +42,7 @@ class TableBatches:
         rank: int = 0,
         n_ranks: int = 1,
         block_size: int = 65_536,
+        in_stretches: bool = False,
     ) -> None:
         """Open a table.
 
@@ -52,6 +53,8 @@ class TableBatches:
             rank: which part of every global batch this process gets.
             n_ranks: number of such parts.
             block_size: rows shuffled together; more mixes better and takes more memory.
+            in_stretches: every global batch is a stretch of neighbouring rows, shuffled; the
+                order of the stretches is random. `block_size` then plays no part.
         """
         for name, value in (
             ("batch_size", batch_size), ("n_ranks", n_ranks), ("block_size", block_size)
@@ -72,7 +75,10 @@ class TableBatches:
         }
         self._seed, self._rank, self._n_ranks = seed, rank, n_ranks
         self._global_size: int = min(batch_size * n_ranks, self.n_rows // n_ranks * n_ranks)
-        self._block_size = block_size
+        self._n_pieces = 1 if in_stretches else PIECES_A_BLOCK
+        self._piece_size = (
+            self._global_size if in_stretches else max(1, block_size // PIECES_A_BLOCK)
+        )
         self.n_batches: int = self.n_rows // self._global_size
 
     def __len__(self) -> int:
@@ -102,14 +108,13 @@ class TableBatches:
 
     def _blocks(self, epoch: int, start: int) -> Iterator[tuple["_Pieces", NDArray[np.int64]]]:
         """Yield the pieces of each block and which of their rows this rank gets, in order."""
-        piece_size = max(1, self._block_size // PIECES_A_BLOCK)
-        starts = np.arange(0, self.n_rows, piece_size)
-        starts = np.random.default_rng((self._seed, epoch)).permutation(starts)
+        starts = self._piece_starts(np.random.default_rng((self._seed, epoch)))
         first_position = start * self._global_size
         end_position = self.n_batches * self._global_size
         position = 0
-        for block, piece in enumerate(range(0, len(starts), PIECES_A_BLOCK)):
-            pieces = _Pieces(starts[piece : piece + PIECES_A_BLOCK], piece_size, self.n_rows)
+        for block, piece in enumerate(range(0, len(starts), self._n_pieces)):
+            chosen = starts[piece : piece + self._n_pieces]
+            pieces = _Pieces(chosen, self._piece_size, self.n_rows)
             begin, stop = max(position, first_position), min(position + len(pieces), end_position)
             if begin < stop:
                 generator = np.random.default_rng((self._seed, epoch, block))
@@ -117,6 +122,15 @@ class TableBatches:
                 wanted = self._of_rank(np.arange(begin, stop))
                 yield pieces, order[wanted - position]
             position += len(pieces)
+
+    def _piece_starts(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Return the first rows of the pieces, in the order of an epoch."""
+        starts = np.arange(0, self.n_rows, self._piece_size)
+        if self._n_pieces == 1:
+            # Whole stretches only; which rows are left over differs from epoch to epoch.
+            n_left = self.n_rows - self.n_batches * self._global_size
+            starts = starts[: self.n_batches] + generator.integers(n_left + 1)
+        return generator.permutation(starts)
 
     def _of_rank(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions of an epoch that belong to this rank."""

@@ -29,6 +29,19 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.user_ids)
 
+    def by_time(self) -> "Interactions":
+        """Return the rows oldest first, those of one second in the order of the file.
+
+        Raises:
+            ValueError: the interactions have no time.
+        """
+        if self.times is None:
+            raise ValueError(
+                "the interactions have no time to be ordered by; name their time column in the "
+                "schema"
+            )
+        return self.select(np.argsort(self.times, kind="stable"))
+
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Interactions":
         """Return the rows of a mask or an index, in its order."""
         return Interactions(

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -19,9 +19,9 @@ from ftmamba.evaluation import (
     evaluate,
     paired_test,
 )
-from ftmamba.experiment.rivals import parse_rivals, train_rival
+from ftmamba.experiment.rivals import parse_rivals, test_scorer, train_rival
 from ftmamba.recipe import Recipe
-from ftmamba.training.run import Trained, embedding_scorer
+from ftmamba.training.run import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,12 @@ class Comparison:
         """Name of the recipe's own model."""
         return next(iter(self.evaluations))
 
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        own = self.evaluations[self.own]
+        return own.protocol.describe(own.n_items)
+
     def paired(self) -> dict[str, PairedComparison]:
         """Test the recipe's own model against each other model, user by user."""
         own, *others = self.evaluations
@@ -62,7 +68,7 @@ class Comparison:
         return {
             "models": {name: one.to_dict() for name, one in self.evaluations.items()},
             "metric": self.metric,
-            "differences": {name: one.to_dict() for name, one in self.paired().items()},
+            "differences": {name: asdict(one) for name, one in self.paired().items()},
             "options": dict(self.options),
             "seconds": dict(self.seconds),
         }
@@ -100,11 +106,12 @@ def _scorers(
     recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
 ) -> Iterator[tuple[str, Scorer, str]]:
     """Yield each model's name, fitted scorer and, if it was tuned, what was chosen."""
-    yield own_name(trained), embedding_scorer(trained.model, trained.data, split.test_time), ""
+    yield own_name(trained), test_scorer(trained, split), ""
     for rival in parse_rivals(recipe.evaluation.rivals):
         yield rival.name, train_rival(rival, recipe, tables, split, accelerator), ""
     for name in recipe.evaluation.baselines:
-        baseline, chosen = make_baseline(name), ""
+        options = recipe.evaluation.baseline_options.get(name)
+        baseline, chosen = make_baseline(name, options), ""
         if name in GRIDS and recipe.evaluation.tune_baselines and len(split.validation):
             logger.info("baseline: %s, tuned on validation", name)
             metric = recipe.evaluation.selection_metric

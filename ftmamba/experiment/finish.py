@@ -32,7 +32,7 @@ LIMITS = (
 def make_checkpoint(
     recipe: Recipe, tables: Tables, split: Split, trained: Trained, comparison: Comparison
 ) -> Checkpoint:
-    """Gather what `save_checkpoint` writes: catalogue as of the test, known users, card, results."""
+    """Gather what `save_checkpoint` writes; the catalogue is as of the test."""
     schema = tables.schema
     catalogue = embed_catalogue(
         trained.model,

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import EmbeddingScorer, Split
 from ftmamba.recipe import ModelRecipe, Recipe
-from ftmamba.training.run import embedding_scorer, train
+from ftmamba.training.run import Trained, embedding_scorer, train
 from modeling_ftmamba.columns import Column, near
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,13 @@ def train_rival(
     if rival.columns == "ids":
         tables = replace(tables, schema=ids_only(tables.schema))
     trained = train(recipe, tables, split, accelerator)
-    return embedding_scorer(trained.model, trained.data, split.test_time)
+    return test_scorer(trained, split)
+
+
+def test_scorer(trained: Trained, split: Split) -> EmbeddingScorer:
+    """Embed the users of the test part and, as of the test, every item."""
+    user_ids = np.unique(split.test.user_ids)
+    return embedding_scorer(trained.model, trained.data, split.test_time, user_ids=user_ids)
 
 
 def ids_only(schema: Schema) -> Schema:

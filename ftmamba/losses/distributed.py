@@ -26,6 +26,14 @@ def all_gather_with_gradient(rows: Tensor) -> Tensor:
     return gathered
 
 
+def smallest_of_all_ranks(values: Tensor) -> int:
+    """Return the least of all ranks' int64 values."""
+    smallest = values.min().reshape(1)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest.item())
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, rows: Tensor) -> Tensor:

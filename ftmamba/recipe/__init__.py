@@ -10,6 +10,7 @@ from ftmamba.recipe.flags import load_recipe
 from ftmamba.recipe.sections import (
     DataRecipe,
     EvaluationRecipe,
+    ExamplesRecipe,
     ModelRecipe,
     Recipe,
     SplitRecipe,
@@ -19,6 +20,7 @@ from ftmamba.recipe.sections import (
 __all__ = [
     "DataRecipe",
     "EvaluationRecipe",
+    "ExamplesRecipe",
     "ModelRecipe",
     "Recipe",
     "SplitRecipe",

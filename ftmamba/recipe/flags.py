@@ -11,6 +11,7 @@ import yaml
 from ftmamba.recipe.files import read_recipe, recipe_from_dict, shipped_names
 from ftmamba.recipe.sections import Recipe
 from ftmamba.recipe.values import default_of, main_option
+from ftmamba.recipe.variants import choose_variant
 from modeling_ftmamba.columns import near
 
 
@@ -51,6 +52,7 @@ def load_recipe(argv: Sequence[str]) -> Recipe:
     given = vars(options)
     path = given.pop("config", "")
     values: dict[str, Any] = read_recipe(path) if path else {}
+    values = choose_variant(values, given.get("split.kind"))
     for leaf in leaves:
         if ".".join(leaf.path) in given:
             _put(values, leaf.path, _from_text(leaf, given[".".join(leaf.path)]))

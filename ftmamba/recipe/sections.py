@@ -62,6 +62,11 @@ class SplitRecipe:
     def __post_init__(self) -> None:
         check_options(self)
 
+    @staticmethod
+    def kinds() -> tuple[str, ...]:
+        """Return the names of the splits."""
+        return tuple(SplitRecipe.__dataclass_fields__["kind"].metadata["choices"])
+
     def options(self, seed: int) -> dict[str, float | int]:
         """Return the options that were set; a random split takes the run's seed if it has none."""
         names = ("cut", "test_fraction", "validation_fraction", "seed")
@@ -87,13 +92,21 @@ class TrainingRecipe:
     """How the network is trained."""
 
     loss: str = option(
-        "in_batch", "objective", choices=("in_batch", "full_softmax", "bce", "mse")
-    )  # fmt: skip
+        "in_batch",
+        "objective",
+        choices=("in_batch", "full_softmax", "full_mse", "bce", "mse"),
+    )
     n_negatives: int = option(4, "bce, mse: uniform negatives for each positive", least=1)
     log_q: bool = option(True, "in_batch: correct for how often each item is drawn")
     mask_known_positives: bool = option(
         False, "in_batch, bce, mse: a user's other training items are never negatives"
     )
+    positive_weight: float = option(5.0, "full_mse: weight of an interaction against 1", least=0)
+    embedding_l2: float = option(1.0, "full_mse: penalty on the embeddings", least=0)
+    batch_order: str = option(
+        "random", "what a batch is: random interactions, or a stretch of time",
+        choices=("random", "time"),
+    )  # fmt: skip
     batch_size: int = option(1024, "interactions a step and process", least=1)
     num_epochs: int = option(20, "passes over the training interactions", least=1)
     stop_after_epochs: int = option(0, "stop early on the same schedule; 0: never", least=0)
@@ -140,6 +153,23 @@ class EvaluationRecipe:
     selection_metric: str = option("NDCG@10", "validation metric that picks the epoch")
     refit: bool = option(True, "train again on train + validation for the best number of epochs")
     baselines: tuple[str, ...] = option((), "baselines evaluated beside the model")
+    baseline_options: dict[str, Any] = option({}, "baseline -> its options, in place of defaults")
+    tune_baselines: bool = option(False, "choose the baselines' options on validation")
+    rivals: dict[str, Any] = option(
+        {},
+        "other networks trained beside the model: name -> {preset, overrides, training, columns}",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class ExamplesRecipe:
+    """For whom the finished run shows recommendations."""
+
+    user_key: str = option("", "a user of the tables")
+    record: dict[str, Any] = option({}, "raw columns of somebody who is in no table")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -155,6 +185,7 @@ class Recipe:
     model: ModelRecipe = option(ModelRecipe(), "the network")
     training: TrainingRecipe = option(TrainingRecipe(), "the training")
     evaluation: EvaluationRecipe = option(EvaluationRecipe(), "the evaluation")
+    examples: ExamplesRecipe = option(ExamplesRecipe(), "what the finished run shows")
     output_dir: str = option("runs/latest", "folder of the run's checkpoint and results")
     seed: int = option(42, "seed of weights, order, dropout and negatives", least=0)
     push_to_hub: bool = option(False, "upload the finished checkpoint to the Hub")

@@ -63,6 +63,7 @@ class TrainingLoop:
             seed=seed,
             rank=accelerator.process_index,
             n_ranks=accelerator.num_processes,
+            in_stretches=recipe.batch_order == "time",
         )
         self.steps_per_epoch = -(-self.batches.n_batches // recipe.gradient_accumulation_steps)
         self.n_steps = self.steps_per_epoch * recipe.num_epochs

@@ -18,9 +18,11 @@ from ftmamba.losses import (
     KnownPositives,
     all_gather_with_gradient,
     bce_loss,
+    full_mse_loss,
     full_softmax_loss,
     in_batch_loss,
     mse_loss,
+    smallest_of_all_ranks,
     uniform_negatives,
 )
 from ftmamba.recipe import TrainingRecipe
@@ -44,7 +46,11 @@ def make_objective(
         log_q = log_sampling_probability(embedder.data) if recipe.log_q else None
         return InBatchObjective(embedder, rank, log_q, known)
     if recipe.loss == "full_softmax":
-        return FullSoftmaxObjective(embedder)
+        return FullSoftmaxObjective(CatalogueEmbedder(embedder))
+    if recipe.loss == "full_mse":
+        return FullMSEObjective(
+            CatalogueEmbedder(embedder), recipe.positive_weight, recipe.embedding_l2
+        )
     pair_loss = {"bce": bce_loss, "mse": mse_loss}[recipe.loss]
     return PairObjective(embedder, pair_loss, recipe.n_negatives, seed, known)
 
@@ -92,31 +98,70 @@ class InBatchObjective:
 
 
 @dataclass(frozen=True)
-class FullSoftmaxObjective:
-    """Every other item of the catalogue is a negative.
+class CatalogueEmbedder:
+    """Embeds the users of a batch and every item.
 
-    The catalogue's popularity columns are as of the batch's earliest interaction: nothing of the
-    future is in them, but little of the present either. Choose `in_batch` for such data.
+    Popularity columns are as of the earliest interaction of the global batch: nothing of the
+    future is in them. So that they are of the present too, let a batch be a stretch of time
+    (`batch_order: time`); every item is then seen as it was at that moment, which is how the
+    catalogue is seen when recommending.
     """
 
     embedder: PairEmbedder
 
-    def __call__(self, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
-        users_BD, catalogue_ID = self.embedder.embed_catalogue(
-            batch["user_ids"], self._catalogue(batch)
-        )
-        return full_softmax_loss(users_BD, catalogue_ID, batch["item_ids"].to(self.embedder.device))
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the users (B, D), divided by the temperature, and the catalogue (I, D)."""
+        return self.embedder.embed_catalogue(batch["user_ids"], self._catalogue(batch))
 
     def _catalogue(self, batch: Batch) -> Mapping[str, Tensor]:
         if "popularity" not in batch:
             return self._timeless
-        return self.embedder.data.catalogue(int(batch["times"].min()))
+        earliest = smallest_of_all_ranks(batch["times"].to(self.embedder.device))
+        return self.embedder.data.catalogue(earliest)
 
     @cached_property
     def _timeless(self) -> Mapping[str, Tensor]:
         catalogue = self.embedder.data.catalogue(None)
         on_device: Mapping[str, Tensor] = send_to_device(dict(catalogue), self.embedder.device)
         return on_device
+
+    @cached_property
+    def user_counts(self) -> Tensor:
+        """Training interactions of each user (U,)."""
+        user_ids, _ = self.embedder.data.training_pairs()
+        return torch.bincount(user_ids, minlength=self.embedder.data.n_users)
+
+
+@dataclass(frozen=True)
+class FullSoftmaxObjective:
+    """Every other item of the catalogue is a negative."""
+
+    catalogue: CatalogueEmbedder
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
+        users_BD, catalogue_ID = self.catalogue.embed(batch)
+        return full_softmax_loss(users_BD, catalogue_ID, batch["item_ids"].to(users_BD.device))
+
+
+@dataclass(frozen=True)
+class FullMSEObjective:
+    """Every pair of a user and an item has a label, 1 for interactions and 0 for the others."""
+
+    catalogue: CatalogueEmbedder
+    positive_weight: float
+    l2: float
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
+        users_BD, catalogue_ID = self.catalogue.embed(batch)
+        counts_B = self.catalogue.user_counts[batch["user_ids"]]
+        return full_mse_loss(
+            users_BD,
+            catalogue_ID,
+            batch["item_ids"].to(users_BD.device),
+            user_counts_B=counts_B.to(users_BD.device),
+            positive_weight=self.positive_weight,
+            l2=self.l2,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,11 +37,13 @@ class Trained:
         model: with the weights that validation picked, or those of the refit.
         data: the tables as the model reads them.
         result: epochs, scores and losses of the training that was validated.
+        seconds: wall time of training, the refit included.
     """
 
     model: FTMambaTwoTowerModel
     data: EncodedData
     result: FitResult
+    seconds: float
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -102,6 +105,7 @@ def train(recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator
     With `evaluation.refit` a second model is then trained on training and validation for as many
     epochs as were best, on the same schedule; the test part is never looked at.
     """
+    start = time.perf_counter()
     data = encode_once(recipe, tables, split, accelerator)
     model = make_model(recipe, data)
     logger.info(
@@ -117,22 +121,22 @@ def train(recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator
         output_dir=Path(recipe.output_dir),
         seed=recipe.seed,
     )
-    if not recipe.evaluation.refit:
-        return Trained(model, data, result)
-    return refit(recipe, tables, split, accelerator, result=result)
+    if recipe.evaluation.refit:
+        model, data = refit(recipe, tables, split, accelerator, n_epochs=result.best_epoch)
+    return Trained(model, data, result, round(time.perf_counter() - start, 3))
 
 
 def refit(
-    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator, *, result: FitResult
-) -> Trained:
+    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator, *, n_epochs: int
+) -> tuple[FTMambaTwoTowerModel, EncodedData]:
     """Train afresh on training and validation, for the number of epochs that was best."""
-    logger.info("training again on train + validation for %d epochs", result.best_epoch)
+    logger.info("training again on train + validation for %d epochs", n_epochs)
     merged = replace(split, train=split.before_test, validation_time=split.test_time)
     data = encode_once(recipe, tables, merged, accelerator)
     model = make_model(recipe, data)
     training = replace(
         recipe.training,
-        stop_after_epochs=result.best_epoch,
+        stop_after_epochs=n_epochs,
         checkpointing_steps="",
         resume_from_checkpoint="",
     )
@@ -140,7 +144,7 @@ def refit(
         model, data, training, accelerator,
         validate=None, output_dir=Path(recipe.output_dir), seed=recipe.seed,
     )  # fmt: skip
-    return Trained(model, data, result)
+    return model, data
 
 
 def encode_once(
@@ -150,7 +154,7 @@ def encode_once(
     with accelerator.local_main_process_first():
         return encode(
             tables,
-            split.train,
+            split.train.by_time() if recipe.training.batch_order == "time" else split.train,
             as_of=split.validation_time,
             cache_dir=recipe.data.cache_dir or None,
         )
