@@ -42,7 +42,7 @@ def run(recipe: Recipe) -> None:
             recipe.output_dir, make_checkpoint(recipe, tables, split, trained, comparison)
         )
         print(f"\nTest: {split.description}; {comparison.protocol}\n")
-        print(results_table(comparison.evaluations))
+        print(results_table(comparison.evaluations, k=max(recipe.evaluation.k)))
         recommender = Recommender.from_pretrained(recipe.output_dir)
         print(f"\n{tell_examples(recommender, recipe.examples, tables, split.before_test)}")
         print(f"\nCheckpoint and all_results.json: {recipe.output_dir}")

@@ -8,6 +8,7 @@ import yaml
 from ftmamba.recipe import Recipe, load_recipe, shipped_names
 from ftmamba.recipe.files import read_recipe, recipe_from_dict
 from ftmamba.recipe.flags import list_leaves, make_parser
+from ftmamba.recipe.variants import choose_variant
 
 NAMED = ["--data", "movielens-100k"]
 
@@ -155,10 +156,56 @@ def test_every_shipped_recipe_loads_and_differs_from_the_defaults():
     for name in names:
         recipe = load_recipe(["--config", name])
         assert recipe != Recipe()
-        assert recipe_from_dict(read_recipe(name)) == recipe
+        assert recipe_from_dict(choose_variant(read_recipe(name), None)) == recipe
 
 
 def test_every_option_of_every_section_is_declared_with_help():
     for f in fields(Recipe):
         assert f.metadata["help"]
     assert yaml.safe_load(yaml.safe_dump(Recipe().to_dict())) == Recipe().to_dict()
+
+
+VARIANTS = """
+data: {users: u.csv, items: i.csv, interactions: x.csv, positive_threshold: 4}
+split: global-time
+training: {loss: in_batch, batch_size: 64}
+for_split:
+  random:
+    data: {positive_threshold: null}
+    split: {test_fraction: 0.25}
+    training: {loss: full_mse}
+"""
+
+
+@pytest.fixture
+def with_variants(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(VARIANTS)
+    return ["--config", str(tmp_path / "recipe.yaml")]
+
+
+def test_the_part_for_another_split_is_left_out(with_variants):
+    recipe = load_recipe(with_variants)
+    assert (recipe.training.loss, recipe.data.positive_threshold) == ("in_batch", 4)
+
+
+def test_the_part_for_the_split_lies_between_the_file_and_the_flags(with_variants):
+    recipe = load_recipe([*with_variants, "--split", "random", "--batch_size", "32"])
+    assert recipe.split.kind == "random"
+    assert recipe.split.test_fraction == 0.25
+    assert (recipe.training.loss, recipe.training.batch_size) == ("full_mse", 32)
+    assert (recipe.data.positive_threshold, recipe.data.users) == (None, "u.csv")
+    flags = [*with_variants, "--split", "random", "--loss", "bce"]
+    assert load_recipe(flags).training.loss == "bce"
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"randm": {}}, "unknown split 'randm'; did you mean 'random'"),
+        ({"random": 3}, "for_split.random must be a partial recipe, got 3"),
+        ([1], "for_split must be a mapping"),
+    ],
+)
+def test_wrong_variants_are_refused(variants, message):
+    with pytest.raises(ValueError, match=message):
+        choose_variant({"for_split": variants}, None)

@@ -19,7 +19,7 @@ from ftmamba.evaluation import (
     evaluate,
     paired_test,
 )
-from ftmamba.experiment.rivals import parse_rivals, test_scorer, train_rival
+from ftmamba.experiment.rivals import held_out_scorer, parse_rivals, train_rival
 from ftmamba.recipe import Recipe
 from ftmamba.training.run import Trained
 
@@ -106,7 +106,7 @@ def _scorers(
     recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
 ) -> Iterator[tuple[str, Scorer, str]]:
     """Yield each model's name, fitted scorer and, if it was tuned, what was chosen."""
-    yield own_name(trained), test_scorer(trained, split), ""
+    yield own_name(trained), held_out_scorer(trained, split), ""
     for rival in parse_rivals(recipe.evaluation.rivals):
         yield rival.name, train_rival(rival, recipe, tables, split, accelerator), ""
     for name in recipe.evaluation.baselines:

@@ -11,6 +11,7 @@ from ftmamba.recipe import ExamplesRecipe
 from ftmamba.recommender import Recommendation, Recommender
 
 N_SHOWN = 10
+"""Items listed; fewer where the catalogue is smaller."""
 WIDTH = 44
 
 
@@ -25,12 +26,13 @@ def tell_examples(
         tables: for titles and records.
         known: interactions before the test: what the user liked.
     """
+    n_shown = min(N_SHOWN, len(recommender.catalogue))
     parts = []
     if recipe.user_key:
         row = tables.user_row(recipe.user_key)
         liked = _liked(row, tables, known)
-        recommended = recommender.recommend(user_key=recipe.user_key, k=N_SHOWN)
-        who = _words(tables.user_record(row))
+        recommended = recommender.recommend(user_key=recipe.user_key, k=n_shown)
+        who = _words(tables.user_record(row), leave_out=tables.schema.users.key)
         parts.append(
             _side_by_side(
                 f"User {recipe.user_key} ({who})",
@@ -39,7 +41,7 @@ def tell_examples(
             )
         )
     if recipe.record:
-        recommended = recommender.recommend(record=recipe.record, k=N_SHOWN)
+        recommended = recommender.recommend(record=recipe.record, k=n_shown)
         lines = [f"Somebody never seen ({_words(recipe.record)})", "  recommended"]
         parts.append("\n".join([*lines, *(f"  {title}" for title in _titles(recommended))]))
     return "\n\n".join(parts)
@@ -56,8 +58,8 @@ def _titles(recommended: Sequence[Recommendation]) -> list[str]:
     return [f"{one.score:7.2f}  {one.title or one.item_key}" for one in recommended]
 
 
-def _words(record: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in record.items())
+def _words(record: Mapping[str, Any], leave_out: str = "") -> str:
+    return ", ".join(f"{name} {value}" for name, value in record.items() if name != leave_out)
 
 
 def _side_by_side(

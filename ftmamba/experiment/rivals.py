@@ -82,10 +82,10 @@ def train_rival(
     if rival.columns == "ids":
         tables = replace(tables, schema=ids_only(tables.schema))
     trained = train(recipe, tables, split, accelerator)
-    return test_scorer(trained, split)
+    return held_out_scorer(trained, split)
 
 
-def test_scorer(trained: Trained, split: Split) -> EmbeddingScorer:
+def held_out_scorer(trained: Trained, split: Split) -> EmbeddingScorer:
     """Embed the users of the test part and, as of the test, every item."""
     user_ids = np.unique(split.test.user_ids)
     return embedding_scorer(trained.model, trained.data, split.test_time, user_ids=user_ids)

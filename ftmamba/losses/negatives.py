@@ -49,6 +49,20 @@ class KnownPositives:
         self.n_items = n_items
         self.pairs = torch.unique(user_ids * n_items + item_ids)
 
+    def of_users(self, user_ids_B: Tensor) -> Tensor:
+        """Return which items (B, I) each user has in training."""
+        starts_B, ends_B = (
+            torch.searchsorted(self.pairs, (user_ids_B + next_user) * self.n_items)
+            for next_user in (0, 1)
+        )
+        counts_B = ends_B - starts_B
+        rows = torch.repeat_interleave(torch.arange(len(user_ids_B)), counts_B)
+        first_of_row = torch.repeat_interleave(counts_B.cumsum(0) - counts_B, counts_B)
+        places = starts_B[rows] + torch.arange(len(rows)) - first_of_row
+        known_BI = torch.zeros(len(user_ids_B), self.n_items, dtype=torch.bool)
+        known_BI[rows, self.pairs[places] % self.n_items] = True
+        return known_BI
+
     def contain(self, user_ids: Tensor, item_ids: Tensor) -> Tensor:
         """Return, for ids that broadcast, whether each user has each item in training."""
         wanted = user_ids * self.n_items + item_ids

@@ -99,7 +99,10 @@ class TrainingRecipe:
     n_negatives: int = option(4, "bce, mse: uniform negatives for each positive", least=1)
     log_q: bool = option(True, "in_batch: correct for how often each item is drawn")
     mask_known_positives: bool = option(
-        False, "in_batch, bce, mse: a user's other training items are never negatives"
+        False, "all but full_mse: a user's other training items are never negatives"
+    )
+    user_weight_exponent: float = option(
+        0.0, "full_softmax: an interaction weighs (its user's interactions)^-exponent", least=0
     )
     positive_weight: float = option(5.0, "full_mse: weight of an interaction against 1", least=0)
     embedding_l2: float = option(1.0, "full_mse: penalty on the embeddings", least=0)

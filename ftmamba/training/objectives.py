@@ -46,7 +46,7 @@ def make_objective(
         log_q = log_sampling_probability(embedder.data) if recipe.log_q else None
         return InBatchObjective(embedder, rank, log_q, known)
     if recipe.loss == "full_softmax":
-        return FullSoftmaxObjective(CatalogueEmbedder(embedder))
+        return FullSoftmaxObjective(CatalogueEmbedder(embedder), known, recipe.user_weight_exponent)
     if recipe.loss == "full_mse":
         return FullMSEObjective(
             CatalogueEmbedder(embedder), recipe.positive_weight, recipe.embedding_l2
@@ -134,13 +134,32 @@ class CatalogueEmbedder:
 
 @dataclass(frozen=True)
 class FullSoftmaxObjective:
-    """Every other item of the catalogue is a negative."""
+    """Every other item of the catalogue is a negative, known positives apart if asked."""
 
     catalogue: CatalogueEmbedder
+    known: KnownPositives | None = None
+    user_weight_exponent: float = 0.0
 
     def __call__(self, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
         users_BD, catalogue_ID = self.catalogue.embed(batch)
-        return full_softmax_loss(users_BD, catalogue_ID, batch["item_ids"].to(users_BD.device))
+        device, known_BI = users_BD.device, None
+        if self.known is not None:
+            known_BI = self.known.of_users(batch["user_ids"]).to(device)
+        return full_softmax_loss(
+            users_BD,
+            catalogue_ID,
+            batch["item_ids"].to(device),
+            known_BI=known_BI,
+            weights_B=self._user_weights[batch["user_ids"]].to(device),
+        )
+
+    @cached_property
+    def _user_weights(self) -> Tensor:
+        """Return count^-exponent of each user (U,), scaled to mean 1 over the interactions."""
+        counts_U = self.catalogue.user_counts.clamp(min=1).double()
+        weights_U = counts_U**-self.user_weight_exponent
+        mean = (weights_U * self.catalogue.user_counts).sum() / self.catalogue.user_counts.sum()
+        return (weights_U / mean).float()
 
 
 @dataclass(frozen=True)

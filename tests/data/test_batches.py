@@ -161,3 +161,25 @@ def test_a_file_that_is_no_arrow_stream_is_named(tmp_path):
     (tmp_path / "rows.arrow").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"file '.*rows\.arrow' is damaged"):
         TableBatches(tmp_path / "rows.arrow", batch_size=4, seed=0)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_a_stretch_is_neighbouring_rows_and_left_over_rows_change(path, n_rows, n_ranks):
+    ranks = [
+        TableBatches(path, batch_size=32, seed=1, rank=rank, n_ranks=n_ranks, in_stretches=True)
+        for rank in range(n_ranks)
+    ]
+    size = 32 * n_ranks
+    firsts = []
+    for epoch in range(6):
+        batches = list(zip(*(row_lists(rank, epoch) for rank in ranks), strict=True))
+        assert len(batches) == n_rows // size
+        stretches = [sorted(chain.from_iterable(batch)) for batch in batches]
+        assert all(rows == list(range(rows[0], rows[0] + size)) for rows in stretches)
+        assert len({row for rows in stretches for row in rows}) == size * len(batches)
+        assert list(chain.from_iterable(batches[0])) != stretches[0]
+        firsts.append([rows[0] for rows in stretches])
+        assert row_lists(ranks[0], epoch, start=3) == row_lists(ranks[0], epoch)[3:]
+    assert len({tuple(order) for order in firsts}) == 6
+    if n_rows % size > 8:
+        assert len({min(order) for order in firsts}) > 1

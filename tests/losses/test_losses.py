@@ -9,6 +9,7 @@ import torch
 from ftmamba.losses import (
     KnownPositives,
     bce_loss,
+    full_mse_loss,
     full_softmax_loss,
     in_batch_loss,
     mse_loss,
@@ -156,3 +157,59 @@ def test_known_positives_are_found_and_no_others():
     expected = torch.zeros(3, 5, dtype=torch.bool)
     expected[user_ids, item_ids] = True
     assert torch.equal(table, expected)
+
+
+def catalogue_case(generator, *, n_users=5, n_items=7):
+    users_UD = torch.randn(n_users, 3, generator=generator, dtype=torch.float64)
+    items_ID = torch.randn(n_items, 3, generator=generator, dtype=torch.float64)
+    taken_UI = torch.rand(n_users, n_items, generator=generator) < 0.4
+    taken_UI[:, 0] = True
+    return users_UD.requires_grad_(), items_ID.requires_grad_(), taken_UI
+
+
+def test_full_mse_over_all_interactions_is_the_objective_of_implicit_als(generator):
+    users_UD, items_ID, taken_UI = catalogue_case(generator)
+    user_ids_B, item_ids_B = taken_UI.nonzero().unbind(1)
+    loss = full_mse_loss(
+        users_UD[user_ids_B],
+        items_ID,
+        item_ids_B,
+        user_counts_B=taken_UI.sum(1)[user_ids_B],
+        positive_weight=3.0,
+        l2=0.7,
+    )
+    weights_UI = torch.where(taken_UI, 3.0, 1.0)
+    errors_UI = weights_UI * (taken_UI.double() - users_UD @ items_ID.T).square()
+    lengths = users_UD.square().sum() + len(users_UD) * items_ID.square().sum(1).mean()
+    expected = (errors_UI.sum() + 0.7 * lengths) / taken_UI.sum()
+    torch.testing.assert_close(loss, expected)
+    for tensor in (users_UD, items_ID):
+        found, wanted = (
+            torch.autograd.grad(x, tensor, retain_graph=True) for x in (loss, expected)
+        )
+        torch.testing.assert_close(found, wanted)
+
+
+def test_full_softmax_leaves_known_items_out_and_weighs_its_users(generator):
+    users_UD, items_ID, taken_UI = catalogue_case(generator)
+    positives_U, weights_U = torch.zeros(5, dtype=torch.int64), torch.tensor([1.0, 2, 0, 1, 1])
+    loss = full_softmax_loss(
+        users_UD, items_ID, positives_U, known_BI=taken_UI, weights_B=weights_U
+    )
+    scores = (users_UD @ items_ID.T).tolist()
+    by_hand = [
+        cross_entropy_by_hand(scores[u], 0, [0, *(~taken_UI[u]).nonzero().flatten().tolist()])
+        for u in range(5)
+    ]
+    expected = sum(w * value for w, value in zip(weights_U.tolist(), by_hand, strict=True)) / 5
+    assert loss.item() == pytest.approx(expected)
+    assert taken_UI[:, 1:].any()
+
+
+def test_known_items_of_users_are_their_pairs():
+    user_ids, item_ids = torch.tensor([4, 0, 0, 2, 0]), torch.tensor([1, 3, 0, 5, 3])
+    known = KnownPositives(user_ids, item_ids, 6)
+    asked = torch.tensor([0, 1, 4, 0, 5])
+    expected = known.contain(asked[:, None], torch.arange(6))
+    assert expected.sum() == 2 + 0 + 1 + 2 + 0
+    assert torch.equal(known.of_users(asked), expected)

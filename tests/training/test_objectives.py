@@ -12,7 +12,7 @@ from ftmamba.training import fit
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.loop import TrainingLoop
 from ftmamba.training.objectives import (
-    FullSoftmaxObjective,
+    CatalogueEmbedder,
     PairObjective,
     known_positives,
     log_sampling_probability,
@@ -97,11 +97,11 @@ def test_negatives_have_the_popularity_of_the_interactions_own_time(toy, tmp_pat
     torch.testing.assert_close(popularity_PW[:, 0], torch.tensor(counts).float().log1p())
 
 
-def test_the_full_softmax_sees_the_catalogue_as_of_the_earliest_interaction(toy, tmp_path):
+def test_catalogue_losses_see_the_catalogue_as_of_the_earliest_interaction(toy, tmp_path):
     data = toy.encoded(tmp_path / "data", with_popularity=True)
-    objective = FullSoftmaxObjective(PairEmbedder(toy.model(data), toy.model(data), data, CPU))
+    embedder = CatalogueEmbedder(PairEmbedder(toy.model(data), toy.model(data), data, CPU))
     batch = next(iter(InteractionBatches(data.interactions, batch_size=10, seed=1).epoch(0)))
-    catalogue = objective._catalogue(batch)
+    catalogue = embedder._catalogue(batch)
     earliest = data.catalogue(int(batch["times"].min()))
     assert torch.equal(catalogue["item_numeric"], earliest["item_numeric"])
     assert not torch.equal(catalogue["item_numeric"], data.catalogue()["item_numeric"])

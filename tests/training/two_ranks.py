@@ -17,7 +17,7 @@ accelerator = make_accelerator(Recipe(output_dir=str(folder)))
 with accelerator.main_process_first():
     data = encoded(folder / "data")
 facts = {"world_size": torch.tensor(accelerator.num_processes)}
-for loss in ("in_batch", "full_softmax", "bce"):
+for loss in ("in_batch", "full_softmax", "full_mse", "bce"):
     found = gradients(data, loss, batch_size=16, accelerator=accelerator, folder=folder)
     facts |= {f"{loss}/{name}": tensor for name, tensor in found.items()}
 

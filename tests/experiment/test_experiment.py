@@ -1,0 +1,112 @@
+"""From a trained model to its table, its checkpoint and what it tells."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ftmamba import Recommender
+from ftmamba.checkpoint import load_checkpoint, save_checkpoint
+from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.evaluation import Protocol, evaluate
+from ftmamba.experiment import make_checkpoint, tell_examples
+from ftmamba.experiment.rivals import held_out_scorer, ids_only, parse_rivals
+from ftmamba.recipe import ExamplesRecipe
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run):
+    return make_checkpoint(run.recipe, run.tables, run.split, run.trained, run.comparison)
+
+
+def test_every_model_of_the_recipe_is_compared_its_own_first(run):
+    names = list(run.comparison.evaluations)
+    assert names[:3] == ["FT-Mamba", "FT-Transformer", "ID-only MLP"]
+    assert len(names) == 5
+    users = [one.user_ids.tolist() for one in run.comparison.evaluations.values()]
+    assert all(ids == np.unique(run.split.test.user_ids).tolist() for ids in users)
+    assert list(run.comparison.options) == [names[4]]
+
+
+def test_the_own_row_is_the_trained_model_on_the_test_part(run):
+    again = evaluate(
+        held_out_scorer(run.trained, run.split),
+        test=run.split.test,
+        seen=run.split.before_test,
+        protocol=Protocol(k=(3,)),
+    )
+    own = run.comparison.evaluations["FT-Mamba"]
+    assert again.mean("NDCG@3") == own.mean("NDCG@3")
+
+
+def test_differences_are_those_of_the_means(run):
+    evaluations = run.comparison.evaluations
+    for name, difference in run.comparison.paired().items():
+        expected = evaluations["FT-Mamba"].mean("NDCG@3") - evaluations[name].mean("NDCG@3")
+        assert difference.difference == pytest.approx(expected)
+    assert len(run.comparison.paired()) == 4
+
+
+def test_an_id_only_rival_sees_keys_alone(run):
+    schema = ids_only(run.tables.schema)
+    assert [column.name for column in schema.users.columns] == [run.tables.schema.users.key]
+    assert [column.name for column in schema.items.columns] == [run.tables.schema.items.key]
+    assert len(run.tables.schema.users.columns) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prset": "x"}, "unknown key 'prset'; did you mean 'preset'"),
+        ({"columns": "ids"}, "rival 'X' needs a preset"),
+        ({"preset": "mlp-small", "columns": "id"}, "columns must be one of all, ids, got 'id'"),
+    ],
+)
+def test_a_wrong_rival_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse_rivals({"X": options})
+
+
+def test_the_checkpoint_holds_results_card_and_what_users_saw(run, checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "run", checkpoint)
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert list(results["models"]) == list(run.comparison.evaluations)
+    own = run.comparison.evaluations["FT-Mamba"]
+    assert results["models"]["FT-Mamba"]["metrics"]["NDCG@3"] == own.mean("NDCG@3")
+    assert results["training"]["best_epoch"] in (1, 2)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert all(name in card for name in run.comparison.evaluations)
+    user = int(run.split.test.user_ids[0])
+    seen = run.split.before_test
+    expected = set(seen.item_ids[seen.user_ids == user].tolist())
+    assert set(load_checkpoint(tmp_path / "run").users.seen(user).tolist()) == expected
+
+
+def test_evaluating_the_checkpoint_again_gives_the_same_figures(run, checkpoint, monkeypatch):
+    own = run.comparison.evaluations["FT-Mamba"]
+    named = {"checkerboard": lambda *_, **__: run.tables}
+    monkeypatch.setattr("ftmamba.training.run.NAMED_DATASETS", named)
+    recipe = {**checkpoint.recipe, "split": {"kind": "random", "test_fraction": 0.3, "seed": 1}}
+    _, again = repeat_evaluation(replace(checkpoint, recipe=recipe))
+    assert again.mean("NDCG@3") == own.mean("NDCG@3")
+
+
+def test_examples_show_what_was_liked_and_what_is_recommended(run, checkpoint):
+    recommender = Recommender(checkpoint)
+    known = run.split.before_test
+    text = tell_examples(recommender, run.recipe.examples, run.tables, known)
+    first, second = text.split("\n\n")
+    row = run.tables.user_row("u2")
+    liked = known.item_ids[known.user_ids == row]
+    for item in liked:
+        assert f"  {run.tables.item_titles[item] or run.tables.item_keys[item]} " in first
+    for one in recommender.recommend(user_key="u2", k=10):
+        assert one.title or one.item_key in first
+    assert second.startswith("Somebody never seen (age 40)")
+    assert len(second.splitlines()) == 2 + 10
+
+
+def test_no_examples_are_told_where_none_are_asked(run, checkpoint):
+    known = run.split.before_test
+    assert tell_examples(Recommender(checkpoint), ExamplesRecipe(), run.tables, known) == ""
