@@ -70,6 +70,9 @@ class FTMambaArchitecture(PreTrainedConfig):
         layer_norm_eps: of every LayerNorm.
     """
 
+    # `save_pretrained` names this class in `auto_map`, so that `AutoConfig` finds it.
+    _auto_class = "AutoConfig"
+
     hidden_size: int = 64
     num_hidden_layers: int = 2
     mixer: str = "mamba"

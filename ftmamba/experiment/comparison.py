@@ -99,7 +99,8 @@ def compare(
 
 def own_name(trained: Trained) -> str:
     """Return what the recipe's own model is called in tables."""
-    return NAMES[trained.model.config.mixer]
+    config = trained.model.config
+    return NAMES[config.mixer] if config.num_hidden_layers else "MLP"
 
 
 def _scorers(

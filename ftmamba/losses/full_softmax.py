@@ -13,6 +13,7 @@ def full_softmax_loss(
     catalogue_ID: Tensor,
     positives_B: Tensor,
     *,
+    log_weights_I: Tensor | None = None,
     known_BI: Tensor | None = None,
     weights_B: Tensor | None = None,
 ) -> Tensor:
@@ -23,7 +24,9 @@ def full_softmax_loss(
     Args:
         users_BD: user embeddings, already divided by the temperature.
         catalogue_ID: embeddings of all items, in the order of their ids.
-        positives_B: int64, each user's item.
+        positives_B: int64, place of each user's item in `catalogue_ID`.
+        log_weights_I: log of how many items each of `catalogue_ID` stands for, where those are a
+            sample of the catalogue; None for all items.
         known_BI: bool; items that are no negatives of a user, such as the user's other positives.
         weights_B: weight of each user's loss; None weighs all alike.
 
@@ -31,6 +34,8 @@ def full_softmax_loss(
         Mean loss, in nats.
     """
     logits_BI = users_BD @ catalogue_ID.T
+    if log_weights_I is not None:
+        logits_BI = logits_BI + log_weights_I
     if known_BI is not None:
         is_positive_BI = torch.zeros_like(known_BI).scatter_(1, positives_B[:, None], value=True)
         logits_BI = logits_BI.masked_fill(known_BI & ~is_positive_BI, -torch.inf)

@@ -101,6 +101,9 @@ class TrainingRecipe:
     mask_known_positives: bool = option(
         False, "all but full_mse: a user's other training items are never negatives"
     )
+    n_sampled_items: int = option(
+        0, "full_softmax: items embedded a step beside the batch's own; 0: all", least=0
+    )
     user_weight_exponent: float = option(
         0.0, "full_softmax: an interaction weighs (its user's interactions)^-exponent", least=0
     )

@@ -4,10 +4,12 @@ Shapes: B interactions of this process, M items of the batch, I items of the cat
 P pairs, W popularity columns.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
@@ -109,9 +111,12 @@ class CatalogueEmbedder:
 
     embedder: PairEmbedder
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the users (B, D), divided by the temperature, and the catalogue (I, D)."""
-        return self.embedder.embed_catalogue(batch["user_ids"], self._catalogue(batch))
+    def embed(self, batch: Batch, item_ids_M: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the users (B, D), divided by the temperature, and items (M, D), by default all."""
+        catalogue = self._catalogue(batch)
+        if item_ids_M is not None and len(item_ids_M) < self.embedder.data.n_items:
+            catalogue = {name: rows[item_ids_M.to(rows.device)] for name, rows in catalogue.items()}
+        return self.embedder.embed_catalogue(batch["user_ids"], catalogue)
 
     def _catalogue(self, batch: Batch) -> Mapping[str, Tensor]:
         if "popularity" not in batch:
@@ -134,24 +139,49 @@ class CatalogueEmbedder:
 
 @dataclass(frozen=True)
 class FullSoftmaxObjective:
-    """Every other item of the catalogue is a negative, known positives apart if asked."""
+    """Every other item of the catalogue is a negative, known positives apart if asked.
+
+    With `n_sampled`, a step embeds the items of the global batch and so many others, drawn
+    uniformly; each of those stands for several, so that the sum over the catalogue is estimated
+    without bias. As many as there are, and the loss is the exact one.
+    """
 
     catalogue: CatalogueEmbedder
     known: KnownPositives | None = None
     user_weight_exponent: float = 0.0
+    n_sampled: int = 0
+    seed: int = 0
 
-    def __call__(self, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
-        users_BD, catalogue_ID = self.catalogue.embed(batch)
-        device, known_BI = users_BD.device, None
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        item_ids_M, log_weights_M = self._candidates(batch, step)
+        users_BD, items_MD = self.catalogue.embed(batch, item_ids_M)
+        device, known_BM = users_BD.device, None
         if self.known is not None:
-            known_BI = self.known.of_users(batch["user_ids"]).to(device)
+            known_BM = self.known.of_users(batch["user_ids"])[:, item_ids_M].to(device)
         return full_softmax_loss(
             users_BD,
-            catalogue_ID,
-            batch["item_ids"].to(device),
-            known_BI=known_BI,
+            items_MD,
+            torch.searchsorted(item_ids_M, batch["item_ids"]).to(device),
+            log_weights_I=log_weights_M.to(device),
+            known_BI=known_BM,
             weights_B=self._user_weights[batch["user_ids"]].to(device),
         )
+
+    def _candidates(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Return the ids (M,), ascending, and the log of how many items each stands for."""
+        n_items = self.catalogue.embedder.data.n_items
+        if not self.n_sampled:
+            return torch.arange(n_items), torch.zeros(n_items)
+        gathered = all_gather_with_gradient(batch["item_ids"].to(self.catalogue.embedder.device))
+        is_own_I = torch.zeros(n_items, dtype=torch.bool)
+        is_own_I[gathered.cpu()] = True
+        others = (~is_own_I).nonzero().flatten().numpy()
+        generator = np.random.default_rng((self.seed, step))
+        n_drawn = min(self.n_sampled, len(others))
+        drawn = torch.from_numpy(generator.choice(others, n_drawn, replace=False))
+        item_ids_M = torch.cat([is_own_I.nonzero().flatten(), drawn]).sort().values
+        stands_for = math.log(len(others) / n_drawn) if n_drawn else 0.0
+        return item_ids_M, torch.where(is_own_I[item_ids_M], 0.0, stands_for)
 
     @cached_property
     def _user_weights(self) -> Tensor:

@@ -29,4 +29,5 @@ def test_layers_of_one_embedder_have_the_published_count(preset, published):
 def test_every_preset_builds():
     presets = sorted(path.stem for path in PRESETS.glob("*.json"))
     assert len(presets) >= 4
-    assert all(layers_of_one_embedder(preset) > 0 for preset in presets)
+    without_layers = [preset for preset in presets if not layers_of_one_embedder(preset)]
+    assert without_layers == ["mlp-small"]

@@ -1,6 +1,7 @@
 """What each objective feeds its loss."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.loop import TrainingLoop
 from ftmamba.training.objectives import (
     CatalogueEmbedder,
+    FullSoftmaxObjective,
     PairObjective,
     known_positives,
     log_sampling_probability,
@@ -153,3 +155,30 @@ def test_every_option_changes_the_weights(loss, change, data, toy, accelerator, 
         )  # fmt: skip
     pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
     assert any(not torch.equal(first, second) for first, second in pairs)
+
+
+def test_a_sample_of_all_items_is_the_exact_softmax_and_fewer_estimate_it(embedder, batch):
+    catalogue = CatalogueEmbedder(embedder)
+    exact = FullSoftmaxObjective(catalogue)(batch, 0)
+    whole = FullSoftmaxObjective(catalogue, n_sampled=1000)(batch, 0)
+    torch.testing.assert_close(whole, exact)
+    few = dict(batch)
+    for name in batch:
+        few[name] = batch[name][:4]
+    exact = FullSoftmaxObjective(catalogue)(few, 0)
+    sampled = FullSoftmaxObjective(catalogue, n_sampled=4)
+    ids, log_weights = sampled._candidates(few, 0)
+    n_own = len(few["item_ids"].unique())
+    assert len(ids) == n_own + 4
+    assert log_weights.exp().sum().item() == pytest.approx(embedder.data.n_items)
+    estimates = torch.stack([sampled(few, step) for step in range(200)])
+    assert estimates.std() > 1e-4
+    assert estimates.mean().item() == pytest.approx(exact.item(), abs=0.01)
+
+
+def test_users_weigh_by_how_much_they_took():
+    counts_U = torch.tensor([4, 1, 9, 0])
+    catalogue = SimpleNamespace(user_counts=counts_U)
+    weights_U = FullSoftmaxObjective(catalogue, user_weight_exponent=0.5)._user_weights
+    # Weights 1/2, 1 and 1/3 over 14 interactions sum to 2 + 1 + 3.
+    torch.testing.assert_close(weights_U[:3], torch.tensor([1 / 2, 1, 1 / 3]) * 14 / 6)

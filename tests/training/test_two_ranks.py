@@ -36,7 +36,7 @@ def test_there_are_two_ranks_and_they_end_equal(ranks):
         assert torch.equal(ranks[0][name], ranks[1][name]), name
 
 
-@pytest.mark.parametrize("loss", ["in_batch", "full_softmax", "full_mse", "bce"])
+@pytest.mark.parametrize("loss", ["in_batch", "full_softmax", "sampled", "full_mse", "bce"])
 def test_two_ranks_have_the_gradient_of_one_process_on_the_global_batch(
     ranks, loss, data, toy, accelerator, tmp_path
 ):

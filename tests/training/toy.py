@@ -18,6 +18,14 @@ from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 N_USERS, N_ITEMS = 16, 20
 DAY = 86_400
+OBJECTIVES = {
+    "in_batch": {"loss": "in_batch"},
+    "full_softmax": {"loss": "full_softmax", "user_weight_exponent": 0.5},
+    "sampled": {"loss": "full_softmax", "n_sampled_items": 3},
+    "full_mse": {"loss": "full_mse"},
+    "bce": {"loss": "bce"},
+}
+"""Options of the objectives whose gradients are compared over ranks."""
 
 
 def checkerboard():
@@ -76,10 +84,10 @@ def model(data: EncodedData, **fields) -> FTMambaTwoTowerModel:
 
 
 def gradients(
-    data: EncodedData, loss: str, *, batch_size: int, accelerator: Accelerator, folder: Path
+    data: EncodedData, name: str, *, batch_size: int, accelerator: Accelerator, folder: Path
 ) -> dict[str, torch.Tensor]:
     """Return the gradient of the first batch's loss, as the training loop computes it."""
-    recipe = TrainingRecipe(loss=loss, batch_size=batch_size, mask_known_positives=True)
+    recipe = TrainingRecipe(batch_size=batch_size, mask_known_positives=True, **OBJECTIVES[name])
     loop = TrainingLoop(model(data), data, recipe, accelerator, folder=folder, seed=5)
     loss_value = loop.objective(next(iter(loop.batches.epoch(0))), 0)
     accelerator.backward(loss_value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from toy import encoded, gradients, model
+from toy import OBJECTIVES, encoded, gradients, model
 
 from ftmamba.recipe import Recipe, TrainingRecipe
 from ftmamba.training.fit import fit
@@ -17,7 +17,7 @@ accelerator = make_accelerator(Recipe(output_dir=str(folder)))
 with accelerator.main_process_first():
     data = encoded(folder / "data")
 facts = {"world_size": torch.tensor(accelerator.num_processes)}
-for loss in ("in_batch", "full_softmax", "full_mse", "bce"):
+for loss in OBJECTIVES:
     found = gradients(data, loss, batch_size=16, accelerator=accelerator, folder=folder)
     facts |= {f"{loss}/{name}": tensor for name, tensor in found.items()}
 

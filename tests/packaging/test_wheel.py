@@ -1,0 +1,147 @@
+"""What the wheel holds, and that it works from another folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("modeling_ftmamba", "ftmamba", "hub_cards")
+KINDS = ("recipes", "presets", "accelerate")
+INSTALLED = "ftmamba/_configuration"
+
+TELL_WHAT_IS_FOUND = """
+import json, sys
+from importlib.resources import files
+
+import ftmamba, hub_cards, modeling_ftmamba, train_accelerate
+from ftmamba.recipe import load_preset, load_recipe
+from ftmamba.recipe.files import shipped_names
+
+modules = (ftmamba, hub_cards, modeling_ftmamba, train_accelerate)
+json.dump({
+    "files": [module.__file__ for module in modules],
+    "recipe": load_recipe(["--config", "movielens-100k"]).data.name,
+    "presets": {name: load_preset(name) for name in shipped_names("presets")},
+    "launch_files": shipped_names("accelerate"),
+    "has_template": (files("hub_cards") / "model_card.md.jinja").is_file(),
+}, sys.stdout)
+"""
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**kept, "OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the files that a commit would hold; building in it leaves the tree clean."""
+    folder = tmp_path_factory.mktemp("source")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    done = run(
+        "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir",
+        "dist", ".", cwd=source,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = (source / "dist").glob("ftmamba-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder that pip installed the wheel into."""
+    folder = tmp_path_factory.mktemp("site")
+    done = run(
+        "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(folder), str(wheel),
+        cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_wheel_holds_every_module(source, contents):
+    modules = {
+        path.relative_to(source).as_posix()
+        for package in PACKAGES
+        for path in (source / package).rglob("*.py")
+    }
+    assert len(modules) > 90
+    assert {name for name in contents if name.endswith(".py")} == modules | {"train_accelerate.py"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_wheel_holds_the_configuration(kind, source, contents):
+    shipped = {path.name for path in (source / "configuration" / kind).iterdir()}
+    assert shipped
+    assert {name for name in contents if f"/{kind}/" in name} == {
+        f"{INSTALLED}/{kind}/{name}" for name in shipped
+    }
+
+
+def test_the_wheel_holds_the_card_template(contents):
+    assert "hub_cards/model_card.md.jinja" in contents
+
+
+def test_the_wheel_takes_no_common_name_at_the_top(contents):
+    assert {name.split("/")[0] for name in contents} == {*PACKAGES, "train_accelerate.py"}
+
+
+def test_an_installed_wheel_finds_its_files_from_another_folder(installed, tmp_path):
+    done = run("-c", TELL_WHAT_IS_FOUND, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told["files"]) == 4
+    assert all(Path(file).is_relative_to(installed) for file in told["files"])
+    assert told["recipe"] == "movielens-100k"
+    assert told["presets"].keys() >= {"ft-mamba-paper", "ft-transformer-paper", "ft-mamba-small"}
+    assert all(told["presets"].values())
+    assert "one-process" in told["launch_files"]
+    assert told["has_template"]
+
+
+def test_training_starts_from_an_installed_wheel_without_the_repository(installed, tmp_path):
+    """The module that accelerate launches; a typing error in a flag ends it before any work."""
+    done = run(
+        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "train_accelerate",
+        "--config", "movielens-100k", "--learning_rat", "0.1",
+        cwd=tmp_path, PYTHONPATH=str(installed),
+    )  # fmt: skip
+    assert "train_accelerate.py: error:" in done.stderr
+    assert "did you mean '--learning_rate'" in done.stderr
+    assert done.returncode != 0

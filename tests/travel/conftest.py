@@ -1,0 +1,234 @@
+"""Checkpoints with every kind of column, and processes of their own that load them."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from packaging.requirements import Requirement
+from torch import Tensor
+
+from ftmamba.catalogue import embed_catalogue
+from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.data.interactions import Interactions
+from ftmamba.known_users import known_users
+from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
+from tests.travel.loopback_hub import TOKEN, serve
+
+HERE = Path(__file__).parent
+OWN_PACKAGES = {"ftmamba", "modeling_ftmamba", "hub_cards", "train_accelerate", "tests"}
+EXTRAS = {"pyarrow", "datasets", "pandas", "accelerate", "scipy", "implicit"}
+N_USERS, N_ITEMS = 24, 30
+
+USER_COLUMNS = [
+    {"name": "age", "kind": "numeric"},
+    {"name": "income", "kind": "numeric", "scaling": "quantile"},
+    {"name": "occupation", "kind": "categorical"},
+    {"name": "zip", "kind": "categorical", "min_count": 2, "hash_buckets": 5},
+    {"name": "joined", "kind": "timestamp"},
+]
+ITEM_COLUMNS = [
+    {"name": "item_id", "kind": "categorical"},
+    {"name": "genres", "kind": "categories", "separator": "|"},
+    {"name": "released", "kind": "timestamp"},
+    {"name": "text", "kind": "vector"},
+    {"name": "popularity_7d", "kind": "numeric", "popularity_days": 7},
+]
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "mamba": {},
+    "mamba-both-ways": {"bidirectional": True, "numeric_embedding": "ple", "pooling": "mean"},
+    "attention": {"mixer": "attention", "numeric_embedding": "periodic"},
+}
+
+
+@dataclass(frozen=True)
+class Travelling:
+    """A trained checkpoint and its folder."""
+
+    checkpoint: Checkpoint
+    folder: Path
+
+    def expected(self, records: dict[str, Any]) -> dict[str, Tensor]:
+        """Return what the trained model, in this process, makes of the records."""
+        model, extractor = self.checkpoint.model, self.checkpoint.extractor
+        with torch.inference_mode():
+            output = model(**extractor(users=records["users"], items=records["items"]))
+            first = model.get_user_embeddings(**extractor(users=records["users"][0]))
+        return {
+            "user_embeds": output.user_embeds,
+            "item_embeds": output.item_embeds,
+            "scores": output.scores,
+            "first_user_embeds": first,
+        }
+
+
+def make_users() -> dict[str, list[Any]]:
+    rng = np.random.default_rng(1)
+    return {
+        "user_id": [f"u{row}" for row in range(N_USERS)],
+        "age": rng.integers(10, 90, N_USERS).tolist(),
+        "income": (rng.standard_normal(N_USERS) * 1e4).tolist(),
+        "occupation": ["doctor", "Ärztin", None, "artist"] * (N_USERS // 4),
+        "zip": [f"{code:05}" for code in rng.integers(0, 12, N_USERS)],
+        "joined": rng.integers(10**9, 2 * 10**9, N_USERS).tolist(),
+    }
+
+
+def make_items() -> dict[str, list[Any]]:
+    rng = np.random.default_rng(2)
+    return {
+        "item_id": [f"i{row:02}" for row in range(N_ITEMS)],
+        "title": [f"Film {row} 日本" for row in range(N_ITEMS)],
+        "genres": ["drama|war", "war", "comedy|drama|noir"] * (N_ITEMS // 3),
+        "released": [f"20{row:02}-0{1 + row % 9}-1{row % 9}" for row in range(N_ITEMS)],
+        "text": rng.standard_normal((N_ITEMS, 3)).tolist(),
+        "popularity_7d": np.log1p(rng.integers(0, 9, N_ITEMS)).tolist(),
+    }
+
+
+def train_a_little(model: FTMambaTwoTowerModel, inputs: dict[str, Tensor]) -> None:
+    """Take three steps, so that no parameter is at its initial value."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model.train()
+    for step in range(3):
+        labels_U = (torch.arange(N_USERS) + step) % N_ITEMS
+        model(**inputs, labels=labels_U).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def make_checkpoint(**architecture: Any) -> Checkpoint:
+    users, items = make_users(), make_items()
+    extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS, "user_id", "item_id")
+    extractor.fit(pa.table(users), items)
+    sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 16, "projection_size": 8}
+    config = FTMambaConfig.from_columns(
+        extractor.user_columns,
+        extractor.item_columns,
+        **{**sizes, "temperature": 0.5, "learn_temperature": True, **architecture},
+    )
+    torch.manual_seed(0)
+    model = FTMambaTwoTowerModel(config)
+    train_a_little(model, dict(extractor(users=users, items=items)))
+    rng = np.random.default_rng(3)
+    user_ids, item_ids = rng.integers(N_USERS, size=60), rng.integers(N_ITEMS, size=60)
+    taken = Interactions(user_ids, item_ids, None, None, n_users=N_USERS, n_items=N_ITEMS)
+    columns = [column["name"] for column in USER_COLUMNS]
+    return Checkpoint(
+        model=model,
+        extractor=extractor,
+        catalogue=embed_catalogue(
+            model, extractor(items=items), keys=items["item_id"], titles=items["title"], as_of=7
+        ),
+        users=known_users(pa.table(users), taken, key="user_id", columns=columns),
+        card="---\nlicense: apache-2.0\n---\n# Films\n",
+    )
+
+
+@pytest.fixture(scope="session")
+def travelling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Travelling]:
+    """A trained checkpoint of each architecture, saved."""
+    made = {}
+    for name, architecture in ARCHITECTURES.items():
+        folder = tmp_path_factory.mktemp("runs") / name
+        checkpoint = make_checkpoint(**architecture)
+        save_checkpoint(folder, checkpoint)
+        made[name] = Travelling(checkpoint, folder)
+    return made
+
+
+@pytest.fixture(scope="session")
+def records() -> dict[str, Any]:
+    """Raw records as a stranger types them: gaps, unseen values, unknown columns."""
+    items = make_items()
+    films = [{name: values[row] for name, values in items.items()} for row in range(0, N_ITEMS, 4)]
+    return {
+        "users": [
+            {"age": 31, "income": 1200.5, "occupation": "doctor", "zip": "00003", "joined": 10**9},
+            {"age": 31.5, "occupation": "Ärztin", "zip": "never seen", "shoe_size": 43},
+            {"occupation": "never seen", "age": None},
+        ],
+        "items": [*films, {"genres": "war|never seen"}, {"text": [0.1, -0.2, 0.3]}],
+    }
+
+
+def needed_distributions(*roots: str) -> set[str]:
+    """Return the installed distributions that the given ones need, themselves included."""
+    needed: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if canonical(name) in needed:
+            continue
+        needed.add(canonical(name))
+        for text in distribution(name).requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return needed
+
+
+def canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+@pytest.fixture(scope="session")
+def not_bare() -> list[str]:
+    """The packages that torch and transformers do without: installed ones, and this project's."""
+    needed = needed_distributions("torch", "transformers")
+    blocked = {
+        package
+        for package, owners in packages_distributions().items()
+        if not needed & {canonical(owner) for owner in owners}
+    }
+    return sorted(blocked | OWN_PACKAGES | EXTRAS)
+
+
+def run_python(script: Path, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run a script in a process of its own and return the JSON of its last line."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "PYTHON"))
+        and not name.lower().endswith("_proxy")
+    }
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env={**kept, "OMP_NUM_THREADS": "1", **environment},
+        cwd=environment["HF_HOME"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """A Hub that lives as long as the tests, and knows the routes that were asked of it."""
+    with serve() as running:
+        yield running
+    assert not running.unknown
+
+
+@pytest.fixture(scope="session")
+def hub_environment(hub) -> dict[str, str]:
+    """What turns the Hub's client to the loopback Hub; read when it is imported."""
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_TOKEN": TOKEN,
+    }
