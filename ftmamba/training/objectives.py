@@ -48,7 +48,13 @@ def make_objective(
         log_q = log_sampling_probability(embedder.data) if recipe.log_q else None
         return InBatchObjective(embedder, rank, log_q, known)
     if recipe.loss == "full_softmax":
-        return FullSoftmaxObjective(CatalogueEmbedder(embedder), known, recipe.user_weight_exponent)
+        return FullSoftmaxObjective(
+            CatalogueEmbedder(embedder),
+            known,
+            recipe.user_weight_exponent,
+            n_sampled=recipe.n_sampled_items,
+            seed=seed,
+        )
     if recipe.loss == "full_mse":
         return FullMSEObjective(
             CatalogueEmbedder(embedder), recipe.positive_weight, recipe.embedding_l2

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from ftmamba.data.arrow_tensors import write_arrays
 from ftmamba.data.batches import InteractionBatches
 from ftmamba.losses import KnownPositives, bce_loss
 from ftmamba.recipe import TrainingRecipe
@@ -182,3 +184,37 @@ def test_users_weigh_by_how_much_they_took():
     weights_U = FullSoftmaxObjective(catalogue, user_weight_exponent=0.5)._user_weights
     # Weights 1/2, 1 and 1/3 over 14 interactions sum to 2 + 1 + 3.
     torch.testing.assert_close(weights_U[:3], torch.tensor([1 / 2, 1, 1 / 3]) * 14 / 6)
+
+
+# For each option of an objective: the recipe under which it matters, and another value for it.
+OPTIONS = {
+    "loss": ({"loss": "in_batch"}, "full_softmax"),
+    "n_negatives": ({"loss": "bce"}, 2),
+    "log_q": ({"loss": "in_batch"}, False),
+    "mask_known_positives": ({"loss": "full_softmax"}, True),
+    "n_sampled_items": ({"loss": "full_softmax", "batch_size": 4}, 3),
+    "user_weight_exponent": ({"loss": "full_softmax"}, 0.5),
+    "positive_weight": ({"loss": "full_mse"}, 2.0),
+    "embedding_l2": ({"loss": "full_mse"}, 3.0),
+    "batch_order": ({"loss": "in_batch"}, "time"),
+    "batch_size": ({"loss": "in_batch"}, 20),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_the_objective_is_read(option, toy, accelerator, tmp_path):
+    data = toy.encoded(tmp_path / "data")
+    # One user takes more than the others, so that weights by user can differ.
+    user_ids, item_ids = data.training_pairs()
+    data = replace(data, interactions=tmp_path / "uneven.arrow")
+    rows = np.concatenate([np.arange(len(user_ids)), np.flatnonzero(user_ids == 3)])
+    columns = {"user_ids": user_ids.numpy()[rows], "item_ids": item_ids.numpy()[rows]}
+    write_arrays(data.interactions, columns)
+    base, value = OPTIONS[option]
+    losses = []
+    for fields in (base, base | {option: value}):
+        recipe = TrainingRecipe(**{"batch_size": 40, **fields})
+        loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
+        losses.append(loop.objective(next(iter(loop.batches.epoch(0))), 0).item())
+        loop.release()
+    assert losses[0] != losses[1]
