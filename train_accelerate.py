@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from ftmamba import Recommender
 from ftmamba.checkpoint import save_checkpoint
 from ftmamba.evaluation import results_table
-from ftmamba.experiment import compare, make_checkpoint, tell_examples
+from ftmamba.experiment import (
+    check_rivals_and_baselines,
+    compare,
+    make_checkpoint,
+    tell_examples,
+)
 from ftmamba.recipe import Recipe, load_recipe
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 from hub_cards import push_checkpoint
@@ -32,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(recipe: Recipe) -> None:
     """Train, compare, save, tell."""
+    check_rivals_and_baselines(recipe)
     accelerator = make_accelerator(recipe)
     tables = read_tables(recipe.data, recipe.schema, accelerator)
     split = split_tables(tables, recipe)

@@ -97,6 +97,14 @@ def compare(
     return Comparison(evaluations, recipe.evaluation.selection_metric, options, seconds)
 
 
+def check_rivals_and_baselines(recipe: Recipe) -> None:
+    """Raise ValueError for what `compare` could not make, before anything is trained."""
+    parse_rivals(recipe.evaluation.rivals)
+    options = recipe.evaluation.baseline_options
+    for name in (*recipe.evaluation.baselines, *options):
+        make_baseline(name, options.get(name))
+
+
 def own_name(trained: Trained) -> str:
     """Return what the recipe's own model is called in tables."""
     config = trained.model.config

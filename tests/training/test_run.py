@@ -94,7 +94,11 @@ def test_a_wrong_recipe_is_one_line_and_exit_code_2(main, argv, capsys):
     assert main([*argv, "--lerning_rate", "1"]) == 2
     assert main([*argv, "--users", "no-such.csv"]) == 2
     assert main([*argv, "--schema", "{users: {key: user_idd}}"]) == 2
+    assert main([*argv, "--baselines", "popularty"]) == 2
+    assert main([*argv, "--rivals", "{X: {prset: mlp-small}}"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
+    assert "did you mean 'popularity'" in lines[3]
+    assert "did you mean 'preset'" in lines[4]
     assert "did you mean '--learning_rate'" in lines[0]
     assert "no-such.csv" in lines[1]
