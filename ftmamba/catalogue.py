@@ -154,7 +154,6 @@ def _check_version(path: Path, metadata: Mapping[str, str]) -> None:
         )
 
 
-@torch.inference_mode()
 def embed_catalogue(
     model: FTMambaTwoTowerModel,
     items: Mapping[str, Tensor],
@@ -174,22 +173,31 @@ def embed_catalogue(
         as_of: when the popularity in `items` was counted.
         block_size: items embedded at a time.
     """
+    return Catalogue(
+        keys=tuple(keys),
+        titles=tuple(titles) or ("",) * len(keys),
+        embeddings=embed_items(model, items, block_size=block_size).numpy(),
+        as_of=as_of,
+        fingerprint=weights_fingerprint(model),
+    )
+
+
+@torch.inference_mode()
+def embed_items(
+    model: FTMambaTwoTowerModel, items: Mapping[str, Tensor], *, block_size: int = 4096
+) -> Tensor:
+    """Embed encoded items in blocks, in evaluation mode; return float32 (I, E) on the CPU."""
     was_training = model.training
     model.train(False)
+    n_items = len(next(iter(items.values())))
     blocks = [
         model.get_item_embeddings(
             **{k: v[start : start + block_size].to(model.device) for k, v in items.items()}
         )
-        for start in range(0, len(keys), block_size)
+        for start in range(0, n_items, block_size)
     ]
     model.train(was_training)
-    return Catalogue(
-        keys=tuple(keys),
-        titles=tuple(titles) or ("",) * len(keys),
-        embeddings=torch.cat(blocks).float().cpu().numpy(),
-        as_of=as_of,
-        fingerprint=weights_fingerprint(model),
-    )
+    return torch.cat(blocks).float().cpu()
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from ftmamba.catalogue import embed_items
 from ftmamba.data.encoded import EncodedData
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
@@ -83,18 +84,8 @@ def user_embeddings(
     return torch.cat(blocks).float().cpu()
 
 
-@torch.inference_mode()
 def catalogue_embeddings(
-    model: FTMambaTwoTowerModel, data: EncodedData, as_of: int | None, *, batch_size: int = 4096
+    model: FTMambaTwoTowerModel, data: EncodedData, as_of: int | None
 ) -> Tensor:
-    """Embed every item as of a time, blocked, in evaluation mode; float32 (I, D) on the CPU."""
-    was_training = model.training
-    model.train(False)
-    catalogue = data.catalogue(as_of)
-    n_items = len(next(iter(catalogue.values())))
-    blocks = []
-    for start in range(0, n_items, batch_size):
-        block = {name: rows[start : start + batch_size] for name, rows in catalogue.items()}
-        blocks.append(model.get_item_embeddings(**send_to_device(block, model.device)))
-    model.train(was_training)
-    return torch.cat(blocks).float().cpu()
+    """Embed every item as of a time, in evaluation mode; float32 (I, D) on the CPU."""
+    return embed_items(model, data.catalogue(as_of))
