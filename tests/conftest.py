@@ -1,4 +1,10 @@
-"""Fixtures for all tests: one thread, and tensor names that are held to their shapes."""
+"""Fixtures for all tests: one thread, and tensor names that are held to their shapes.
+
+With FTMAMBA_FORBID_SKIPS set, as in continuous integration, a test that skips has failed, unless it
+needs a GPU: there the data and programs that tests need are installed first.
+"""
+
+import os
 
 import pytest
 import torch
@@ -22,3 +28,13 @@ def _seeded():
 def checked_shapes():
     """Context manager that holds a package's tensor names to their shapes."""
     return check
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    forbidden = os.environ.get("FTMAMBA_FORBID_SKIPS") and "gpu" not in item.keywords
+    if forbidden and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which FTMAMBA_FORBID_SKIPS forbids: {report.longrepr}"
+    return report
