@@ -31,6 +31,7 @@ types: $(VENV)/test.stamp
 
 check: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
+	$(BIN)/python -m xdoctest modeling_ftmamba all --quiet
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

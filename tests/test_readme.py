@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+import yaml
 from accelerate import Accelerator
 
 from ftmamba.__main__ import main
 from ftmamba.checkpoint import save_checkpoint
+from ftmamba.data.schema import Schema
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation import make_split
-from ftmamba.experiment import compare, make_checkpoint
+from ftmamba.experiment import check_rivals_and_baselines, compare, make_checkpoint
 from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe.variants import choose_variant
 from ftmamba.training.run import train
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -113,6 +116,15 @@ def test_ftmamba_commands_run(folder, monkeypatch, capsys):
     for line in commands:
         assert main(shlex.split(line, comments=True)[3:]) == 0, line
         assert capsys.readouterr().out.strip(), line
+
+
+def test_recipes_are_valid_with_their_schemas():
+    found = blocks("yaml")
+    assert found
+    for block in found:
+        recipe = recipe_from_dict(choose_variant(yaml.safe_load(block), None))
+        assert Schema.from_dict(recipe.schema).to_dict()["users"]["key"] == "user_id"
+        check_rivals_and_baselines(recipe)
 
 
 def test_make_targets_and_recipes_that_it_names_exist():
