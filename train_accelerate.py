@@ -50,7 +50,8 @@ def run(recipe: Recipe) -> None:
         print(f"\nTest: {split.description}; {comparison.protocol}\n")
         print(results_table(comparison.evaluations, k=max(recipe.evaluation.k)))
         recommender = Recommender.from_pretrained(recipe.output_dir)
-        print(f"\n{tell_examples(recommender, recipe.examples, tables, split.before_test)}")
+        if told := tell_examples(recommender, recipe.examples, tables, split.before_test):
+            print(f"\n{told}")
         print(f"\nCheckpoint and all_results.json: {recipe.output_dir}")
         if recipe.push_to_hub:
             commit = push_checkpoint(recipe.output_dir, recipe.hub_model_id)
