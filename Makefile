@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint types check docs bench clean
+.PHONY: quickstart test lint types check clean
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

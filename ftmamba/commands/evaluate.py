@@ -53,9 +53,9 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     """
     from accelerate import PartialState
 
-    from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
+    from ftmamba.evaluation import EmbeddingScorer, evaluate
     from ftmamba.recipe.files import recipe_from_dict
-    from ftmamba.training.run import read_tables, split_tables
+    from ftmamba.training.run import make_protocol, read_tables, split_tables
 
     if not checkpoint.recipe:
         raise ValueError("the checkpoint has no recipe.yaml, so its evaluation cannot be repeated")
@@ -69,7 +69,7 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
         _item_embeddings(checkpoint, tables, split, refit=recipe.evaluation.refit),
         float(checkpoint.model.temperature.detach()),
     )
-    protocol = Protocol(k=recipe.evaluation.k, mask_seen=recipe.evaluation.mask_seen)
+    protocol = make_protocol(recipe.evaluation)
     return split, evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol)
 
 
@@ -91,21 +91,13 @@ def _user_embeddings(checkpoint: "Checkpoint", tables: "Tables") -> "Tensor":
 def _item_embeddings(
     checkpoint: "Checkpoint", tables: "Tables", split: "Split", *, refit: bool
 ) -> "Tensor":
-    import torch
-
-    from ftmamba.catalogue import embed_catalogue
+    from ftmamba.catalogue import embed_items
 
     columns: dict[str, object] = {
         name: tables.items.column(name) for name in tables.items.column_names
     }
     columns |= _popularity(tables, split, refit=refit)
-    catalogue = embed_catalogue(
-        checkpoint.model,
-        checkpoint.extractor(items=columns),
-        keys=tables.item_keys,
-        titles=tables.item_titles,
-    )
-    return torch.from_numpy(catalogue.embeddings)
+    return embed_items(checkpoint.model, checkpoint.extractor(items=columns))
 
 
 def _popularity(

@@ -13,15 +13,14 @@ from ftmamba.data.tables import Tables
 from ftmamba.evaluation import (
     Evaluation,
     PairedComparison,
-    Protocol,
     Scorer,
     Split,
     evaluate,
     paired_test,
 )
-from ftmamba.experiment.rivals import held_out_scorer, parse_rivals, train_rival
+from ftmamba.experiment.rivals import held_out_scorer, parse_rivals, rival_recipe, train_rival
 from ftmamba.recipe import Recipe
-from ftmamba.training.run import Trained
+from ftmamba.training.run import Trained, make_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +79,10 @@ def compare(
     """Evaluate the trained model, then every baseline and rival of the recipe.
 
     A baseline is fitted on train + validation with the options that were best on validation; a
-    rival is trained by the same loop as the model, its epoch picked by validation.
+    rival is trained by the same loop as the model, its epoch picked by validation. Processes other
+    than the main one train the rivals along and leave the baselines out.
     """
-    protocol = Protocol(k=recipe.evaluation.k, mask_seen=recipe.evaluation.mask_seen)
+    protocol = make_protocol(recipe.evaluation)
     seen = split.before_test
     evaluations: dict[str, Evaluation] = {}
     options: dict[str, str] = {}
@@ -99,7 +99,8 @@ def compare(
 
 def check_rivals_and_baselines(recipe: Recipe) -> None:
     """Raise ValueError for what `compare` could not make, before anything is trained."""
-    parse_rivals(recipe.evaluation.rivals)
+    for rival in parse_rivals(recipe.evaluation.rivals):
+        rival_recipe(rival, recipe)
     options = recipe.evaluation.baseline_options
     for name in (*recipe.evaluation.baselines, *options):
         make_baseline(name, options.get(name))
@@ -118,13 +119,16 @@ def _scorers(
     yield own_name(trained), held_out_scorer(trained, split), ""
     for rival in parse_rivals(recipe.evaluation.rivals):
         yield rival.name, train_rival(rival, recipe, tables, split, accelerator), ""
+    if not accelerator.is_main_process:
+        # Rivals need every process; a baseline is fitted once.
+        return
     for name in recipe.evaluation.baselines:
         options = recipe.evaluation.baseline_options.get(name)
         baseline, chosen = make_baseline(name, options), ""
         if name in GRIDS and recipe.evaluation.tune_baselines and len(split.validation):
             logger.info("baseline: %s, tuned on validation", name)
             metric = recipe.evaluation.selection_metric
-            protocol = Protocol(k=recipe.evaluation.k, mask_seen=recipe.evaluation.mask_seen)
+            protocol = make_protocol(recipe.evaluation)
             baseline = tune(GRIDS[name], split, protocol=protocol, metric=metric).best
             chosen = str(baseline)
         else:

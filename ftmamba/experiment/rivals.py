@@ -11,9 +11,11 @@ from accelerate import Accelerator
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import EmbeddingScorer, Split
-from ftmamba.recipe import ModelRecipe, Recipe
+from ftmamba.recipe import ModelRecipe, Recipe, TrainingRecipe, load_preset
+from ftmamba.recipe.values import build, to_plain
 from ftmamba.training.run import Trained, embedding_scorer, train
 from modeling_ftmamba.columns import Column, near
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 
 logger = logging.getLogger(__name__)
 
@@ -68,17 +70,26 @@ def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
     return rivals
 
 
+def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
+    """Return the recipe with the rival's network and training options in place of its own.
+
+    Raises:
+        FileNotFoundError: there is no such preset.
+        ValueError: an unknown field or option, or a value that it cannot have.
+    """
+    FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
+    own = {**to_plain(recipe.training), "checkpointing_steps": "", "resume_from_checkpoint": ""}
+    training = build(TrainingRecipe, {**own, **rival.training}, f"rivals.{rival.name}.training")
+    model = ModelRecipe(rival.preset, dict(rival.overrides))
+    return replace(recipe, model=model, training=training)
+
+
 def train_rival(
     rival: Rival, recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator
 ) -> EmbeddingScorer:
     """Train a rival as the recipe trains its model; return its scores as of the test."""
     logger.info("rival: %s", rival.name)
-    model = ModelRecipe(rival.preset, dict(rival.overrides))
-    training = replace(
-        recipe.training,
-        **{"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training},
-    )
-    recipe = replace(recipe, model=model, training=training)
+    recipe = rival_recipe(rival, recipe)
     if rival.columns == "ids":
         tables = replace(tables, schema=ids_only(tables.schema))
     trained = train(recipe, tables, split, accelerator)

@@ -159,7 +159,7 @@ class EvaluationRecipe:
     selection_metric: str = option("NDCG@10", "validation metric that picks the epoch")
     refit: bool = option(True, "train again on train + validation for the best number of epochs")
     baselines: tuple[str, ...] = option((), "baselines evaluated beside the model")
-    baseline_options: dict[str, Any] = option({}, "baseline -> its options, in place of defaults")
+    baseline_options: dict[str, Any] = option({}, "baseline -> its options, unless tuned")
     tune_baselines: bool = option(False, "choose the baselines' options on validation")
     rivals: dict[str, Any] = option(
         {},

@@ -119,16 +119,24 @@ class CatalogueEmbedder:
 
     def embed(self, batch: Batch, item_ids_M: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the users (B, D), divided by the temperature, and items (M, D), by default all."""
-        catalogue = self._catalogue(batch)
-        if item_ids_M is not None and len(item_ids_M) < self.embedder.data.n_items:
-            catalogue = {name: rows[item_ids_M.to(rows.device)] for name, rows in catalogue.items()}
-        return self.embedder.embed_catalogue(batch["user_ids"], catalogue)
+        items = self._catalogue(batch) if item_ids_M is None else self._items(batch, item_ids_M)
+        return self.embedder.embed_catalogue(batch["user_ids"], items)
 
     def _catalogue(self, batch: Batch) -> Mapping[str, Tensor]:
         if "popularity" not in batch:
             return self._timeless
-        earliest = smallest_of_all_ranks(batch["times"].to(self.embedder.device))
-        return self.embedder.data.catalogue(earliest)
+        return self.embedder.data.catalogue(self._earliest(batch))
+
+    def _items(self, batch: Batch, item_ids_M: Tensor) -> Mapping[str, Tensor]:
+        """Return those items alone, as `_catalogue` has them, at no cost for the others."""
+        if "popularity" not in batch:
+            return {name: rows[item_ids_M.to(rows.device)] for name, rows in self._timeless.items()}
+        data, times_M = self.embedder.data, torch.full_like(item_ids_M, self._earliest(batch))
+        popularity_MW = data.popularity_at(item_ids_M.numpy(), times_M.numpy())
+        return data.gather_items(item_ids_M, torch.from_numpy(popularity_MW))
+
+    def _earliest(self, batch: Batch) -> int:
+        return smallest_of_all_ranks(batch["times"].to(self.embedder.device))
 
     @cached_property
     def _timeless(self) -> Mapping[str, Tensor]:
@@ -160,7 +168,7 @@ class FullSoftmaxObjective:
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         item_ids_M, log_weights_M = self._candidates(batch, step)
-        users_BD, items_MD = self.catalogue.embed(batch, item_ids_M)
+        users_BD, items_MD = self.catalogue.embed(batch, item_ids_M if self.n_sampled else None)
         device, known_BM = users_BD.device, None
         if self.known is not None:
             known_BM = self.known.of_users(batch["user_ids"])[:, item_ids_M].to(device)
@@ -261,10 +269,7 @@ class PairObjective:
         if "popularity" not in batch:
             return None
         data, n_rows = self.embedder.data, len(batch["popularity"])
-        assert data.history is not None
-        raw = data.history.columns(
-            item_ids_P[n_rows:].numpy(),
-            batch["times"][row_P[n_rows:]].numpy(),
-            data.popularity_days,
+        popularity = data.popularity_at(
+            item_ids_P[n_rows:].numpy(), batch["times"][row_P[n_rows:]].numpy()
         )
-        return torch.cat([batch["popularity"], torch.from_numpy(data.scaled_popularity(raw))])
+        return torch.cat([batch["popularity"], torch.from_numpy(popularity)])

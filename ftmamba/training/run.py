@@ -170,13 +170,18 @@ def make_model(recipe: Recipe, data: EncodedData) -> FTMambaTwoTowerModel:
     return FTMambaTwoTowerModel(config)
 
 
+def make_protocol(recipe: EvaluationRecipe) -> Protocol:
+    """Return what every model of a run is asked, on validation as in the test."""
+    return Protocol(k=recipe.k, mask_seen=recipe.mask_seen)
+
+
 def make_validation(
     data: EncodedData, split: Split, recipe: EvaluationRecipe
 ) -> Callable[[FTMambaTwoTowerModel], float] | None:
     """Return the function that scores a model on validation; None where there is none."""
     if not len(split.validation):
         return None
-    protocol = Protocol(k=recipe.k, mask_seen=recipe.mask_seen)
+    protocol = make_protocol(recipe)
 
     def validate(model: FTMambaTwoTowerModel) -> float:
         user_ids = np.unique(split.validation.user_ids)

@@ -11,7 +11,7 @@ from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.evaluation import Protocol, evaluate
 from ftmamba.experiment import make_checkpoint, tell_examples
-from ftmamba.experiment.rivals import held_out_scorer, ids_only, parse_rivals
+from ftmamba.experiment.rivals import held_out_scorer, ids_only, parse_rivals, rival_recipe
 from ftmamba.recipe import ExamplesRecipe
 
 
@@ -66,6 +66,14 @@ def test_an_id_only_rival_sees_keys_alone(run):
 def test_a_wrong_rival_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         parse_rivals({"X": options})
+
+
+def test_a_rivals_options_are_converted_as_the_recipes_own_are(run):
+    options = {"preset": "mlp-small", "training": {"learning_rate": "3e-4"}}
+    (rival,) = parse_rivals({"X": options})
+    training = rival_recipe(rival, run.recipe).training
+    assert training.learning_rate == 3e-4
+    assert replace(training, learning_rate=run.recipe.training.learning_rate) == run.recipe.training
 
 
 def test_the_checkpoint_holds_results_card_and_what_users_saw(run, checkpoint, tmp_path):

@@ -108,6 +108,10 @@ def test_catalogue_losses_see_the_catalogue_as_of_the_earliest_interaction(toy, 
     catalogue = embedder._catalogue(batch)
     earliest = data.catalogue(int(batch["times"].min()))
     assert torch.equal(catalogue["item_numeric"], earliest["item_numeric"])
+    some = torch.tensor([1, 4, 17])
+    items = embedder._items(batch, some)
+    assert items.keys() == catalogue.keys()
+    assert all(torch.equal(rows, catalogue[name][some]) for name, rows in items.items())
     assert not torch.equal(catalogue["item_numeric"], data.catalogue()["item_numeric"])
 
 

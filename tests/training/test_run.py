@@ -96,8 +96,15 @@ def test_a_wrong_recipe_is_one_line_and_exit_code_2(main, argv, capsys):
     assert main([*argv, "--schema", "{users: {key: user_idd}}"]) == 2
     assert main([*argv, "--baselines", "popularty"]) == 2
     assert main([*argv, "--rivals", "{X: {prset: mlp-small}}"]) == 2
+    for rival in ("preset: mlp-smal", "preset: mlp-small, training: {lerning_rate: 1}"):
+        assert main([*argv, "--rivals", f"{{X: {{{rival}}}}}"]) == 2
+    assert main([*argv, "--rivals", "{X: {preset: mlp-small, overrides: {hiden_size: 8}}}"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 8
+    assert "did you mean 'mlp-small'" in lines[5]
+    assert "rivals.X.training" in lines[6]
+    assert "did you mean 'learning_rate'" in lines[6]
+    assert "did you mean 'hidden_size'" in lines[7]
     assert "did you mean 'popularity'" in lines[3]
     assert "did you mean 'preset'" in lines[4]
     assert "did you mean '--learning_rate'" in lines[0]
