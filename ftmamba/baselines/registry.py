@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
 from itertools import product
 from typing import Any
 
@@ -12,7 +11,7 @@ from ftmamba.baselines.ials import IALS
 from ftmamba.baselines.item_knn import ItemKNN
 from ftmamba.baselines.markov import Markov
 from ftmamba.baselines.popularity import Popularity, RecentPopularity
-from modeling_ftmamba.columns import near
+from ftmamba.named import make_named
 
 BASELINES: Mapping[str, Callable[..., Baseline]] = {
     "popularity": Popularity,
@@ -44,16 +43,4 @@ def make_baseline(name: str, options: Mapping[str, Any] | None = None) -> Baseli
     Raises:
         ValueError: an unknown name or option, or a value out of its range.
     """
-    if name not in BASELINES:
-        raise ValueError(
-            f"baseline must be one of {', '.join(BASELINES)}, got {name!r}{near(name, BASELINES)}"
-        )
-    options = dict(options or {})
-    known = list(signature(BASELINES[name]).parameters)
-    for option in options:
-        if option not in known:
-            allowed = f"it may have: {', '.join(known)}" if known else "it has no options"
-            raise ValueError(
-                f"baseline {name!r} has no option {option!r}{near(option, known)}; {allowed}"
-            )
-    return BASELINES[name](**options)
+    return make_named("baseline", BASELINES, name, options or {})

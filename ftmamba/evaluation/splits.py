@@ -4,14 +4,14 @@ Shapes: R interactions.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions, concatenate
-from modeling_ftmamba.columns import near
+from ftmamba.named import make_named
 
 
 @dataclass(frozen=True)
@@ -185,19 +185,7 @@ def make_split(name: str, options: Mapping[str, Any] | None = None) -> Splitter:
     Raises:
         ValueError: an unknown name or option, or a value out of its range.
     """
-    if name not in SPLITS:
-        raise ValueError(
-            f"split must be one of {', '.join(SPLITS)}, got {name!r}{near(name, SPLITS)}"
-        )
-    options = dict(options or {})
-    known = [f.name for f in fields(SPLITS[name])]  # type: ignore[arg-type]
-    for option in options:
-        if option not in known:
-            allowed = f"it may have: {', '.join(known)}" if known else "it has no options"
-            raise ValueError(
-                f"split {name!r} has no option {option!r}{near(option, known)}; {allowed}"
-            )
-    return SPLITS[name](**options)
+    return make_named("split", SPLITS, name, options or {})
 
 
 def rolling_cuts(

@@ -96,7 +96,7 @@ def test_a_wrong_recipe_is_one_line_and_exit_code_2(main, argv, capsys):
     assert main([*argv, "--schema", "{users: {key: user_idd}}"]) == 2
     assert main([*argv, "--baselines", "popularty"]) == 2
     assert main([*argv, "--rivals", "{X: {prset: mlp-small}}"]) == 2
-    for rival in ("preset: mlp-smal", "preset: mlp-small, training: {lerning_rate: 1}"):
+    for rival in ("preset: mlp-smallish", "preset: mlp-small, training: {lerning_rate: 1}"):
         assert main([*argv, "--rivals", f"{{X: {{{rival}}}}}"]) == 2
     assert main([*argv, "--rivals", "{X: {preset: mlp-small, overrides: {hiden_size: 8}}}"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
