@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint types check clean
+.PHONY: quickstart test lint types check bench sanitize clean
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,19 @@ types: $(VENV)/test.stamp
 check: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
 	$(BIN)/python -m xdoctest modeling_ftmamba all --quiet
+
+bench: $(VENV)/train.stamp
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,baselines,bench]'
+	$(BIN)/python -m benchmarks.run_all
+
+# The C kernels' tests once more, every memory access and every arithmetic rule watched.
+SANITIZED := build/sanitize/kernels.so
+$(SANITIZED): $(wildcard ftmamba/kernels/csrc/*)
+	mkdir -p $(@D)
+	$(CC) -std=gnu11 -O1 -g -fPIC -shared -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all ftmamba/kernels/csrc/*.c -o $@
+
+sanitize: $(VENV)/test.stamp $(SANITIZED)
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 FTMAMBA_TEST_KERNELS=$(SANITIZED) $(BIN)/python -m pytest -q tests/kernels
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

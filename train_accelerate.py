@@ -3,26 +3,29 @@
 The recipe holds every option; a flag overrides it; `--help` lists them all.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import save_checkpoint
-from ftmamba.evaluation import results_table
+from ftmamba.data.tables import Tables
+from ftmamba.evaluation import Split, results_table
 from ftmamba.experiment import (
+    Comparison,
+    check_group_columns,
     check_rivals_and_baselines,
     compare,
     make_checkpoint,
+    measured_cost,
     tell_examples,
 )
+from ftmamba.hub.checks import check_hub
+from ftmamba.hub.run import pushing
 from ftmamba.recipe import Recipe, load_recipe
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
-from hub_cards import push_checkpoint
+from hub_cards.secrets import hide_tokens, known_tokens
 
 BAD_INPUT = 2
-
-logger = logging.getLogger("ftmamba")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,33 +33,42 @@ def main(argv: Sequence[str]) -> int:
     try:
         run(load_recipe(argv))
     except (ValueError, OSError) as error:
-        print(f"train_accelerate.py: error: {error}", file=sys.stderr)
+        told = hide_tokens(str(error), known_tokens())
+        print(f"train_accelerate.py: error: {told}", file=sys.stderr)
         return BAD_INPUT
     return 0
 
 
 def run(recipe: Recipe) -> None:
-    """Train, compare, save, tell."""
+    """Train, compare, save, tell, push."""
     check_rivals_and_baselines(recipe)
+    check_hub(recipe)
     accelerator = make_accelerator(recipe)
     tables = read_tables(recipe.data, recipe.schema, accelerator)
+    check_group_columns(recipe.evaluation.user_groups, tables)
     split = split_tables(tables, recipe)
-    trained = train(recipe, tables, split, accelerator)
-    comparison = compare(recipe, tables, split, trained, accelerator)
-    if accelerator.is_main_process:
-        save_checkpoint(
-            recipe.output_dir, make_checkpoint(recipe, tables, split, trained, comparison)
-        )
-        print(f"\nTest: {split.description}; {comparison.protocol}\n")
-        print(results_table(comparison.evaluations, k=max(recipe.evaluation.k)))
-        recommender = Recommender.from_pretrained(recipe.output_dir)
-        if told := tell_examples(recommender, recipe.examples, tables, split.before_test):
-            print(f"\n{told}")
-        print(f"\nCheckpoint and all_results.json: {recipe.output_dir}")
-        if recipe.push_to_hub:
-            commit = push_checkpoint(recipe.output_dir, recipe.hub_model_id)
-            logger.info("pushed to %s, commit %s", recipe.hub_model_id, commit)
+    with pushing(recipe, tables, is_main=accelerator.is_main_process) as hub:
+        with measured_cost(recipe.card.country) as cost:
+            watch = None if hub is None else hub.saved
+            trained = train(recipe, tables, split, accelerator, watch=watch)
+        comparison = compare(recipe, tables, split, trained, accelerator)
+        if accelerator.is_main_process:
+            checkpoint = make_checkpoint(recipe, tables, split, trained, comparison, cost=cost)
+            save_checkpoint(recipe.output_dir, checkpoint, max_shard_size=recipe.max_shard_size)
+            if hub is not None:
+                hub.finish()
+            tell(recipe, tables, split, comparison)
     accelerator.end_training()
+
+
+def tell(recipe: Recipe, tables: Tables, split: Split, comparison: Comparison) -> None:
+    """Print the results and a few recommendations of the checkpoint."""
+    print(f"\nTest: {split.description}; {comparison.protocol}\n")
+    print(results_table(comparison.evaluations, k=max(recipe.evaluation.k)))
+    recommender = Recommender.from_pretrained(recipe.output_dir)
+    if told := tell_examples(recommender, recipe.examples, tables, split.before_test):
+        print(f"\n{told}")
+    print(f"\nCheckpoint and all_results.json: {recipe.output_dir}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
-"""Rows a second from an encoded Arrow file on disk to shuffled batches of tensors, on one core.
+"""Rows a second from Arrow files on disk to batches of tensors, ready for a training step.
 
     python benchmarks/data_path.py
 
-The table is as wide as an encoded record of 20 columns: 10 numbers of `numeric` and 10 ids of
-`category_ids`, packed in two fixed-size lists, 120 bytes a row.
+`table`: a table as wide as an encoded record of 20 columns, 10 numbers of `numeric` and 10 ids of
+`category_ids`, packed in two fixed-size lists, 120 bytes a row, read in shuffled batches on one
+core. `uncached` is the first epoch after asking the system to drop the file from memory.
+
+`interactions`: user and item ids with three popularity columns, and to each the rows of a table of
+users and one of items, 20 columns each: what a step of training with in-batch negatives needs.
+`step` is the same with the time of a step beside it, and how long the step waited for its batch.
+
+Rates are of wall time; `a_cpu_second` is the median by this process's CPU time, which a busy
+machine changes less.
 """
 
 import argparse
@@ -13,77 +21,204 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ftmamba.data.arrow_tensors import write_arrays
-from ftmamba.data.batches import TableBatches
+from ftmamba.data.batches import InteractionBatches, TableBatches
+from ftmamba.data.encoded import EncodedData
+from ftmamba.data.read_ahead import read_ahead
+from ftmamba.training.embedding import PairEmbedder
+from ftmamba.training.feed import feed
+from ftmamba.training.objectives import InBatchObjective
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
+
+N_NUMERIC = N_CATEGORICAL = 10
+N_POPULARITY = 3
+VOCABULARY = 1000
+N_RECORDS = 100_000
 
 
 def main() -> None:
-    """Measure epochs and print one line of JSON."""
+    """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--batch_size", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=20)
-    arguments = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=10, help="training steps timed; 0: none")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.arrow"
-        _write(path, arguments.rows)
-        rates = _warm_rates(path, arguments.batch_size, arguments.epochs)
-        cold = _rows_a_second_uncached(path, arguments.batch_size)
-    result = {
-        "benchmark": "data_path",
-        "rows": arguments.rows,
-        "batch_size": arguments.batch_size,
-        "epochs": arguments.epochs,
-        "million_rows_a_second": _in_millions(statistics.median(rates)),
-        "slowest": _in_millions(min(rates)),
-        "fastest": _in_millions(max(rates)),
-        "first_epoch_after_dropping_the_page_cache": None if cold is None else _in_millions(cold),
-        "machine": platform.processor() or platform.machine(),
+        result = {
+            "benchmark": "data_path",
+            "rows": options.rows,
+            "batch_size": options.batch_size,
+            "epochs": options.epochs,
+            "million_rows_a_second": {
+                **table_rates(Path(folder) / "rows.arrow", options),
+                **interaction_rates(Path(folder) / "interactions.arrow", options),
+            },
+        }
+        if options.steps:
+            result["step"] = step_times(Path(folder) / "interactions.arrow", options)
+    result |= {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "numpy": np.__version__,
         "torch": torch.__version__,
     }
     print(json.dumps(result, indent=1))
 
 
-def _write(path: Path, n_rows: int) -> None:
+def table_rates(path: Path, options: argparse.Namespace) -> dict[str, dict[str, float] | None]:
+    """Measure a wide table: in memory, from the disk, and with a thread that reads ahead."""
     generator = np.random.default_rng(0)
-    numeric = generator.standard_normal((n_rows, 10), dtype=np.float32)
-    ids = generator.integers(3, 1000, size=(n_rows, 10))
+    numeric = generator.standard_normal((options.rows, N_NUMERIC), dtype=np.float32)
+    ids = generator.integers(3, VOCABULARY, size=(options.rows, N_CATEGORICAL))
     write_arrays(path, {"numeric": numeric, "category_ids": ids})
+    del numeric, ids
+
+    def epoch_of(number: int) -> Iterable[dict[str, torch.Tensor]]:
+        return TableBatches(path, batch_size=options.batch_size, seed=0).epoch(number)
+
+    def epoch_uncached(number: int) -> Iterable[dict[str, torch.Tensor]]:
+        drop_from_memory(path)
+        return epoch_of(number)
+
+    def epoch_ahead(number: int) -> Iterable[dict[str, torch.Tensor]]:
+        with read_ahead(epoch_of(number)) as ahead:
+            yield from ahead
+
+    uncached = rates(epoch_uncached, 7) if hasattr(os, "posix_fadvise") else None
+    rates(epoch_of, 1)
+    return {
+        "table": rates(epoch_of, options.epochs),
+        "table_uncached": uncached,
+        "table_read_ahead": rates(epoch_ahead, options.epochs),
+    }
 
 
-def _warm_rates(path: Path, batch_size: int, n_epochs: int) -> list[float]:
-    batches = TableBatches(path, batch_size=batch_size, seed=0)
-    return [_rows_a_second(batches, epoch) for epoch in range(n_epochs)]
+def interaction_rates(path: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Measure interactions alone, and with the records of both tables gathered to them."""
+    generator = np.random.default_rng(0)
+    write_arrays(
+        path,
+        {
+            "user_ids": generator.integers(N_RECORDS, size=options.rows),
+            "item_ids": generator.integers(N_RECORDS, size=options.rows),
+            "times": np.sort(generator.integers(10**8, size=options.rows)),
+            "popularity": generator.standard_normal((options.rows, N_POPULARITY), dtype=np.float32),
+        },
+    )
+    objective = make_objective(path, num_hidden_layers=0, pooling="mean")
+    batches = InteractionBatches(path, batch_size=options.batch_size, seed=0)
+
+    def prepared(epoch: int) -> Iterable[dict[str, torch.Tensor]]:
+        for batch in batches.epoch(epoch):
+            yield dict(objective.prepare(batch, 0).inputs)
+
+    return {
+        "interactions": rates(batches.epoch, options.epochs),
+        "interactions_with_records": rates(prepared, max(1, options.epochs // 4)),
+    }
 
 
-def _rows_a_second(batches: TableBatches, epoch: int) -> float:
-    """Walk through an epoch; every tensor is touched, so that nothing stays unread."""
-    begin, n_rows, total = time.perf_counter(), 0, 0.0
-    for batch in batches.epoch(epoch):
-        n_rows += len(batch["numeric"])
-        total += float(batch["numeric"][0, 0]) + int(batch["category_ids"][-1, -1])
-    return n_rows / (time.perf_counter() - begin) if np.isfinite(total) else 0.0
+def step_times(path: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Time forward and backward passes fed by the thread, and their waiting for a batch."""
+    objective = make_objective(path, num_hidden_layers=4, hidden_size=64)
+    batches = InteractionBatches(path, batch_size=options.batch_size, seed=0)
+    device = torch.device("cpu")
+    waits, steps = [], []
+    with feed(objective, ((batch, 0) for batch in batches.epoch(0)), device) as fed:
+        for _ in range(options.steps + 1):
+            started = time.perf_counter()
+            prepared = next(fed)
+            begun = time.perf_counter()
+            objective(prepared).backward()
+            waits.append(begun - started)
+            steps.append(time.perf_counter() - begun)
+    unfed = []
+    for _, batch in zip(range(options.steps), batches.epoch(0), strict=False):
+        started = time.perf_counter()
+        objective.prepare(batch, 0)
+        unfed.append(time.perf_counter() - started)
+    milliseconds = {
+        "forward_and_backward": statistics.median(steps[1:]),
+        "preparing_the_batch": statistics.median(unfed),
+        "waiting_for_it": statistics.median(waits[1:]),
+    }
+    return {
+        "model": "4 layers, hidden_size 64, 20 columns a tower",
+        "milliseconds": {name: round(1e3 * value, 3) for name, value in milliseconds.items()},
+        "share_spent_waiting": round(sum(waits[1:]) / (sum(waits[1:]) + sum(steps[1:])), 5),
+    }
 
 
-def _rows_a_second_uncached(path: Path, batch_size: int) -> float | None:
-    """Measure one epoch after asking the system to forget the file, where it can be asked."""
-    if not hasattr(os, "posix_fadvise"):
-        return None
+def make_objective(path: Path, **fields: object) -> InBatchObjective:
+    """Return an objective over made-up tables of users and items."""
+    columns = [{"name": f"number_{place}", "kind": "numeric"} for place in range(N_NUMERIC)] + [
+        {"name": f"category_{place}", "kind": "categorical", "vocabulary_size": VOCABULARY}
+        for place in range(N_CATEGORICAL)
+    ]
+    torch.manual_seed(0)
+    model = FTMambaTwoTowerModel(FTMambaConfig.from_columns(columns, columns, **fields))
+    slots = tuple(range(N_NUMERIC - N_POPULARITY, N_NUMERIC))
+    data = EncodedData(
+        extractor=None,  # type: ignore[arg-type] - the tables are encoded already
+        users=records(),
+        items=records(),
+        interactions=path,
+        popularity_slots=slots,
+        popularity_names=tuple(columns[slot]["name"] for slot in slots),
+        popularity_days=(1, 7, 30),
+        history=None,
+        item_counts=np.ones(N_RECORDS, np.int64),
+        as_of=None,
+    )
+    embedder = PairEmbedder(model, model, data, torch.device("cpu"))
+    return InBatchObjective(embedder, 0, None, None)
+
+
+def records() -> dict[str, torch.Tensor]:
+    """Return a table of made-up encoded records."""
+    return {
+        "numeric": torch.randn(N_RECORDS, N_NUMERIC),
+        "category_ids": torch.randint(3, VOCABULARY, (N_RECORDS, N_CATEGORICAL)),
+    }
+
+
+def drop_from_memory(path: Path) -> None:
+    """Ask the system to forget a file; it cannot while the file is mapped."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return _rows_a_second(TableBatches(path, batch_size=batch_size, seed=0), 0)
 
 
-def _in_millions(rate: float) -> float:
-    return round(rate / 1e6, 2)
+def rates(
+    epoch: Callable[[int], Iterable[dict[str, torch.Tensor]]], n_epochs: int
+) -> dict[str, float]:
+    """Walk through epochs; return median, least and most of their rates, in million rows."""
+    walls, cpus = [], []
+    for number in range(n_epochs):
+        batches = epoch(number)
+        wall, cpu, n_rows, total = time.perf_counter(), time.process_time(), 0, 0.0
+        for batch in batches:
+            n_rows += len(batch.get("rows", batch.get("item_numeric")))
+            # Every tensor is touched, so that none stays unread.
+            total += sum(float(tensor.view(-1)[-1]) for tensor in batch.values())
+        walls.append(n_rows / (time.perf_counter() - wall) / 1e6)
+        cpus.append(n_rows / (time.process_time() - cpu) / 1e6)
+        assert np.isfinite(total)
+    figures = {
+        "median": statistics.median(walls),
+        "min": min(walls),
+        "max": max(walls),
+        "a_cpu_second": statistics.median(cpus),
+    }
+    return {name: round(value, 2) for name, value in figures.items()}
 
 
 if __name__ == "__main__":

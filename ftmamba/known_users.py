@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ftmamba.catalogue import near_key
 from ftmamba.data.column_types import key_texts
 from ftmamba.data.interactions import Interactions
 from ftmamba.evaluation.seen import ItemsByUser, items_by_user
+from modeling_ftmamba.catalogue_file import near_key
+from modeling_ftmamba.checked_files import DamagedFileError, check_file, read_tensors
 
 USERS_FILE = "users.parquet"
 SEEN_FILE = "seen.safetensors"
@@ -47,11 +47,15 @@ class KnownUsers:
                 f"it has: {', '.join(self.records.column_names)}"
             )
         starts, item_ids = self.taken.starts, self.taken.item_ids
-        if len(starts) != len(self) + 1 or starts[-1] != len(item_ids):
+        if starts.ndim != 1 or item_ids.ndim != 1:
+            raise ValueError("the items that the known users have seen must be lists of numbers")
+        if len(starts) != len(self) + 1 or starts[0] != 0 or starts[-1] != len(item_ids):
             raise ValueError(
                 f"{len(self)} known users do not fit the {len(item_ids)} seen items of "
                 f"{len(starts) - 1}; the two files of one checkpoint belong together"
             )
+        if (starts[1:] < starts[:-1]).any():
+            raise ValueError("the items that the known users have seen overlap; copy them again")
 
     def __len__(self) -> int:
         return int(self.records.num_rows)
@@ -93,6 +97,11 @@ class KnownUsers:
         """Return the ids of the items that one user has taken."""
         return self.taken.item_ids[self.taken.starts[row] : self.taken.starts[row + 1]]
 
+    def taken_from(self, n_items: int) -> bool:
+        """Whether all that was taken is among so many items."""
+        item_ids = self.taken.item_ids
+        return len(item_ids) == 0 or bool(item_ids.min() >= 0 and item_ids.max() < n_items)
+
     def save(self, folder: Path) -> None:
         """Write both files into an existing folder."""
         pq.write_table(self.records, folder / USERS_FILE)
@@ -123,21 +132,32 @@ def load_known_users(folder: Path, *, key: str) -> KnownUsers:
         ValueError: a file is missing, truncated or of another version.
     """
     try:
-        records = pq.read_table(folder / USERS_FILE)
-        with safe_open(folder / SEEN_FILE, framework="numpy") as file:
-            version = (file.metadata() or {}).get("format_version")
-            tensors = {name: file.get_tensor(name) for name in ("starts", "item_ids")}
-    except (SafetensorError, pa.ArrowInvalid, FileNotFoundError) as error:
+        metadata, tensors = read_tensors(folder / SEEN_FILE, dtypes=frozenset(["I64"]))
+        starts, item_ids = (tensors[name].numpy() for name in ("starts", "item_ids"))
+        records = _read_records(folder / USERS_FILE, len(starts) - 1)
+    except (DamagedFileError, pa.ArrowException, FileNotFoundError, KeyError) as error:
         raise ValueError(
-            f"the known users in {str(folder)!r} are incomplete or truncated ({error}); "
+            f"the known users in {str(folder)!r} are incomplete or truncated ({error!s:.300}); "
             "copy the checkpoint again, or delete that folder to go on without them"
-        ) from error
+        ) from None
+    version = metadata.get("format_version")
     if version != str(SEEN_VERSION):
         raise ValueError(
-            f"{str(folder / SEEN_FILE)!r} has format {version}, this ftmamba reads {SEEN_VERSION}; "
-            "install the ftmamba that wrote it, or train again"
+            f"{str(folder / SEEN_FILE)!r} has format {version!s:.20}, this ftmamba reads "
+            f"{SEEN_VERSION}; install the ftmamba that wrote it, or train again"
         )
-    return KnownUsers(key, records, ItemsByUser(tensors["starts"], tensors["item_ids"]))
+    return KnownUsers(key, records, ItemsByUser(starts, item_ids))
+
+
+def _read_records(path: Path, n_users: int) -> pa.Table:
+    """Read the users' table; the rows it claims are counted before memory is taken for them."""
+    check_file(path)
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows != n_users:
+            raise DamagedFileError(
+                f"{str(path)!r} has {file.metadata.num_rows} rows for {n_users} known users"
+            )
+        return file.read()
 
 
 def rows_of_keys(users: KnownUsers, user_keys: Sequence[str]) -> NDArray[np.int64]:

@@ -15,10 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ftmamba.catalogue import Catalogue
-from ftmamba.checkpoint import Checkpoint, load_checkpoint
+from ftmamba.checkpoint import Checkpoint, load_to_recommend
 from ftmamba.evaluation.ranking import top_k
+from ftmamba.explanations import Explanation
 from ftmamba.known_users import KnownUsers, rows_of_keys
+from modeling_ftmamba.attribution import explain
+from modeling_ftmamba.catalogue_file import Catalogue
+from modeling_ftmamba.string_table import text_table
 
 Record = Mapping[str, Any]
 
@@ -73,11 +76,11 @@ class Recommender:
         token: str | None = None,
         device: str | torch.device | None = None,
     ) -> "Recommender":
-        """Load a checkpoint from a folder or from the Hub; see `load_checkpoint`.
+        """Load a checkpoint from a folder or from the Hub; see `load_to_recommend`.
 
         The installed `modeling_ftmamba` runs, not the code in the checkpoint.
         """
-        return cls(load_checkpoint(folder_or_repo, revision=revision, token=token), device=device)
+        return cls(load_to_recommend(folder_or_repo, revision=revision, token=token), device=device)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -179,6 +182,26 @@ class Recommender:
         row = self._catalogue.row(item_key)
         return float(self._embed([record])[0] @ self._items_IE[row] / self._temperature)
 
+    def explain(self, user: Record | str, item_key: str) -> Explanation:
+        """Say what each column of a user and of an item adds to their score.
+
+        The baseline is the score when every column of both is missing, and baseline and shares add
+        up to the score. The shares are Shapley values: what a column adds as it comes, on average
+        over all orders in which the columns can come.
+
+        Args:
+            user: raw columns of anybody, or the key of a known user.
+            item_key: of an item of the catalogue.
+
+        Raises:
+            ValueError: an unknown key, a value of the wrong type, or a checkpoint whose catalogue
+                holds embeddings only.
+        """
+        if isinstance(user, str):
+            users = self._known_users()
+            user = users.record(users.row(user))
+        return Explanation(**explain(self._model, self._extractor, self._catalogue, user, item_key))
+
     def _embed(self, users: Sequence[Record] | pa.Table) -> Tensor:
         inputs = self._extractor(users=users, return_tensors="pt")
         tensors = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
@@ -192,7 +215,7 @@ class Recommender:
         return users_UE
 
     def _scores(self, users: Sequence[Record] | pa.Table) -> Tensor:
-        scores: Tensor = self._embed(users) @ self._items_IE.T / self._temperature
+        scores: Tensor = (self._embed(users) @ self._items_IE.T).div_(self._temperature)
         return scores
 
     def _scores_of_known(self, rows_U: NDArray[np.int64], *, exclude_seen: bool) -> Tensor:
@@ -204,16 +227,13 @@ class Recommender:
         return scores_UI
 
     def _answers(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:
-        scores_UK, ids_UK = top_k(scores_UI, k)
-        keys, titles = self._catalogue.keys, self._catalogue.titles
-        return [
-            [
-                Recommendation(keys[item_id], score, titles[item_id])
-                for item_id, score in zip(ids_K, scores_K, strict=True)
-                if score != -math.inf
-            ]
-            for ids_K, scores_K in zip(ids_UK.tolist(), scores_UK.tolist(), strict=True)
-        ]
+        scores_UK, ids_UK = (tensor.cpu() for tensor in top_k(scores_UI, k))
+        ids = ids_UK.flatten().numpy()
+        keys = text_table(self._catalogue.keys).take(ids)
+        titles = text_table(self._catalogue.titles).take(ids)
+        found = list(map(Recommendation, keys, scores_UK.flatten().tolist(), titles))
+        counts = (scores_UK != -math.inf).sum(1).tolist()
+        return [found[row * k : row * k + count] for row, count in enumerate(counts)]
 
     def _known_users(self) -> KnownUsers:
         if self._users is None:

@@ -1,14 +1,14 @@
 """The model, its configuration and its feature extractor: the code that travels to the Hub."""
 
-from .columns import Column
-from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
-from .modeling_ftmamba import (
-    FTMambaModel,
-    FTMambaTowerOutput,
-    FTMambaTwoTowerModel,
-    FTMambaTwoTowerOutput,
-)
-from .processing_ftmamba import FTMambaFeatureExtractor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .columns import Column
+    from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
+    from .modeling_ftmamba import FTMambaModel, FTMambaTwoTowerModel, FTMambaTwoTowerOutput
+    from .processing_ftmamba import FTMambaFeatureExtractor
+    from .towers import FTMambaTowerOutput
 
 __all__ = [
     "Column",
@@ -20,3 +20,21 @@ __all__ = [
     "FTMambaTwoTowerModel",
     "FTMambaTwoTowerOutput",
 ]
+
+_MODULE_OF = {
+    "Column": "columns",
+    "FTMambaConfig": "configuration_ftmamba",
+    "FTMambaFeatureExtractor": "processing_ftmamba",
+    "FTMambaModel": "modeling_ftmamba",
+    "FTMambaTowerConfig": "configuration_ftmamba",
+    "FTMambaTowerOutput": "towers",
+    "FTMambaTwoTowerModel": "modeling_ftmamba",
+    "FTMambaTwoTowerOutput": "modeling_ftmamba",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import at the first use: to recommend needs no model of Transformers, which imports much."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

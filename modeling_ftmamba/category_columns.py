@@ -23,7 +23,7 @@ from .arrow_values import (
 )
 from .columns import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
 from .texts import DistinctTexts, WrongValueError, distinct_texts
-from .vocabulary import Vocabulary, fit_vocabulary, vocabulary_from_arrays
+from .vocabulary import Vocabulary, fit_vocabulary, saved_vocabulary
 
 _AROUND_MEMBERS = " \t\r\n"
 _is_none = partial(is_, None)
@@ -49,7 +49,7 @@ class CategoricalEncoder:
     @classmethod
     def from_arrays(cls, column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Self:
         """Rebuild a saved encoder."""
-        return cls(column, place, vocabulary_from_arrays(arrays, column.hash_buckets))
+        return cls(column, place, saved_vocabulary(column, place, arrays))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the state to save."""
@@ -87,7 +87,7 @@ class SetEncoder:
     @classmethod
     def from_arrays(cls, column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Self:
         """Rebuild a saved encoder."""
-        return cls(column, place, vocabulary_from_arrays(arrays, column.hash_buckets))
+        return cls(column, place, saved_vocabulary(column, place, arrays))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the state to save."""

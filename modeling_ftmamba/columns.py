@@ -8,9 +8,11 @@ A record is encoded into at most four tensors a tower, in column order within ea
     dense         float32 (B, Q)  `dimension` slots a `vector` or `timestamp` column, NaN = missing
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 PADDING_ID = 0
@@ -23,6 +25,16 @@ SCALINGS = ("standard", "quantile", "none")
 
 TIMESTAMP_DIMENSION = 7
 """Standardised time, then sine and cosine of the hour of day, day of week and day of year."""
+
+MOST_COLUMNS = 4096
+MOST_SLOTS = 2**16
+"""Columns of a tower, and what they may take together in the tensors of one record."""
+
+MOST_IDS = 2**31 - 1
+MOST_NAME = 1000
+"""Characters of a column's name."""
+
+_FARTHEST_EDGE = 1e300
 
 TENSOR_OF_KIND = {
     "numeric": "numeric",
@@ -67,9 +79,12 @@ class Column:
     edges: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
-        if not self.name:
-            raise ValueError("a column has an empty name; give the name of a column of the table")
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= MOST_NAME:
+            raise ValueError(
+                f"a column's name must be a text of 1 to {MOST_NAME} characters, got "
+                f"{self.name!r:.80}; give the name of a column of the table"
+            )
+        object.__setattr__(self, "edges", self._parsed_edges())
         for field, value, allowed in (
             ("kind", self.kind, KINDS),
             ("scaling", self.scaling, SCALINGS),
@@ -77,19 +92,40 @@ class Column:
             if value not in allowed:
                 raise ValueError(
                     f"column {self.name!r}: {field} must be one of {', '.join(allowed)}, "
-                    f"got {value!r}{near(value, allowed)}"
+                    f"got {value!r:.80}{near(value, allowed)}"
                 )
         for field in ("min_count", "max_vocabulary", "hash_buckets", "popularity_days",
                       "vocabulary_size", "max_length", "dimension"):  # fmt: skip
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_IDS:
                 raise ValueError(
-                    f"column {self.name!r}: {field} must be a whole number >= 0, got {value!r}"
+                    f"column {self.name!r}: {field} must be a whole number from 0 to {MOST_IDS}, "
+                    f"got {value!r:.80}"
                 )
+        if not isinstance(self.separator, str):
+            raise ValueError(
+                f"column {self.name!r}: separator must be a text, got {self.separator!r:.80}"
+            )
         if self.popularity_days and self.kind != "numeric":
             raise ValueError(
                 f"column {self.name!r}: popularity_days needs kind 'numeric', got {self.kind!r}"
             )
+
+    def _parsed_edges(self) -> tuple[float, ...]:
+        edges = self.edges
+        numbers = [
+            float(edge)
+            for edge in (edges if isinstance(edges, list | tuple) else ())
+            if isinstance(edge, int | float) and abs(edge) < _FARTHEST_EDGE
+        ]
+        rise = all(low < high for low, high in pairwise(numbers))
+        if not isinstance(edges, list | tuple) or len(numbers) != len(edges) or not rise:
+            raise ValueError(
+                f"column {self.name!r}: edges must be a list of finite numbers that rise, got "
+                f"{edges!r:.80}"
+            )
+        # One edge would bound no bin.
+        return tuple(numbers) if len(numbers) > 1 else ()
 
     @property
     def width(self) -> int:
@@ -115,16 +151,42 @@ def column_from_dict(values: Mapping[str, Any]) -> Column:
     Raises:
         ValueError: an unknown key, or a value out of its range.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a column must be an object with a name and a kind, got {values!r:.80}")
     known = [f.name for f in fields(Column)]
     for key in values:
         if key not in known:
             raise ValueError(
-                f"column {values.get('name')!r} has an unknown key {key!r}{near(key, known)}; "
-                f"it may have: {', '.join(known)}"
+                f"column {values.get('name')!r:.80} has an unknown key {key!r:.80}"
+                f"{near(key, known)}; it may have: {', '.join(known)}"
             )
     if "name" not in values or "kind" not in values:
-        raise ValueError(f"a column needs a name and a kind, got {dict(values)!r}")
+        raise ValueError(f"a column needs a name and a kind, got {dict(values)!r:.200}")
     return Column(**values)
+
+
+def check_columns(columns: Sequence[Column], place: str) -> None:
+    """Check the columns of one tower against each other.
+
+    Args:
+        columns: in the order of the tokens.
+        place: which tower, for errors.
+
+    Raises:
+        ValueError: one name occurs twice, or a record would take too much room.
+    """
+    if len(columns) > MOST_COLUMNS:
+        raise ValueError(f"the {place} tower has {len(columns)} columns, of {MOST_COLUMNS} at most")
+    name, times = next(iter(Counter(column.name for column in columns).most_common(1)), ("", 0))
+    if times > 1:
+        raise ValueError(f"{place} column {name!r} occurs twice; remove one of them")
+    n_slots = sum(column.width for column in columns)
+    if n_slots > MOST_SLOTS:
+        widest = max(columns, key=lambda column: column.width)
+        raise ValueError(
+            f"the {place} columns have {n_slots} slots together, {MOST_SLOTS} at most; the widest "
+            f"is {widest.name!r} with {widest.width}: shorten it with max_length or leave it out"
+        )
 
 
 def columns_of_tensor(columns: Iterable[Column], tensor: str) -> list[Column]:

@@ -1,14 +1,17 @@
 """Configuration of FT-Mamba towers and of the two-tower recommender."""
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .columns import Column, column_from_dict, near
+from .checked_config import read_config
+from .columns import Column, check_columns, column_from_dict, near
 
-MIXERS = ("mamba", "attention")
+MIXERS = ("mamba", "ssd", "attention")
 POOLINGS = ("cls", "last", "mean")
 NUMERIC_EMBEDDINGS = ("linear", "ple", "periodic")
 NORM_POSITIONS = ("pre", "post")
@@ -17,15 +20,18 @@ TOWERS = ("user", "item")
 
 # Keys that Transformers itself writes into or reads from a config, beside its dataclass fields.
 _TRANSFORMERS_KEYS = (
-    "attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path",
-    "num_labels", "output_attentions", "per_layer_config", "torch_dtype", "trust_remote_code",
+    "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type",
+    "name_or_path", "num_labels", "output_attentions", "per_layer_config", "torch_dtype",
+    "trust_remote_code",
 )  # fmt: skip
 _POSITIVE = (
-    "hidden_size", "state_size", "conv_kernel", "expand", "num_attention_heads", "n_frequencies",
-    "projection_size", "frequency_scale", "layer_norm_eps", "time_step_min", "time_step_max",
-    "time_step_floor",
+    "hidden_size", "state_size", "conv_kernel", "expand", "n_frequencies", "projection_size",
+    "frequency_scale", "layer_norm_eps", "time_step_min", "time_step_max", "time_step_floor",
 )  # fmt: skip
-_NOT_NEGATIVE = ("num_hidden_layers", "time_step_rank", "intermediate_size", "head_hidden_size")
+_NOT_NEGATIVE = (
+    "num_hidden_layers", "time_step_rank", "ssd_head_size", "num_attention_heads",
+    "intermediate_size", "head_hidden_size",
+)  # fmt: skip
 _RATES = (
     "attention_dropout", "feed_forward_dropout", "residual_dropout", "token_dropout",
     "unseen_probability",
@@ -39,20 +45,24 @@ class FTMambaArchitecture(PreTrainedConfig):
     Attributes:
         hidden_size: width D of a token.
         num_hidden_layers: mixer layers; 0 leaves tokens, pooling and head (an MLP tower).
-        mixer: `mamba` (the paper's) or `attention` (the FT-Transformer layer).
+        mixer: `mamba` (the paper's), `ssd` (Mamba-2: one decay a head, so that a layer is matrix
+            products) or `attention` (the FT-Transformer layer).
         state_size: N, numbers of state a channel of a Mamba layer keeps.
         conv_kernel: width of the causal convolution of a Mamba layer, in tokens.
         expand: inner width of a Mamba layer over `hidden_size`.
-        time_step_rank: rank of the projection of dt; 0 means ceil(hidden_size / 16).
+        time_step_rank: rank of the projection of dt in `mamba`; 0 means ceil(hidden_size / 16).
         time_step_min: smallest dt at initialisation.
         time_step_max: largest dt at initialisation.
         time_step_floor: dt is never initialised below it.
+        ssd_head_size: channels a head of `ssd`; 0 means 32, or the largest power of two below it
+            that divides expand * hidden_size.
         bidirectional: run a second Mamba mixer over the reversed tokens of each layer.
         pooling: which outputs make the embedding: of the appended `[CLS]` token (`cls`), of the
             last column (`last`), or the mean over the columns (`mean`).
         norm_position: `pre` x + f(norm(x)), or `post` x + norm(f(x)).
         first_layer_norm: whether the first layer normalises at all; the FT-Transformer does not.
-        num_attention_heads: heads of an attention layer.
+        num_attention_heads: heads of an attention layer; 0 means heads of 32 channels, or the
+            next wider ones that divide hidden_size.
         feed_forward: feed-forward of an attention layer.
         intermediate_size: its hidden width; 0 means int(4 * hidden_size / 3).
         attention_dropout: on attention weights.
@@ -83,11 +93,12 @@ class FTMambaArchitecture(PreTrainedConfig):
     time_step_min: float | int = 0.001
     time_step_max: float | int = 0.1
     time_step_floor: float | int = 1e-4
+    ssd_head_size: int = 0
     bidirectional: bool = False
     pooling: str = "cls"
     norm_position: str = "pre"
     first_layer_norm: bool = True
-    num_attention_heads: int = 4
+    num_attention_heads: int = 0
     feed_forward: str = "reglu"
     intermediate_size: int = 0
     attention_dropout: float | int = 0.0
@@ -113,6 +124,17 @@ class FTMambaArchitecture(PreTrainedConfig):
                 )
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read a `config.json` for `from_pretrained`, every field of it checked."""
+        return read_config(
+            Path(json_file),
+            model_type=cls.model_type,
+            shared=_own_fields(FTMambaArchitecture),
+            own=_own_fields(cls),
+            build=cls,
+        )
+
     @property
     def inner_size(self) -> int:
         """Channels E of a Mamba layer."""
@@ -122,6 +144,19 @@ class FTMambaArchitecture(PreTrainedConfig):
     def dt_rank(self) -> int:
         """Rank of the projection of dt (mamba-ssm's `dt_rank`)."""
         return self.time_step_rank or math.ceil(self.hidden_size / 16)
+
+    @property
+    def n_ssd_heads(self) -> int:
+        """Heads of an `ssd` layer."""
+        return self.inner_size // (self.ssd_head_size or math.gcd(self.inner_size, 32))
+
+    @property
+    def n_attention_heads(self) -> int:
+        """Heads of an attention layer."""
+        if self.num_attention_heads:
+            return self.num_attention_heads
+        most = max(1, self.hidden_size // 32)
+        return max(n for n in range(1, most + 1) if self.hidden_size % n == 0)
 
     @property
     def feed_forward_size(self) -> int:
@@ -165,15 +200,20 @@ class FTMambaArchitecture(PreTrainedConfig):
                 f"pooling must be 'mean' where num_hidden_layers is 0, got {self.pooling!r}: "
                 "without layers no token has seen the others"
             )
-        if self.mixer == "attention" and self.hidden_size % self.num_attention_heads:
+        if self.mixer == "ssd" and self.inner_size % (self.ssd_head_size or 1):
+            raise ValueError(
+                f"ssd_head_size must divide expand * hidden_size, got {self.ssd_head_size} and "
+                f"{self.inner_size}; change one of them or set 0 to have it chosen"
+            )
+        if self.mixer == "attention" and self.hidden_size % self.n_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
-                f"and {self.num_attention_heads}; change one of them"
+                f"and {self.num_attention_heads}; change one of them or set 0 to have it chosen"
             )
         if self.mixer == "attention" and self.bidirectional:
             raise ValueError(
                 "bidirectional must be False with mixer 'attention', which sees both directions "
-                "already; remove it or choose mixer 'mamba'"
+                "already; remove it or choose mixer 'mamba' or 'ssd'"
             )
 
 
@@ -191,10 +231,7 @@ class FTMambaTowerConfig(FTMambaArchitecture):
 
     def validate_columns(self) -> None:
         """Check every column and that no name occurs twice."""
-        names = [column.name for column in self.parsed_columns()]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"column {name!r} occurs twice in a tower; remove one of them")
+        check_columns(self.parsed_columns(), "tower")
 
     def parsed_columns(self) -> list[Column]:
         """Return the columns as objects."""
@@ -246,11 +283,7 @@ class FTMambaConfig(FTMambaArchitecture):
         """Return the config of the `user` or `item` tower, shared values filled in."""
         if name not in TOWERS:
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {name!r}")
-        shared = {
-            field: getattr(self, field)
-            for field in FTMambaArchitecture.__annotations__
-            if not field.startswith("_")
-        }
+        shared = {field: getattr(self, field) for field in _own_fields(FTMambaArchitecture)}
         section = getattr(self, f"{name}_tower") or {}
         return FTMambaTowerConfig(**{**shared, **section})
 
@@ -271,6 +304,11 @@ class FTMambaConfig(FTMambaArchitecture):
                 self.tower(name)
             except Exception as error:
                 raise ValueError(f"{name}_tower: {error}") from error
+
+
+def _own_fields(config: type[FTMambaArchitecture]) -> list[str]:
+    """Return the fields that a class itself declares."""
+    return [field for field in config.__annotations__ if not field.startswith("_")]
 
 
 def _check(field: str, value: object, *, ok: bool, rule: str) -> None:

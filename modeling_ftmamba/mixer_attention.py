@@ -1,6 +1,6 @@
 """The FT-Transformer layer (Gorishniy et al. 2021, section 3.3): attention, then ReGLU.
 
-Shapes: B batch, L tokens, D hidden, F feed-forward, H heads, W head width.
+Shapes: B batch, L tokens, T tokens that ask, D hidden, F feed-forward, H heads, W head width.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_ftmamba import FTMambaTowerConfig
+from .linears import apply_linear, apply_linear_in_chunks
 
 
 class AttentionMixer(nn.Module):
@@ -15,7 +16,7 @@ class AttentionMixer(nn.Module):
 
     def __init__(self, config: FTMambaTowerConfig) -> None:
         super().__init__()
-        self.n_heads = config.num_attention_heads
+        self.n_heads = config.n_attention_heads
         self.dropout = config.attention_dropout
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
@@ -29,19 +30,19 @@ class AttentionMixer(nn.Module):
         """Return the last mixed token (B, D): one query, all keys."""
         return self._attend(hidden_BLD[:, -1:], hidden_BLD)[:, 0]
 
-    def _attend(self, queries_BTD: Tensor, hidden_BLD: Tensor) -> Tensor:
-        query_BHTW = self._heads(self.query(queries_BTD))
-        key_BLD, value_BLD = self.key_value(hidden_BLD).chunk(2, -1)
+    def _attend(self, asking_BTD: Tensor, hidden_BLD: Tensor) -> Tensor:
+        query_BTD = apply_linear(self.query, asking_BTD)
+        key_BLD, value_BLD = apply_linear_in_chunks(self.key_value, hidden_BLD, 2)
         mixed_BHTW = F.scaled_dot_product_attention(
-            query_BHTW,
+            self._heads(query_BTD),
             self._heads(key_BLD),
             self._heads(value_BLD),
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(mixed_BHTW.transpose(1, 2).flatten(2))
+        return apply_linear(self.out_proj, mixed_BHTW.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return x_BLD.view(*x_BLD.shape[:2], self.n_heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -57,10 +58,10 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return a tensor of the input's shape (..., D)."""
-        up = self.up(hidden)
         if self.kind == "reglu":
-            value, gate = up.chunk(2, -1)
+            value, gate = apply_linear_in_chunks(self.up, hidden, 2)
             up = value * torch.relu(gate)
         else:
+            up = apply_linear(self.up, hidden)
             up = torch.relu(up) if self.kind == "relu" else F.gelu(up)
-        return self.down(self.dropout(up))
+        return apply_linear(self.down, self.dropout(up))

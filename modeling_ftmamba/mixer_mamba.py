@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .causal_conv import causal_conv_silu
 from .configuration_ftmamba import FTMambaTowerConfig
-from .scans import Scan
+from .linears import is_untouched
+from .mamba_parameters import MambaParameters
+from .scans import WIDEST_FUSED_CONV, AutoScan, LayerFunction, Scan
 
 
 class MambaMixer(nn.Module):
@@ -20,7 +23,7 @@ class MambaMixer(nn.Module):
     Weights move between this module and `mamba_ssm.Mamba` unchanged.
     """
 
-    def __init__(self, config: FTMambaTowerConfig, scan: Scan) -> None:
+    def __init__(self, config: FTMambaTowerConfig, scan: Scan | AutoScan) -> None:
         super().__init__()
         inner, state, rank = config.inner_size, config.state_size, config.dt_rank
         self.scan = scan
@@ -48,16 +51,33 @@ class MambaMixer(nn.Module):
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
         """Return the mixed tokens (B, L, D)."""
+        if (fused := self.fused(hidden_BLD)) is not None:
+            return fused(
+                hidden_BLD, self.fused_parameters(), None, residual=False, last=False, reverse=False
+            )
         x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
         u_BLE = self.convolve(x_BLE)
         dt_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
         dt_BLE = F.softplus(self.dt_proj(dt_BLR))
-        y_BLE = self.scan.full(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BLN)
+        scan = self.scan.for_tensor(u_BLE)
+        y_BLE = scan.full(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BLN)
         y_BLE = y_BLE + self.D * u_BLE
         return self.out_proj((y_BLE * F.silu(gate_BLE)).to(hidden_BLD.dtype))
 
+    def forward_reversed(self, hidden_BLD: Tensor) -> Tensor:
+        """Return what `forward` makes of the tokens read from the last to the first."""
+        if (fused := self.fused(hidden_BLD)) is not None:
+            return fused(
+                hidden_BLD, self.fused_parameters(), None, residual=False, last=False, reverse=True
+            )
+        return self.forward(hidden_BLD.flip(1)).flip(1)
+
     def forward_last(self, hidden_BLD: Tensor) -> Tensor:
         """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
+        if (fused := self.fused(hidden_BLD)) is not None:
+            return fused(
+                hidden_BLD, self.fused_parameters(), None, residual=False, last=True, reverse=False
+            )
         inner, rank_state = self.D.shape[0], self.splits[0] + self.splits[1]
         x_BLE = F.linear(hidden_BLD, self.in_proj.weight[:inner])
         gate_BE = F.linear(hidden_BLD[:, -1], self.in_proj.weight[inner:])
@@ -65,25 +85,41 @@ class MambaMixer(nn.Module):
         dt_BLR, B_BLN = F.linear(u_BLE, self.x_proj.weight[:rank_state]).split(self.splits[:2], -1)
         C_BN = F.linear(u_BLE[:, -1], self.x_proj.weight[rank_state:])
         dt_BLE = F.softplus(self.dt_proj(dt_BLR))
-        y_BE = self.scan.last(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BN)
+        scan = self.scan.for_tensor(u_BLE)
+        y_BE = scan.last(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BN)
         y_BE = y_BE + self.D * u_BLE[:, -1]
         return self.out_proj((y_BE * F.silu(gate_BE)).to(hidden_BLD.dtype))
+
+    def fused(self, hidden_BLD: Tensor) -> LayerFunction | None:
+        """Return the scan's fused layer, where it has one and nothing here has been replaced.
+
+        A part of another class, or with a hook, is somebody's adapter or observer, and must run.
+        """
+        layer = self.scan.for_tensor(hidden_BLD).layer
+        if layer is None or self.conv1d.kernel_size[0] > WIDEST_FUSED_CONV:
+            return None
+        linears = (self.in_proj, self.x_proj, self.dt_proj, self.out_proj)
+        untouched = all(is_untouched(linear, nn.Linear) for linear in linears)
+        return layer if untouched and is_untouched(self.conv1d, nn.Conv1d) else None
+
+    def fused_parameters(self) -> MambaParameters:
+        """Return the parameters as a fused layer takes them."""
+        return MambaParameters(
+            self.in_proj.weight,
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            self.A_log,
+            self.D,
+            self.out_proj.weight,
+        )
 
     def decay_rates(self) -> Tensor:
         """Return A (E, N) = -exp(A_log), in float32 at least: a small error in A is compounded."""
         return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
 
     def convolve(self, x_BLE: Tensor) -> Tensor:
-        """Convolve each channel over the tokens up to the present one, then apply SiLU.
-
-        Token-major shifted products: for K of a few tokens cheaper than a transposed conv1d.
-        """
-        length, width = x_BLE.shape[1], self.conv1d.kernel_size[0]
-        padded_BTE = F.pad(x_BLE, (0, 0, width - 1, 0))
-        weight_KE = self.conv1d.weight[:, 0].t().to(x_BLE.dtype)
-        total_BLE = padded_BTE[:, :length] * weight_KE[0]
-        for k in range(1, width):
-            total_BLE = total_BLE + padded_BTE[:, k : k + length] * weight_KE[k]
-        if self.conv1d.bias is not None:
-            total_BLE = total_BLE + self.conv1d.bias.to(x_BLE.dtype)
-        return F.silu(total_BLE)
+        """Convolve each channel over the tokens up to the present one, then apply SiLU."""
+        return causal_conv_silu(x_BLE, self.conv1d.weight, self.conv1d.bias)

@@ -1,9 +1,12 @@
-"""FT-Mamba (Starnes & Webster, arXiv 2409.17165): towers over tabular records, and two of them.
+"""FT-Mamba (Starnes & Webster, arXiv 2409.17165) as models of Transformers.
 
-Shapes: B batch, U users, I items, L tokens, D hidden, E embedding (`projection_size`).
+The network itself is in `towers.py`; this adds initialisation, training, loading and saving.
+
+Shapes: U users, I items, E embedding (`projection_size`).
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,35 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
+from .checked_weights import check_values, checked_options
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
 from .layers import FTMambaLayer
 from .mixer_mamba import MambaMixer
+from .mixer_ssd import SSDMixer
 from .numeric_embeddings import NUMERIC_EMBEDDING_CLASSES
-from .scans import scan_named
 from .tokens import TOKENS_OF_TENSOR, FeatureTokenizer
+from .towers import Tower, TowerNetwork, TwoTowerNetwork, TwoTowers
 
 # The modules that initialise their own parameters and buffers.
 OWN_MODULES: tuple[type[Any], ...] = (
     MambaMixer,
+    SSDMixer,
     FeatureTokenizer,
     *TOKENS_OF_TENSOR.values(),
     *NUMERIC_EMBEDDING_CLASSES.values(),
 )
-
-
-@dataclass
-class FTMambaTowerOutput(ModelOutput):
-    """What one tower returns.
-
-    Attributes:
-        embeds: embeddings (B, E).
-        pooled: pooled hidden state before the head (B, D).
-    """
-
-    embeds: Tensor | None = None
-    pooled: Tensor | None = None
 
 
 @dataclass
@@ -60,6 +54,10 @@ class FTMambaTwoTowerOutput(ModelOutput):
     item_embeds: Tensor | None = None
 
 
+class FTMambaCheckpointingLayer(FTMambaLayer, GradientCheckpointingLayer):
+    """A layer that, if asked, computes its activations anew instead of keeping them."""
+
+
 class FTMambaPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving common to both models."""
 
@@ -67,7 +65,33 @@ class FTMambaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "ftmamba"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["FTMambaLayer"]  # noqa: RUF012 - Transformers declares it so
+    _no_split_modules = ["FTMambaCheckpointingLayer"]  # noqa: RUF012 - Transformers declares it so
+
+    network_class: type[TowerNetwork | TwoTowerNetwork]
+    """The same network without Transformers, to compare a checkpoint with before it is loaded."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a checkpoint, in safetensors alone, once its files have been checked.
+
+        The arguments are those of `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            OSError: the checkpoint or one of its files is not there.
+            ValueError: a file is damaged or not what a checkpoint may hold.
+        """
+        source = pretrained_model_name_or_path
+        if source is None:
+            return super().from_pretrained(None, *model_args, **kwargs)
+        options = checked_options(cls, source, kwargs)
+        loaded = super().from_pretrained(source, *model_args, **options)
+        check_values(loaded[0] if isinstance(loaded, tuple) else loaded, str(source))
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -84,88 +108,25 @@ class FTMambaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FTMambaTwoTowerModel):
             init.constant_(module.log_temperature, math.log(self.config.temperature))
 
-    def set_scan(self, name: str) -> None:
-        """Choose the implementation of the selective scan for this model; see `scans.SCANS`."""
-        scan = scan_named(name)
-        for module in self.modules():
-            if isinstance(module, MambaMixer):
-                module.scan = scan
 
-    @property
-    def scan_implementation(self) -> str:
-        """Name of the scan in use, or `none` where no layer scans."""
-        names = {module.scan.name for module in self.modules() if isinstance(module, MambaMixer)}
-        return ", ".join(sorted(names)) or "none"
-
-
-class FTMambaModel(FTMambaPreTrainedModel):
+class FTMambaModel(TowerNetwork, FTMambaPreTrainedModel):
     """One tower: tokens, mixer layers, pooling, norm, feed-forward head."""
 
     config_class = FTMambaTowerConfig  # type: ignore[assignment]
+    network_class = Tower
     _auto_class = "AutoModel"
 
     def __init__(self, config: FTMambaTowerConfig, name: str = "record") -> None:
         super().__init__(config)
-        self.name = name
-        self.tokenizer = FeatureTokenizer(config)
-        scan = scan_named("auto")
-        self.layers = nn.ModuleList(
-            FTMambaLayer(config, index, scan) for index in range(config.num_hidden_layers)
-        )
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.head = _head(config)
+        self.add_parts(config, name, FTMambaCheckpointingLayer)
         self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(
-        self,
-        numeric: Tensor | None = None,
-        category_ids: Tensor | None = None,
-        set_ids: Tensor | None = None,
-        dense: Tensor | None = None,
-    ) -> FTMambaTowerOutput:
-        """Embed encoded records; see `columns.py` for the tensors.
 
-        Args:
-            numeric: float (B, P); NaN means missing.
-            category_ids: int64 (B, C).
-            set_ids: int64 (B, S), padded with 0.
-            dense: float (B, Q); NaN means missing.
-
-        Raises:
-            ValueError: a tensor is absent, superfluous or of another width than the columns'.
-        """
-        tensors = {
-            "numeric": numeric, "category_ids": category_ids, "set_ids": set_ids, "dense": dense,
-        }  # fmt: skip
-        self.tokenizer.check(tensors, self.name)
-        given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        n_rows = next((len(tensor) for tensor in given.values()), 1)
-        pooled_BD = self._pool(self.tokenizer(given, n_rows))
-        embeds_BE = self.head(self.norm(pooled_BD))
-        if self.config.normalize_embeddings:
-            embeds_BE = F.normalize(embeds_BE, dim=-1)
-        return FTMambaTowerOutput(embeds=embeds_BE, pooled=pooled_BD)
-
-    def _pool(self, hidden_BLD: Tensor) -> Tensor:
-        """Run the layers; compute the last one at the last token only where that is exact."""
-        only_last = self.config.pooling != "mean" and not self.config.bidirectional
-        layers: list[Any] = list(self.layers)
-        final = layers.pop() if layers and only_last else None
-        for layer in layers:
-            hidden_BLD = layer(hidden_BLD)
-        if final is not None:
-            return final.forward_last(hidden_BLD)
-        if self.config.pooling == "mean":
-            return hidden_BLD.mean(1)
-        if self.config.bidirectional:
-            return (hidden_BLD[:, 0] + hidden_BLD[:, -1]) / 2
-        return hidden_BLD[:, -1]
-
-
-class FTMambaTwoTowerModel(FTMambaPreTrainedModel):
+class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
     """A user tower and an item tower whose embeddings' inner product is the score."""
 
+    network_class = TwoTowers
     _auto_class = "AutoModel"
 
     def __init__(self, config: FTMambaConfig) -> None:
@@ -175,33 +136,6 @@ class FTMambaTwoTowerModel(FTMambaPreTrainedModel):
         # Shape (1,): FSDP2 refuses parameters without a dimension.
         self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
         self.post_init()
-
-    @property
-    def temperature(self) -> Tensor:
-        """Divisor of the inner product (1,)."""
-        return self.log_temperature.exp()
-
-    def get_user_embeddings(
-        self,
-        user_numeric: Tensor | None = None,
-        user_category_ids: Tensor | None = None,
-        user_set_ids: Tensor | None = None,
-        user_dense: Tensor | None = None,
-    ) -> Tensor:
-        """Embed encoded users; return (U, E)."""
-        output = self.user_tower(user_numeric, user_category_ids, user_set_ids, user_dense)
-        return output.embeds
-
-    def get_item_embeddings(
-        self,
-        item_numeric: Tensor | None = None,
-        item_category_ids: Tensor | None = None,
-        item_set_ids: Tensor | None = None,
-        item_dense: Tensor | None = None,
-    ) -> Tensor:
-        """Embed encoded items; return (I, E)."""
-        output = self.item_tower(item_numeric, item_category_ids, item_set_ids, item_dense)
-        return output.embeds
 
     def forward(  # noqa: PLR0913 - Transformers passes a batch as keywords
         self,
@@ -244,13 +178,3 @@ class FTMambaTwoTowerModel(FTMambaPreTrainedModel):
         return FTMambaTwoTowerOutput(
             loss=loss, scores=scores_UI, user_embeds=users_UE, item_embeds=items_IE
         )
-
-
-def _head(config: FTMambaTowerConfig) -> nn.Module:
-    if not config.head_hidden_size:
-        return nn.Linear(config.hidden_size, config.projection_size)
-    return nn.Sequential(
-        nn.Linear(config.hidden_size, config.head_hidden_size),
-        nn.GELU(),
-        nn.Linear(config.head_hidden_size, config.projection_size),
-    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .arrow_values import arrow_numbers, first_value, is_arrow_column, one_array
 from .columns import Column
 from .texts import WrongValueError
+from .vocabulary_file import damaged_array, saved_array
 
 N_BINS = 48
 N_QUANTILES = 1000
@@ -60,7 +61,14 @@ class NumericEncoder:
     @classmethod
     def from_arrays(cls, column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Self:
         """Rebuild a saved encoder."""
-        return cls(column, place, arrays["table"].astype(np.float64, copy=False))
+        table = saved_array(arrays, "table", place, np.float64)
+        is_line = table.shape == (2,)
+        if not is_line and (table.ndim != 2 or len(table) != 2 or table.shape[1] < 1):
+            rule = f"must have shape (2,) or (2, T), got {table.shape}"
+            raise damaged_array(place, "table", rule)
+        if not is_line and (table[:, 1:] < table[:, :-1]).any():
+            raise damaged_array(place, "table", "must rise")
+        return cls(column, place, table)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the state to save."""

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
-from transformers.utils.hub import cached_file
+from transformers.utils import FEATURE_EXTRACTOR_NAME
 
-from .columns import Column, column_from_dict, columns_of_tensor, near
-from .tower_encoder import DTYPES, TowerEncoder, numeric_slots, place_of
+from .catalogue_file import CATALOGUE_NAME
+from .checked_files import commit_of, damaged, read_json, shown
+from .checked_weights import HUB_KEYS, find_file
+from .columns import Column, check_columns, column_from_dict, columns_of_tensor, near
+from .tower_encoder import DTYPES, TowerEncoder, numeric_slots
 from .vocabulary_file import (
     VOCABULARY_NAME,
     fingerprint_of,
@@ -28,25 +31,18 @@ from .vocabulary_file import (
 TOWERS = ("user", "item")
 FORMAT_VERSION = 1
 _CLASS_REFERENCE = "processing_ftmamba.FTMambaFeatureExtractor"
-_FILE_KEYS = frozenset(
-    [
-        "arrays",
-        "auto_map",
-        "feature_extractor_type",
-        "fingerprint",
-        "format_version",
-        "processor_class",
-    ]
-)
-_HUB_KEYS = (
-    "cache_dir",
-    "force_download",
-    "proxies",
-    "token",
-    "revision",
-    "local_files_only",
-    "subfolder",
-)
+# What `preprocessor_config.json` holds; `get_feature_extractor_dict` adds what it has read.
+_JSON_TYPES = {
+    "auto_map": dict,
+    "feature_extractor_type": str,
+    "fingerprint": str,
+    "format_version": int,
+    "item_columns": list,
+    "item_key": str,
+    "user_columns": list,
+    "user_key": str,
+}
+_FILE_KEYS = frozenset([*_JSON_TYPES, "arrays", "catalogue_path", "processor_class"])
 
 
 class FTMambaFeatureExtractor(FeatureExtractionMixin):
@@ -60,6 +56,10 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         item_columns: the same of the items.
         user_key: name of the column that identifies a user; kept for who reads the checkpoint.
         item_key: the same of the items.
+
+    Attributes:
+        catalogue_path: where the catalogue of the same repository and revision lies; known only to
+            an extractor that was loaded for a pipeline, and None if there is none.
 
     Raises:
         ValueError: an unknown argument, a bad column, or two columns of one name.
@@ -96,6 +96,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         self._fingerprint = ""
         self.user_key = user_key
         self.item_key = item_key
+        self.catalogue_path: str | None = kwargs.get("catalogue_path")
         super().__init__()
         if "arrays" in kwargs:
             self._set_encoders(
@@ -180,6 +181,17 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return BatchFeature(arrays)
 
+    def describe(self, tower: str, inputs: Mapping[str, Any]) -> dict[str, str]:
+        """Return in words what the model reads in each column of one encoded record.
+
+        Args:
+            tower: `user` or `item`.
+            inputs: the record's tensors, as this extractor names them.
+        """
+        self.columns(tower)
+        arrays = {name: np.asarray(values) for name, values in inputs.items()}
+        return self._fitted()[tower].describe(arrays)
+
     def encode_numeric(
         self, tower: str, name: str, values: NDArray[Any] | list[Any]
     ) -> NDArray[np.float32]:
@@ -190,6 +202,11 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     def numeric_slots(self, tower: str, names: Iterable[str]) -> list[int]:
         """Return the slots of numeric columns in the tower's tensor `numeric`."""
         return numeric_slots(self.columns(tower), names, tower)
+
+    def known_values(self, tower: str, name: str) -> list[str]:
+        """Return the texts that a `categorical` or `categories` column knows, by frequency."""
+        self.columns(tower)
+        return self._fitted()[tower].known_values(name)
 
     def _fitted(self) -> dict[str, TowerEncoder]:
         if not self._encoders:
@@ -245,36 +262,44 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             FileNotFoundError: `vocabularies.safetensors` is not there.
             ValueError: a file is damaged or of another version.
         """
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-        values, unused = super().get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
-        _check_version(values)
+        hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
+        for_pipeline = kwargs.pop("_from_pipeline", None) is not None
+        kwargs.pop("_from_auto", None)
         place = Path(pretrained_model_name_or_path)
         source = str(place.parent if place.is_file() else pretrained_model_name_or_path)
-        path = cached_file(
-            source, VOCABULARY_NAME, _raise_exceptions_for_missing_entries=False, **hub
-        )
+        name = place.name if place.is_file() else FEATURE_EXTRACTOR_NAME
+        config_path = find_file(source, name, hub)
+        if config_path is None:
+            raise FileNotFoundError(
+                f"'{source}' has no {name}, or it is neither in the cache nor to be reached; give "
+                "the folder of a checkpoint, or a Hub id"
+            )
+        values = read_json(config_path)
+        _check_values(config_path, values)
+        # The other files of the same commit, also if the branch moves on meanwhile.
+        hub |= {"revision": commit_of(config_path) or hub.get("revision")}
+        path = find_file(source, VOCABULARY_NAME, hub)
         if path is None:
             raise FileNotFoundError(
                 f"'{source}' has a preprocessor_config.json but no {VOCABULARY_NAME}; download or "
                 "save the checkpoint again"
             )
-        arrays = read_arrays(Path(path))
-        columns = [values.get("user_columns", []), values.get("item_columns", [])]
+        arrays = read_arrays(path)
+        columns = [values["user_columns"], values["item_columns"]]
         if fingerprint_of(arrays, columns) != values["fingerprint"]:
-            raise ValueError(
-                f"'{path}' and the preprocessor_config.json beside it do not belong together: they "
-                "are of two saves, or one was changed or damaged; download or save the checkpoint "
-                "again"
+            raise damaged(
+                path,
+                "and the preprocessor_config.json beside it do not belong together: they are of "
+                "two saves, or one was changed or damaged",
             )
-        return {**values, "arrays": arrays}, unused
+        # A pipeline is not told revision and token, the extractor is.
+        catalogue = find_file(source, CATALOGUE_NAME, hub) if for_pipeline else None
+        return {**values, "arrays": arrays, "catalogue_path": catalogue and str(catalogue)}, kwargs
 
 
 def _parse_columns(columns: Iterable[Mapping[str, Any]], tower: str) -> tuple[Column, ...]:
     parsed = tuple(column_from_dict(column) for column in columns)
-    names = [column.name for column in parsed]
-    for column in parsed:
-        if names.count(column.name) > 1:
-            raise ValueError(f"{place_of(column, tower)} occurs twice; remove one of them")
+    check_columns(parsed, tower)
     return parsed
 
 
@@ -288,11 +313,19 @@ def _check_keys(values: dict[str, Any]) -> None:
             )
 
 
-def _check_version(values: dict[str, Any]) -> None:
+def _check_values(path: Path, values: dict[str, Any]) -> None:
+    """Check what `preprocessor_config.json` holds, before anything is built from it."""
     version = values.get("format_version")
-    if version != FORMAT_VERSION or "fingerprint" not in values:
-        raise ValueError(
-            f"preprocessor_config.json has format_version {version!r}, this code reads "
-            f"{FORMAT_VERSION}; load it with the code saved beside it (trust_remote_code=True) or "
-            "install the release of ftmamba that wrote it"
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise damaged(
+            path,
+            f"has format_version {shown(version)}, this code reads {FORMAT_VERSION}",
+            "load it with the code saved beside it (trust_remote_code=True) or install the "
+            "release of ftmamba that wrote it",
         )
+    for key in values:
+        if key not in _JSON_TYPES:
+            raise damaged(path, f"has no argument {shown(key)}{near(key, _JSON_TYPES)}")
+    for key, kind in _JSON_TYPES.items():
+        if not isinstance(values.get(key), kind):
+            raise damaged(path, f"has {key} {shown(values.get(key))}, it must be a {kind.__name__}")

@@ -145,6 +145,7 @@ class WrongValueError(ValueError):
     """One value breaks its column's rule: thing, place, rule and value.
 
     Attributes:
+        place: the column in words.
         row: of the value, the first is 0.
         value: the value.
         rule: what it had to be.
@@ -154,7 +155,7 @@ class WrongValueError(ValueError):
         shown = repr(value)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         super().__init__(f"{place}, row {row} (the first is 0): {rule}, got {shown}")
-        self.row, self.value, self.rule = row, value, rule
+        self.place, self.row, self.value, self.rule = place, row, value, rule
 
 
 def _has_text(value: object) -> bool:

@@ -23,6 +23,7 @@ from .arrow_values import (
 )
 from .columns import TIMESTAMP_DIMENSION, Column
 from .texts import WrongValueError
+from .vocabulary_file import damaged_array, saved_array
 
 _DAY = 86_400
 _YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
@@ -56,7 +57,11 @@ class TimestampEncoder:
     @classmethod
     def from_arrays(cls, column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Self:
         """Rebuild a saved encoder."""
-        return cls(column, place, arrays["mean_and_slope"].astype(np.float64, copy=False))
+        mean_and_slope = saved_array(arrays, "mean_and_slope", place, np.float64)
+        if mean_and_slope.shape != (2,):
+            rule = f"must hold two numbers, got shape {mean_and_slope.shape}"
+            raise damaged_array(place, "mean_and_slope", rule)
+        return cls(column, place, mean_and_slope)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the state to save."""

@@ -48,11 +48,15 @@ class CategoricalTokens(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the table and biases, and write each column's first row in the table."""
-        size_C = torch.tensor(self.sizes)
-        offset_C = size_C.cumsum(0) - size_C
+        offset_C = self.first_rows()
         init.copy_(self.offsets, offset_C)
         init_uniform(self.bias, self.bias.shape[-1])
         init_table(self.table, offset_C)
+
+    def first_rows(self) -> Tensor:
+        """Return each column's first row in the table (C,), what `offsets` is to hold."""
+        size_C = torch.tensor(self.sizes)
+        return size_C.cumsum(0) - size_C
 
     def forward(self, ids_BC: Tensor) -> Tensor:
         """Return the tokens (B, C, D)."""
@@ -141,7 +145,8 @@ class FeatureTokenizer(nn.Module):
             {name: TOKENS_OF_TENSOR[name](group, config) for name, group in self.groups.items()}
         )
         arrival = [column.name for group in self.groups.values() for column in group]
-        self.order = [arrival.index(column.name) for column in columns]
+        place_of = {name: place for place, name in enumerate(arrival)}
+        self.order = [place_of[column.name] for column in columns]
         self.in_order = self.order == sorted(self.order)
         # NOTE[DIFF]: the paper's [CLS] is a numeric token with input 1, w + b; one vector is both.
         with_cls = config.pooling == "cls" or not columns

@@ -9,9 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .category_columns import CategoricalEncoder, SetEncoder
 from .column_encoders import ENCODERS, ColumnEncoder
+from .column_words import in_words
 from .columns import Column, columns_of_tensor, near
 from .raw_records import RawColumns, raw_records, raw_table
+from .vocabulary_file import damaged_array
 
 DTYPES = {
     "numeric": np.float32,
@@ -19,6 +22,9 @@ DTYPES = {
     "set_ids": np.int64,
     "dense": np.float32,
 }
+
+# Kinds whose fitted columns have a width of their own, of at least one slot.
+_WIDE = ("categories", "timestamp", "vector")
 
 
 class TowerEncoder:
@@ -48,17 +54,21 @@ class TowerEncoder:
     def from_arrays(
         cls, tower: str, columns: tuple[Column, ...], arrays: dict[str, NDArray[Any]]
     ) -> Self:
-        """Rebuild a saved tower from the arrays of both."""
+        """Rebuild a saved tower from the arrays of both.
+
+        Raises:
+            ValueError: an array is absent, damaged or of no column, or a column does not fit them.
+        """
         encoders: list[ColumnEncoder] = []
+        parts_of = _parts(tower, columns, arrays)
         for column in columns:
-            prefix = f"{tower}/{column.name}/"
-            parts = {
-                name.removeprefix(prefix): array
-                for name, array in arrays.items()
-                if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
-            }
             place = place_of(column, tower)
-            encoders.append(ENCODERS[column.kind].from_arrays(column, place, parts))
+            encoder = ENCODERS[column.kind].from_arrays(column, place, parts_of[column.name])
+            if encoder.column != column or (column.kind in _WIDE and not column.width):
+                raise damaged_array(
+                    place, "column", f"does not fit {column.to_dict()!r:.200} of the JSON file"
+                )
+            encoders.append(encoder)
         return cls(tower, encoders)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -88,11 +98,55 @@ class TowerEncoder:
             arrays[f"{self.tower}_{tensor}"] = array
         return arrays
 
+    def describe(self, arrays: dict[str, NDArray[Any]]) -> dict[str, str]:
+        """Return in words what the first encoded record says, by column."""
+        found = {}
+        for tensor in DTYPES:
+            slot = 0
+            for column in columns_of_tensor(self.columns, tensor):
+                slots = arrays[f"{self.tower}_{tensor}"][0, slot : slot + column.width]
+                found[column.name] = in_words(self._encoders[column.name], slots)
+                slot += column.width
+        return {column.name: found[column.name] for column in self.columns}
+
     def encode_numeric(self, name: str, values: Any) -> NDArray[np.float32]:
         """Scale raw values (B,) of one numeric column."""
         numeric_slots(self.columns, [name], self.tower)
         scaled_B: NDArray[np.float32] = self._encoders[name].encode(values)[:, 0]
         return scaled_B
+
+    def known_values(self, name: str) -> list[str]:
+        """Return the texts that a column knows, the most frequent in training first.
+
+        Raises:
+            ValueError: the tower has no column of that name that holds categories.
+        """
+        known = {
+            column: encoder.vocabulary.texts
+            for column, encoder in self._encoders.items()
+            if isinstance(encoder, CategoricalEncoder | SetEncoder)
+        }
+        if name not in known:
+            raise ValueError(
+                f"the {self.tower}s have no column {name!r} of categories{near(name, known)}; "
+                f"they have: {', '.join(known) or 'none'}"
+            )
+        return list(known[name])
+
+
+def _parts(
+    tower: str, columns: Iterable[Column], arrays: dict[str, NDArray[Any]]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return the arrays of each column by their names in it."""
+    parts: dict[str, dict[str, NDArray[Any]]] = {column.name: {} for column in columns}
+    for name, array in arrays.items():
+        owner, _, rest = name.partition("/")
+        column, _, part = rest.rpartition("/")
+        if owner == tower and column not in parts:
+            raise damaged_array(f"{tower} column {column!r:.80}", part[:80], "is of no column")
+        if owner == tower:
+            parts[column][part] = array
+    return parts
 
 
 def numeric_slots(columns: tuple[Column, ...], names: Iterable[str], tower: str) -> list[int]:

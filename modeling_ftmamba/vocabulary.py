@@ -6,14 +6,18 @@ then, if asked for, the hash buckets that rare and unseen texts share.
 Shapes: V distinct texts.
 """
 
+from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .columns import MISSING_ID, N_SPECIAL_IDS, UNSEEN_ID, Column
-from .string_table import pack_strings, unpack_strings
+from .string_table import TextTable, pack_strings
+from .vocabulary_file import damaged_array, saved_array
 
 _NOT_KNOWN = -1
 
@@ -26,11 +30,15 @@ class Vocabulary:
         hash_buckets: ids that all other texts share; 0 makes them `UNSEEN_ID`.
     """
 
-    def __init__(self, texts: list[str], hash_buckets: int) -> None:
+    def __init__(self, texts: Sequence[str], hash_buckets: int) -> None:
         self.texts = texts
         self.hash_buckets = hash_buckets
-        self._id_of: dict[str | None, int] = {None: MISSING_ID, "": MISSING_ID}
-        self._id_of.update(zip(texts, range(N_SPECIAL_IDS, self.first_bucket), strict=True))
+
+    @cached_property
+    def _id_of(self) -> dict[str | None, int]:
+        ids: dict[str | None, int] = {None: MISSING_ID, "": MISSING_ID}
+        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self.first_bucket), strict=True))
+        return ids
 
     @property
     def first_bucket(self) -> int:
@@ -58,16 +66,26 @@ class Vocabulary:
         return {"bytes": packed, "offsets": offsets}
 
 
-def vocabulary_from_arrays(arrays: dict[str, NDArray[np.generic]], hash_buckets: int) -> Vocabulary:
-    """Rebuild a saved vocabulary.
+def saved_vocabulary(column: Column, place: str, arrays: dict[str, NDArray[Any]]) -> Vocabulary:
+    """Rebuild a saved vocabulary, whose texts stay packed until one is asked for.
 
     Raises:
-        ValueError: the arrays are damaged.
+        ValueError: the arrays are damaged, or are not those of the column.
     """
-    texts = unpack_strings(
-        arrays["bytes"].astype(np.uint8, copy=False), arrays["offsets"].astype(np.int64, copy=False)
-    )
-    return Vocabulary(texts, hash_buckets)
+    packed = saved_array(arrays, "bytes", place, np.uint8)
+    offsets = saved_array(arrays, "offsets", place, np.int64)
+    try:
+        vocabulary = Vocabulary(TextTable(packed, offsets), column.hash_buckets)
+    except ValueError as error:
+        raise damaged_array(place, "offsets", f"is damaged ({error})") from None
+    if vocabulary.size != column.vocabulary_size:
+        raise damaged_array(
+            place,
+            "offsets",
+            f"makes a vocabulary of {vocabulary.size} ids, the column says "
+            f"{column.vocabulary_size}",
+        )
+    return vocabulary
 
 
 def fit_vocabulary(

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
+
+from .checked_files import AGAIN, DamagedFileError, read_tensors
 
 VOCABULARY_NAME = "vocabularies.safetensors"
+
+_DTYPES = frozenset(["F64", "I64", "U8"])
 
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -24,18 +27,42 @@ def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read arrays back.
+    """Read arrays back; they stay in the file until they are looked at.
 
     Raises:
-        ValueError: the file is truncated or damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or damaged, or holds other types than are written.
     """
-    try:
-        arrays: dict[str, NDArray[Any]] = load(path.read_bytes())
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"'{path}' is truncated or damaged ({error}); download or save the checkpoint again"
-        ) from None
-    return arrays
+    _, tensors = read_tensors(path, dtypes=_DTYPES)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def saved_array(
+    arrays: dict[str, NDArray[Any]], part: str, place: str, kind: type[np.generic]
+) -> NDArray[Any]:
+    """Return one array of a column's saved state.
+
+    Args:
+        arrays: the column's.
+        part: the array's name.
+        place: the column in words, for the error.
+        kind: the type that it must have; numbers must be finite.
+
+    Raises:
+        ValueError: the array is absent, of another type, or not finite.
+    """
+    array = arrays.get(part)
+    if array is None or array.dtype != kind:
+        got = "none" if array is None else str(array.dtype)
+        raise damaged_array(place, part, f"must be of type {kind.__name__}, got {got}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise damaged_array(place, part, "must hold finite numbers")
+    return array
+
+
+def damaged_array(place: str, part: str, rule: str) -> DamagedFileError:
+    """Return the error for a column's saved array that breaks a rule, to be raised."""
+    return DamagedFileError(f"{place}: {part!r} in {VOCABULARY_NAME} {rule}; {AGAIN}")
 
 
 def fingerprint_of(arrays: dict[str, NDArray[Any]], columns: list[list[dict[str, Any]]]) -> str:
@@ -44,7 +71,7 @@ def fingerprint_of(arrays: dict[str, NDArray[Any]], columns: list[list[dict[str,
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode("utf-8", "surrogatepass"))
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

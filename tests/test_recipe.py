@@ -209,3 +209,28 @@ def test_the_part_for_the_split_lies_between_the_file_and_the_flags(with_variant
 def test_wrong_variants_are_refused(variants, message):
     with pytest.raises(ValueError, match=message):
         choose_variant({"for_split": variants}, None)
+
+
+HUB = ["--push_to_hub", "--hub_model_id", "me/films"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*HUB, "--hub_strategy", "evry_save"], r"hub_strategy must be .*did you mean 'every_save"),
+        ([*HUB, "--hub_strategy", "every_save"], "nothing is saved; give --checkpointing_steps"),
+        ([*HUB, "--hub_training_state"], "hub_training_state needs hub_strategy 'checkpoint'"),
+        ([*HUB, "--hub_patience", "-1"], "hub_patience must be >= 0, got -1"),
+        (["--max_shard_size", "big"], "max_shard_size must be a size such as 5GB or 500MB, got 'b"),
+    ],
+)
+def test_a_wrong_way_of_pushing_is_refused(argv, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe([*NAMED, *argv])
+
+
+def test_how_to_push_is_read():
+    argv = ["--hub_strategy", "checkpoint", "--checkpointing_steps", "epoch", "--hub_private"]
+    recipe = load_recipe([*NAMED, *HUB, *argv, "--hub_training_state", "--hub_catalogue", "false"])
+    assert (recipe.hub_strategy, recipe.hub_private) == ("checkpoint", True)
+    assert (recipe.hub_training_state, recipe.hub_catalogue) == (True, False)

@@ -68,7 +68,6 @@ def tiny_checkpoint(tiny_items: dict[str, list]) -> Checkpoint:
         keys=tiny_items["item_id"],
         titles=tiny_items["title"],
         as_of=893286638,
-        block_size=7,
     )
     return Checkpoint(
         model=model,

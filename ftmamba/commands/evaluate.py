@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ftmamba.commands.command import Command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -74,30 +76,32 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
 
 
 def _user_embeddings(checkpoint: "Checkpoint", tables: "Tables") -> "Tensor":
-    import torch
+    from ftmamba.table_embedding import embed_table
 
-    block_size = 4096
-    with torch.inference_mode():
-        blocks = [
-            checkpoint.model.get_user_embeddings(
-                **checkpoint.extractor(users=tables.users.slice(start, block_size))
-            )
-            for start in range(0, tables.users.num_rows, block_size)
-        ]
-        users_UE: Tensor = torch.cat(blocks)
-    return users_UE
+    def rows(start: int, stop: int) -> "Mapping[str, Tensor]":
+        encoded: Mapping[str, Tensor] = checkpoint.extractor(
+            users=tables.users.slice(start, stop - start)
+        )
+        return encoded
+
+    return embed_table(checkpoint.model, "user", tables.users.num_rows, rows)
 
 
 def _item_embeddings(
     checkpoint: "Checkpoint", tables: "Tables", split: "Split", *, refit: bool
 ) -> "Tensor":
-    from ftmamba.catalogue import embed_items
+    from ftmamba.table_embedding import embed_table
 
-    columns: dict[str, object] = {
-        name: tables.items.column(name) for name in tables.items.column_names
-    }
-    columns |= _popularity(tables, split, refit=refit)
-    return embed_items(checkpoint.model, checkpoint.extractor(items=columns))
+    items: dict[str, Any] = {name: tables.items.column(name) for name in tables.items.column_names}
+    items |= _popularity(tables, split, refit=refit)
+
+    def rows(start: int, stop: int) -> "Mapping[str, Tensor]":
+        encoded: Mapping[str, Tensor] = checkpoint.extractor(
+            items={name: column[start:stop] for name, column in items.items()}
+        )
+        return encoded
+
+    return embed_table(checkpoint.model, "item", tables.items.num_rows, rows)
 
 
 def _popularity(

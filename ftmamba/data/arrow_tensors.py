@@ -3,6 +3,7 @@
 Shapes: R rows, W slots.
 """
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,12 +36,22 @@ def map_table(path: Path) -> pa.Table:
     Raises:
         ValueError: the file is cut off or no Arrow stream.
     """
+    return map_table_and_file(path)[0]
+
+
+def map_table_and_file(path: Path) -> tuple[pa.Table, mmap.mmap]:
+    """Return the table of a file, mapped and not read, and the mapping in which its buffers lie.
+
+    Raises:
+        ValueError: the file is cut off or no Arrow stream.
+    """
     try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_stream(source).read_all()
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return pa.ipc.open_stream(pa.py_buffer(mapping)).read_all(), mapping
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError) as error:
+    except (ValueError, OSError) as error:  # Arrow's errors are ValueErrors
         raise ValueError(
             f"file '{path}' is damaged: {error}; delete its folder and encode again"
         ) from error

@@ -1,14 +1,15 @@
 """Shuffled batches from a memory-mapped Arrow table, exactly repeatable.
 
 The order of an epoch is a function of (seed, epoch) alone. The table is cut into pieces; the
-pieces are permuted and so many of them as fill a block are read together and permuted row by row.
-Any batch can be found without reading those before it, which makes resuming exact, and a global
-batch is the same rows on one process or on many.
+pieces are permuted and so many of them as fill a block are permuted together, row by row. Any
+batch can be found without reading those before it, which makes resuming exact, and a global batch
+is the same rows on one process or on many.
 
 Shapes: R rows of the table, B rows of a batch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from ftmamba.data.arrow_tensors import Array, column_chunks, map_table
+from ftmamba.data.table_rows import Stretch, TableRows
 
 PIECES_A_BLOCK = 16
 """A block mixes rows from so many places of the file."""
@@ -63,16 +64,13 @@ class TableBatches:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if not 0 <= rank < n_ranks:
             raise ValueError(f"rank must be in [0, {n_ranks}), got {rank}")
-        table = source if isinstance(source, pa.Table) else map_table(Path(source))
-        self.n_rows: int = table.num_rows
+        self._table = TableRows(source)
+        self.n_rows: int = self._table.n_rows
         if self.n_rows < n_ranks:
             raise ValueError(
                 f"{self.n_rows} training rows cannot be shared out among {n_ranks} processes; "
                 "start fewer processes"
             )
-        self._columns = {
-            name: _ChunkedRows(column_chunks(table.column(name))) for name in table.column_names
-        }
         self._seed, self._rank, self._n_ranks = seed, rank, n_ranks
         self._global_size: int = min(batch_size * n_ranks, self.n_rows // n_ranks * n_ranks)
         self._n_pieces = 1 if in_stretches else PIECES_A_BLOCK
@@ -89,39 +87,47 @@ class TableBatches:
 
         Every batch has the table's columns and `rows`, the numbers of its rows in the table.
         """
-        pending: list[dict[str, Array]] = []
-        n_pending = 0
         size = self._global_size // self._n_ranks
-        for rows, order in self._blocks(epoch, start):
-            part = {name: column.take(rows, order) for name, column in self._columns.items()}
-            part["rows"] = rows.numbers()[order]
-            pending.append(part)
-            n_pending += len(order)
-            if n_pending < size:
-                continue
-            whole = _concatenated(pending)
-            for first in range(0, n_pending - size + 1, size):
-                yield {n: torch.from_numpy(a[first : first + size]) for n, a in whole.items()}
-            rest = n_pending % size
-            pending = [{n: a[n_pending - rest :] for n, a in whole.items()}] if rest else []
-            n_pending = rest
+        pending = np.empty(0, np.int64)
+        for rows in self._rows_by_block(epoch, start):
+            pending = np.concatenate([pending, rows])
+            n_whole = len(pending) // size * size
+            for rows_B in pending[:n_whole].reshape(-1, size):
+                batch = {**self._table.take(rows_B), "rows": rows_B}
+                yield {name: torch.from_numpy(array) for name, array in batch.items()}
+            pending = pending[n_whole:]
 
-    def _blocks(self, epoch: int, start: int) -> Iterator[tuple["_Pieces", NDArray[np.int64]]]:
-        """Yield the pieces of each block and which of their rows this rank gets, in order."""
+    def _rows_by_block(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+        """Yield the rows that this rank gets of each block; the disk is one block ahead."""
+        blocks = self._blocks(epoch, start)
+        following = next(blocks, None)
+        self._fetch(following)
+        while following is not None:
+            block, following = following, next(blocks, None)
+            self._fetch(following)
+            yield block.rows()[block.chosen]
+
+    def _fetch(self, block: "_Block | None") -> None:
+        if block is not None:
+            self._table.will_need(block.stretches)
+
+    def _blocks(self, epoch: int, start: int) -> Iterator["_Block"]:
+        """Yield the blocks that hold something from batch `start` on, in order."""
         starts = self._piece_starts(np.random.default_rng((self._seed, epoch)))
         first_position = start * self._global_size
         end_position = self.n_batches * self._global_size
         position = 0
-        for block, piece in enumerate(range(0, len(starts), self._n_pieces)):
-            chosen = starts[piece : piece + self._n_pieces]
-            pieces = _Pieces(chosen, self._piece_size, self.n_rows)
-            begin, stop = max(position, first_position), min(position + len(pieces), end_position)
+        for number, piece in enumerate(range(0, len(starts), self._n_pieces)):
+            firsts = starts[piece : piece + self._n_pieces].tolist()
+            stretches = [(row, min(row + self._piece_size, self.n_rows)) for row in firsts]
+            n_rows = sum(after - row for row, after in stretches)
+            begin, stop = max(position, first_position), min(position + n_rows, end_position)
             if begin < stop:
-                generator = np.random.default_rng((self._seed, epoch, block))
-                order = generator.permutation(len(pieces))
+                generator = np.random.default_rng((self._seed, epoch, number))
+                order = generator.permutation(n_rows)
                 wanted = self._of_rank(np.arange(begin, stop))
-                yield pieces, order[wanted - position]
-            position += len(pieces)
+                yield _Block(stretches, order[wanted - position])
+            position += n_rows
 
     def _piece_starts(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Return the first rows of the pieces, in the order of an epoch."""
@@ -150,41 +156,18 @@ class InteractionBatches(TableBatches):
     """
 
 
-class _Pieces:
-    """Stretches of rows that are read together, each but the table's last of one size."""
+@dataclass(frozen=True)
+class _Block:
+    """Stretches of rows that are shuffled together.
 
-    def __init__(self, starts: NDArray[np.int64], size: int, n_rows: int) -> None:
-        self.bounds = [(int(start), min(int(start) + size, n_rows)) for start in starts]
+    Attributes:
+        stretches: each but the table's last of one size.
+        chosen: which of their rows, counted through all stretches, this rank gets, in order.
+    """
 
-    def __len__(self) -> int:
-        return sum(stop - start for start, stop in self.bounds)
+    stretches: list[Stretch]
+    chosen: NDArray[np.int64]
 
-    def numbers(self) -> NDArray[np.int64]:
-        return np.concatenate([np.arange(start, stop) for start, stop in self.bounds])
-
-
-class _ChunkedRows:
-    """A column that lies in several chunks, read by stretches of rows."""
-
-    def __init__(self, chunks: list[Array]) -> None:
-        self._chunks = chunks
-        self._ends = np.cumsum([len(chunk) for chunk in chunks])
-
-    def take(self, pieces: _Pieces, order: NDArray[np.int64]) -> Array:
-        """Return the rows of the pieces in the order given, in memory of their own."""
-        views = [view for start, stop in pieces.bounds for view in self._views(start, stop)]
-        return np.take(np.concatenate(views), order, axis=0)
-
-    def _views(self, start: int, stop: int) -> Iterator[Array]:
-        index = int(np.searchsorted(self._ends, start, side="right"))
-        while start < stop:
-            end = int(self._ends[index])
-            begin = end - len(self._chunks[index])
-            yield self._chunks[index][start - begin : min(stop, end) - begin]
-            start, index = end, index + 1
-
-
-def _concatenated(parts: list[dict[str, Array]]) -> Mapping[str, Array]:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def rows(self) -> NDArray[np.int64]:
+        """Return the numbers in the table of the stretches' rows."""
+        return np.concatenate([np.arange(start, stop) for start, stop in self.stretches])

@@ -4,6 +4,7 @@ Shapes: U users (of a block, or all), I items, K places, R interactions.
 """
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.data.interactions import Interactions
+from ftmamba.evaluation.inner_products import USERS_AT_ONCE
 from ftmamba.evaluation.metrics import METRICS
-from ftmamba.evaluation.protocol import Protocol, Scorer
+from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol, Scorer
 from ftmamba.evaluation.ranking import top_k
 from ftmamba.evaluation.result import Evaluation
 from ftmamba.evaluation.seen import ItemsByUser, items_by_user
@@ -39,7 +41,7 @@ def evaluate(
         seen: the interactions that were known: what is masked, what popularity ranks count, and
             who is a warm user.
         protocol: by default k = 5 and 10, seen items masked.
-        users_per_block: by default as many as have 2**24 scores.
+        users_per_block: by default as many as are fast and take little memory.
 
     Raises:
         ValueError: k is larger than the catalogue, no test interaction, no `seen` to mask, or
@@ -50,7 +52,7 @@ def evaluate(
     masked = items_by_user(seen) if seen is not None and protocol.mask_seen else None
     keys_R = np.unique(test.user_ids * test.n_items + test.item_ids)
     user_ids_U, n_relevant_U = np.unique(keys_R // test.n_items, return_counts=True)
-    step = users_per_block or max(1, N_SCORES_AT_ONCE // test.n_items)
+    step = users_per_block or _users_at_once(scorer, test.n_items, protocol.k[-1])
     blocks = [user_ids_U[start : start + step] for start in range(0, len(user_ids_U), step)]
     recommended_UK = np.concatenate(
         [_recommend(scorer, block, test.n_items, masked, protocol.k[-1]) for block in blocks]
@@ -94,6 +96,20 @@ def _check(test: Interactions, seen: Interactions | None, protocol: Protocol) ->
         )
 
 
+def _users_at_once(scorer: Scorer, n_items: int, k: int) -> int:
+    if _is_searchable(scorer, n_items, k):
+        return USERS_AT_ONCE
+    return max(1, N_SCORES_AT_ONCE // n_items)
+
+
+def _is_searchable(scorer: Scorer, n_items: int, k: int) -> TypeGuard[EmbeddingScorer]:
+    return (
+        isinstance(scorer, EmbeddingScorer)
+        and len(scorer.items) == n_items
+        and scorer.has_first_places(k)
+    )
+
+
 def _recommend(
     scorer: Scorer,
     user_ids_U: NDArray[np.int64],
@@ -102,6 +118,26 @@ def _recommend(
     k: int,
 ) -> NDArray[np.int64]:
     """Return the items_UK at the first k places, -1 where nothing is left to recommend."""
+    if not _is_searchable(scorer, n_items, k):
+        return _recommend_by_scores(scorer, user_ids_U, n_items, masked, k)
+    none = np.empty(0, np.int64)
+    hidden = (none, none) if masked is None else masked.pairs(user_ids_U)
+    recommended_UK, is_known_U = scorer.first_places(user_ids_U, k, hidden)
+    step = max(1, N_SCORES_AT_ONCE // n_items)
+    rest = np.flatnonzero(~is_known_U)
+    for start in range(0, len(rest), step):
+        rows = rest[start : start + step]
+        recommended_UK[rows] = _recommend_by_scores(scorer, user_ids_U[rows], n_items, masked, k)
+    return recommended_UK
+
+
+def _recommend_by_scores(
+    scorer: Scorer,
+    user_ids_U: NDArray[np.int64],
+    n_items: int,
+    masked: ItemsByUser | None,
+    k: int,
+) -> NDArray[np.int64]:
     scores_UI = _own_tensor(scorer.scores(user_ids_U))
     if tuple(scores_UI.shape) != (len(user_ids_U), n_items):
         raise ValueError(

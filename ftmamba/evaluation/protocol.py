@@ -1,15 +1,23 @@
 """What every model is asked, and how a model answers.
 
-Shapes: U users, I items, D width of an embedding.
+Shapes: U users, I items, D width of an embedding, K places.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ftmamba.evaluation.inner_products import (
+    Pairs,
+    first_places,
+    longest_of,
+    smallest_catalogue,
+)
 
 
 class Scorer(TypingProtocol):
@@ -54,7 +62,8 @@ class EmbeddingScorer:
     """Inner products of the embeddings of a two-tower model, over its temperature.
 
     They are summed in float64 and rounded once, so that a score depends neither on the number of
-    users asked at once nor on the place of an item in the catalogue.
+    users asked at once nor on the place of an item in the catalogue. The evaluation asks for
+    `first_places`, which need not compute most of the scores so exactly.
 
     Attributes:
         users: (U, D), embedding of every user, in the order of the table of users.
@@ -75,9 +84,40 @@ class EmbeddingScorer:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         object.__setattr__(self, "users", self.users.detach())
-        object.__setattr__(self, "items", self.items.detach().double())
+        object.__setattr__(self, "items", self.items.detach())
 
     def scores(self, user_ids: NDArray[np.int64]) -> Tensor:
+        return (self._queries(user_ids) @ self._exact_items.T).float()
+
+    def has_first_places(self, k: int) -> bool:
+        """Return whether there is a faster way to the first places than all scores."""
+        return (
+            self.items.dtype == torch.float32
+            and self.items.device.type == self.users.device.type == "cpu"
+            and len(self.items) >= smallest_catalogue(k)
+        )
+
+    def first_places(
+        self, user_ids: NDArray[np.int64], k: int, hidden: Pairs
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the items (U, K) that `scores` puts first, and for which users they are known.
+
+        Args:
+            user_ids: rows of the users.
+            k: how many.
+            hidden: places in `user_ids`, and the items never recommended to these users.
+        """
+        queries_UD = self._queries(user_ids)
+        return first_places(queries_UD, self.items, k, hidden, longest=self._longest)
+
+    def _queries(self, user_ids: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(user_ids).to(self.users.device)
-        users_BD = self.users[rows].double() / self.temperature
-        return (users_BD @ self.items.T).float()
+        return self.users[rows].double() / self.temperature
+
+    @cached_property
+    def _longest(self) -> float:
+        return longest_of(self.items)
+
+    @cached_property
+    def _exact_items(self) -> Tensor:
+        return self.items.double()

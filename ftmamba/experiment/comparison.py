@@ -24,7 +24,7 @@ from ftmamba.training.run import Trained, make_protocol
 
 logger = logging.getLogger(__name__)
 
-NAMES = {"mamba": "FT-Mamba", "attention": "FT-Transformer"}
+NAMES = {"mamba": "FT-Mamba", "ssd": "FT-Mamba-2", "attention": "FT-Transformer"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which items serve as negatives, and which must not.
 
-Shapes: B interactions, M negatives or items of the batch.
+Shapes: B interactions, M negatives or items of the batch, I distinct ones of these, P pairs.
 """
 
 from collections.abc import Sequence
@@ -47,25 +47,41 @@ class KnownPositives:
 
     def __init__(self, user_ids: Tensor, item_ids: Tensor, n_items: int) -> None:
         self.n_items = n_items
-        self.pairs = torch.unique(user_ids * n_items + item_ids)
+        self.pairs = np.unique((user_ids * n_items + item_ids).numpy())
 
-    def of_users(self, user_ids_B: Tensor) -> Tensor:
-        """Return which items (B, I) each user has in training."""
+    def among(self, user_ids_B: Tensor, item_ids_M: Tensor) -> Tensor:
+        """Return which of the items (B, M) each user has in training.
+
+        Costs as many look-ups as the users have pairs, not B M.
+        """
         starts_B, ends_B = (
-            torch.searchsorted(self.pairs, (user_ids_B + next_user) * self.n_items)
+            np.searchsorted(self.pairs, (user_ids_B.numpy() + next_user) * self.n_items)
             for next_user in (0, 1)
         )
         counts_B = ends_B - starts_B
-        rows = torch.repeat_interleave(torch.arange(len(user_ids_B)), counts_B)
-        first_of_row = torch.repeat_interleave(counts_B.cumsum(0) - counts_B, counts_B)
-        places = starts_B[rows] + torch.arange(len(rows)) - first_of_row
-        known_BI = torch.zeros(len(user_ids_B), self.n_items, dtype=torch.bool)
-        known_BI[rows, self.pairs[places] % self.n_items] = True
-        return known_BI
+        rows_P = np.repeat(np.arange(len(user_ids_B)), counts_B)
+        firsts_P = np.repeat(np.cumsum(counts_B) - counts_B, counts_B)
+        pairs_P = self.pairs[starts_B[rows_P] + np.arange(len(rows_P)) - firsts_P]
+        distinct_I, place_M = np.unique(item_ids_M.numpy(), return_inverse=True)
+        place_P, is_there_P = _places(distinct_I, pairs_P % self.n_items)
+        known_BI = np.zeros((len(user_ids_B), len(distinct_I)), bool)
+        known_BI[rows_P[is_there_P], place_P[is_there_P]] = True
+        if np.array_equal(distinct_I, item_ids_M):
+            return torch.from_numpy(known_BI)
+        return torch.from_numpy(known_BI[:, place_M])
 
     def contain(self, user_ids: Tensor, item_ids: Tensor) -> Tensor:
         """Return, for ids that broadcast, whether each user has each item in training."""
-        wanted = user_ids * self.n_items + item_ids
-        places = torch.searchsorted(self.pairs, wanted).clamp(max=len(self.pairs) - 1)
-        found: Tensor = self.pairs[places] == wanted
-        return found
+        _, found = _places(self.pairs, (user_ids * self.n_items + item_ids).numpy())
+        return torch.from_numpy(found)
+
+
+def _places(
+    ascending: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where each wanted number is among the ascending ones, and whether it is there."""
+    places = np.searchsorted(ascending, wanted)
+    if not len(ascending):
+        return places, np.zeros(wanted.shape, bool)
+    places = places.clip(max=len(ascending) - 1)
+    return places, ascending[places] == wanted

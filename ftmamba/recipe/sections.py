@@ -7,10 +7,13 @@ command line, the checks and `--help` are all made from these.
 # `option` is `dataclasses.field` with the facts that the command line needs.
 # ruff: noqa: RUF009
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from ftmamba.recipe.values import check_options, option, to_plain
+
+HUB_STRATEGIES = ("end", "checkpoint", "every_save")
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,24 @@ class EvaluationRecipe:
         {},
         "other networks trained beside the model: name -> {preset, overrides, training, columns}",
     )
+    user_groups: tuple[str, ...] = option(
+        (), "columns of the users; the test users of each value are judged apart"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class CardRecipe:
+    """What the model card says that no run can know."""
+
+    title: str = option("", "the model's name for people; empty: the network and the data")
+    licence: str = option("apache-2.0", "licence of the weights, as the Hub spells it")
+    data_licence: str = option("", "what the data's terms allow, one sentence")
+    data_hub_id: str = option("", "the data set on the Hub, if it is there")
+    citation: str = option("", "BibTeX that cites this model")
+    country: str = option("", "ISO code such as FRA, whose grid turns energy into emissions")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -192,15 +213,47 @@ class Recipe:
     training: TrainingRecipe = option(TrainingRecipe(), "the training")
     evaluation: EvaluationRecipe = option(EvaluationRecipe(), "the evaluation")
     examples: ExamplesRecipe = option(ExamplesRecipe(), "what the finished run shows")
+    card: CardRecipe = option(CardRecipe(), "the model card")
     output_dir: str = option("runs/latest", "folder of the run's checkpoint and results")
     seed: int = option(42, "seed of weights, order, dropout and negatives", least=0)
-    push_to_hub: bool = option(False, "upload the finished checkpoint to the Hub")
-    hub_model_id: str = option("", "Hub repository to upload to")
+    max_shard_size: str = option("5GB", "largest file of weights, such as 500MB")
+    push_to_hub: bool = option(False, "push to the Hub in the background, as hub_strategy says")
+    hub_model_id: str = option("", "Hub repository to push to, such as me/films")
+    hub_private: bool = option(False, "make the repository private if it is made")
+    hub_strategy: str = option(
+        "end",
+        "the finished checkpoint alone; also what is saved, on the branch 'checkpoints'; or also "
+        "what is saved, on 'main'",
+        choices=HUB_STRATEGIES,
+    )
+    hub_catalogue: bool = option(True, "push the items' keys, titles and embeddings too")
+    hub_training_state: bool = option(
+        False, "checkpoint: push what resuming needs too: optimizer and best weights"
+    )
+    hub_patience: int = option(600, "seconds that the end of a run waits for the Hub", least=0)
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.push_to_hub and not self.hub_model_id:
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size):
+            raise ValueError(
+                f"max_shard_size must be a size such as 5GB or 500MB, got {self.max_shard_size!r}"
+            )
+        if self.push_to_hub:
+            self._check_hub()
+
+    def _check_hub(self) -> None:
+        if not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, e.g. --hub_model_id me/my-model")
+        if self.hub_strategy != "end" and not self.training.checkpointing_steps:
+            raise ValueError(
+                f"hub_strategy {self.hub_strategy!r} pushes what is saved, and nothing is saved; "
+                "give --checkpointing_steps epoch, or a number of steps"
+            )
+        if self.hub_training_state and self.hub_strategy != "checkpoint":
+            raise ValueError(
+                "hub_training_state needs hub_strategy 'checkpoint': only its branch takes what "
+                f"resuming needs, got {self.hub_strategy!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for YAML; reading them back gives an equal recipe."""

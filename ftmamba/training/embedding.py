@@ -4,15 +4,16 @@ Shapes: B interactions, U distinct users, I items, M items of the batch, D embed
 W popularity columns.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from ftmamba.catalogue import embed_items
 from ftmamba.data.encoded import EncodedData
+from ftmamba.data.read_ahead import to_device
+from ftmamba.table_embedding import embed_table
+from ftmamba.training.feed import Inputs
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 
@@ -32,10 +33,10 @@ class PairEmbedder:
     data: EncodedData
     device: torch.device
 
-    def embed(
+    def gather(
         self, user_ids_B: Tensor, item_ids_M: Tensor, popularity_MW: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the users (B, D), divided by the temperature, and the items (M, D).
+    ) -> Inputs:
+        """Gather the distinct records of users and items, and where each occurs.
 
         A user occurs in a batch often, an item too unless its popularity differs from row to
         row: a distinct one is embedded once, which is exact and saves most of the work. (All its
@@ -46,46 +47,49 @@ class PairEmbedder:
             item_ids_M: rows of the table of items.
             popularity_MW: scaled popularity of each item at its own time, or None.
         """
-        distinct_U, place_B = torch.unique(user_ids_B, return_inverse=True)
-        users = self.data.gather_users(distinct_U)
+        users = self.gather_users(user_ids_B)
         if popularity_MW is not None:
-            items = self.data.gather_items(item_ids_M, popularity_MW)
-            users_UD, items_MD = self._forward({**users, **items})
-            return users_UD[place_B.to(self.device)], items_MD
-        distinct_I, place_M = torch.unique(item_ids_M, return_inverse=True)
-        users_UD, items_ID = self._forward({**users, **self.data.gather_items(distinct_I)})
-        return users_UD[place_B.to(self.device)], items_ID[place_M.to(self.device)]
+            return {**users, **self.data.gather_items(item_ids_M, popularity_MW)}
+        distinct_I, places_M = _distinct(item_ids_M)
+        return {**users, **self.data.gather_items(distinct_I), "places_of_items": places_M}
 
-    def embed_catalogue(
-        self, user_ids_B: Tensor, catalogue: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the users (B, D), divided by the temperature, and every item (I, D)."""
-        distinct_U, place_B = torch.unique(user_ids_B, return_inverse=True)
-        users_UD, items_ID = self._forward({**self.data.gather_users(distinct_U), **catalogue})
-        return users_UD[place_B.to(self.device)], items_ID
+    def gather_users(self, user_ids_B: Tensor) -> Inputs:
+        """Gather the distinct records of the users, and where each occurs."""
+        distinct_U, places_B = _distinct(user_ids_B)
+        return {**self.data.gather_users(distinct_U), "places_of_users": places_B}
 
-    def _forward(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        output = self.model(**send_to_device(dict(tensors), self.device))
-        return output.user_embeds / self.base.temperature, output.item_embeds
+    def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Return the users (B, D), divided by the temperature, and the items (M, D).
+
+        Args:
+            inputs: of `gather`; or of `gather_users` with items, which are then embedded as they
+                stand. Other names are left alone.
+        """
+        on_device = to_device(inputs, self.device)
+        records = {k: v for k, v in on_device.items() if k.startswith(("user_", "item_"))}
+        output = self.model(**records)
+        users_UD, items = output.user_embeds / self.base.temperature, output.item_embeds
+        if "places_of_items" in on_device:
+            items = items[on_device["places_of_items"]]
+        return users_UD[on_device["places_of_users"]], items
 
 
-@torch.inference_mode()
-def user_embeddings(
-    model: FTMambaTwoTowerModel, data: EncodedData, user_ids: Tensor, *, batch_size: int = 4096
-) -> Tensor:
-    """Embed users, blocked, in evaluation mode; return float32 (U, D) on the CPU."""
-    was_training = model.training
-    model.train(False)
-    blocks = [
-        model.get_user_embeddings(**send_to_device(data.gather_users(ids), model.device))
-        for ids in torch.split(user_ids, batch_size)
-    ]
-    model.train(was_training)
-    return torch.cat(blocks).float().cpu()
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct ids, ascending, and the place among them of each."""
+    # NumPy sorts integers faster than torch, and in the calling thread alone.
+    distinct, places = np.unique(ids.numpy(), return_inverse=True)
+    return torch.from_numpy(distinct), torch.from_numpy(places)
+
+
+def user_embeddings(model: FTMambaTwoTowerModel, data: EncodedData, user_ids: Tensor) -> Tensor:
+    """Embed users in evaluation mode; return float32 (U, D) on the CPU."""
+    return embed_table(
+        model, "user", len(user_ids), lambda start, stop: data.gather_users(user_ids[start:stop])
+    )
 
 
 def catalogue_embeddings(
     model: FTMambaTwoTowerModel, data: EncodedData, as_of: int | None
 ) -> Tensor:
     """Embed every item as of a time, in evaluation mode; float32 (I, D) on the CPU."""
-    return embed_items(model, data.catalogue(as_of))
+    return embed_table(model, "item", data.n_items, data.catalogue_rows(as_of))

@@ -1,11 +1,13 @@
 """Numbers that are not finite: found, and traced to the rows they come from."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ftmamba.data.encoded import EncodedData
 from ftmamba.training.embedding import PairEmbedder
-from ftmamba.training.objectives import Batch
+from ftmamba.training.feed import Batch
 
 N_SHOWN = 5
 
@@ -26,9 +28,9 @@ def check_features(data: EncodedData) -> None:
 @torch.no_grad()
 def explain_loss(loss: float, *, step: int, batch: Batch, embedder: PairEmbedder) -> str:
     """Say which training interactions made a loss or a gradient that is not finite."""
-    users_BD, items_BD = PairEmbedder(
-        embedder.base, embedder.base, embedder.data, embedder.device
-    ).embed(batch["user_ids"], batch["item_ids"], batch.get("popularity"))
+    unwrapped = replace(embedder, model=embedder.base)
+    inputs = unwrapped.gather(batch["user_ids"], batch["item_ids"], batch.get("popularity"))
+    users_BD, items_BD = unwrapped.embed(inputs)
     bad_B = ~(users_BD.isfinite().all(-1) & items_BD.isfinite().all(-1)).cpu()
     rows = batch["rows"][bad_B]
     if len(rows):

@@ -10,6 +10,7 @@ from ftmamba.data.encoded import EncodedData
 from ftmamba.recipe import TrainingRecipe
 from ftmamba.training.finite import check_features
 from ftmamba.training.loop import TrainingLoop
+from ftmamba.training.saved import Watch
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 
@@ -29,7 +30,7 @@ class FitResult:
     history: list[dict[str, float]]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - one more than seven: who judges and who watches are two people
     model: FTMambaTwoTowerModel,
     data: EncodedData,
     recipe: TrainingRecipe,
@@ -38,6 +39,7 @@ def fit(
     validate: Callable[[FTMambaTwoTowerModel], float] | None,
     output_dir: Path,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> FitResult:
     """Train a model in place; it ends with the weights of its best validated epoch.
 
@@ -50,14 +52,16 @@ def fit(
             last epoch's weights.
         output_dir: `checkpoints/` goes inside.
         seed: of order, dropout and negatives.
+        watch: told of each state that is saved, on the main process.
 
     Raises:
         ValueError: infinite features, a loss that is not finite, or a checkpoint of another run.
     """
     check_features(data)
     loop = TrainingLoop(
-        model, data, recipe, accelerator, folder=output_dir / "checkpoints", seed=seed
-    )
+        model, data, recipe, accelerator,
+        folder=output_dir / "checkpoints", seed=seed, watch=watch,
+    )  # fmt: skip
     try:
         loop.resume()
         loop.run(validate)

@@ -18,13 +18,15 @@ from ftmamba.data.encoded import EncodedData
 from ftmamba.recipe import TrainingRecipe
 from ftmamba.training.checkpoints import CheckpointStore, load_weights, read_best, read_state
 from ftmamba.training.embedding import PairEmbedder
+from ftmamba.training.feed import Batch, Prepared, feed
 from ftmamba.training.finite import explain_loss
-from ftmamba.training.objectives import Batch, known_positives, make_objective
+from ftmamba.training.objectives import known_positives, make_objective
 from ftmamba.training.optimizer import make_optimizer
 from ftmamba.training.progress import Progress
 from ftmamba.training.randomness import seed_step
 from ftmamba.training.report import ProgressReport
 from ftmamba.training.resume import check_same_run, facts_of_run
+from ftmamba.training.saved import Saved, Watch
 from ftmamba.training.schedule import learning_rate_at
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
@@ -44,6 +46,7 @@ class TrainingLoop:
         *,
         folder: Path,
         seed: int,
+        watch: Watch | None = None,
     ) -> None:
         if accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
@@ -52,6 +55,7 @@ class TrainingLoop:
                 "section instead"
             )
         self.recipe, self.accelerator, self.seed, self.data = recipe, accelerator, seed, data
+        self.watch = watch
         self.base = model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.model, self.optimizer = accelerator.prepare(
@@ -137,26 +141,24 @@ class TrainingLoop:
     def _train_epoch(self, report: ProgressReport) -> None:
         progress = self.progress
         self.model.train()
-        for window in self._windows():
-            figures = self._step(window)
-            progress.loss_sum += figures["loss"] * len(window)
-            progress.step += 1
-            progress.batch += len(window)
-            report.step(progress.step, figures)
-            every = self.recipe.checkpointing_steps
-            if isinstance(every, int) and progress.step % every == 0:
-                self._save()
+        batches = self._batches(progress.epoch, start=progress.batch, step=progress.step)
+        with feed(self.objective, batches, self.accelerator.device) as prepared:
+            while window := list(islice(prepared, self.recipe.gradient_accumulation_steps)):
+                figures = self._step(window)
+                progress.loss_sum += figures["loss"] * len(window)
+                progress.step += 1
+                progress.batch += len(window)
+                report.step(progress.step, figures)
+                every = self.recipe.checkpointing_steps
+                if isinstance(every, int) and progress.step % every == 0:
+                    self._save()
 
-    def _windows(self) -> Iterator[list[Batch]]:
-        """Yield the rest of the epoch's batches, those of one optimizer step together."""
-        progress = self.progress
-        if progress.batch >= self.batches.n_batches:
-            return
-        rest: Iterator[Batch] = iter(self.batches.epoch(progress.epoch, start=progress.batch))
-        while window := list(islice(rest, self.recipe.gradient_accumulation_steps)):
-            yield window
+    def _batches(self, epoch: int, *, start: int, step: int) -> Iterator[tuple[Batch, int]]:
+        """Yield the rest of an epoch's batches, each with the optimizer step it belongs to."""
+        for number, batch in enumerate(self.batches.epoch(epoch, start=start)):
+            yield batch, step + number // self.recipe.gradient_accumulation_steps
 
-    def _step(self, window: list[Batch]) -> dict[str, float]:
+    def _step(self, window: list[Prepared]) -> dict[str, float]:
         """Take one optimizer step; return its figures."""
         step = self.progress.step
         seed_step(self.seed, step=step, rank=self.accelerator.process_index)
@@ -164,13 +166,13 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss_sum = 0.0
-        for batch in window:
-            with self._gradients_meet() if batch is window[-1] else self._gradients_stay():
-                loss = self.objective(batch, step)
-                self._check_finite(loss.item(), batch)
+        for prepared in window:
+            with self._gradients_meet() if prepared is window[-1] else self._gradients_stay():
+                loss = self.objective(prepared)
+                self._check_finite(loss.item(), prepared.batch)
                 self.accelerator.backward(loss / len(window))
             loss_sum += loss.item()
-        norm = self._clip(loss_sum, window[-1])
+        norm = self._clip(loss_sum, window[-1].batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
@@ -249,4 +251,6 @@ class TrainingLoop:
                 facts={"run": self.facts, "scaler": scaler and scaler.state_dict()},
             )
             logger.info("saved %s", folder)
+            if self.watch is not None:
+                self.watch(Saved(folder, self.base, self.data, self.progress))
         self.accelerator.wait_for_everyone()

@@ -22,6 +22,7 @@ from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_
 from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, load_preset
 from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
 from ftmamba.training.fit import FitResult, fit
+from ftmamba.training.saved import Watch
 from modeling_ftmamba.columns import near
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
@@ -99,11 +100,19 @@ def split_tables(tables: Tables, recipe: Recipe) -> Split:
     return splitter.split(tables.interactions)
 
 
-def train(recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator) -> Trained:
+def train(
+    recipe: Recipe,
+    tables: Tables,
+    split: Split,
+    accelerator: Accelerator,
+    *,
+    watch: Watch | None = None,
+) -> Trained:
     """Train on the training part; validation picks the epoch.
 
     With `evaluation.refit` a second model is then trained on training and validation for as many
-    epochs as were best, on the same schedule; the test part is never looked at.
+    epochs as were best, on the same schedule; the test part is never looked at. `watch` is told of
+    each state that is saved.
     """
     start = time.perf_counter()
     data = encode_once(recipe, tables, split, accelerator)
@@ -120,6 +129,7 @@ def train(recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator
         validate=make_validation(data, split, recipe.evaluation),
         output_dir=Path(recipe.output_dir),
         seed=recipe.seed,
+        watch=watch,
     )
     if recipe.evaluation.refit:
         model, data = refit(recipe, tables, split, accelerator, n_epochs=result.best_epoch)

@@ -62,7 +62,7 @@ def test_help_lists_every_command_and_needs_no_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(COMMANDS) >= 3
-    assert all(f"    {name} " in done.stdout for name in COMMANDS)
+    assert {line.split()[0] for line in done.stdout.splitlines() if line.strip()} >= set(COMMANDS)
 
 
 TALKING = """

@@ -100,6 +100,21 @@ def test_the_catalogue_is_as_of_the_moment_asked_for(data, train):
     assert not np.array_equal(expected, last)
 
 
+@pytest.mark.parametrize("moment", [None, 0.5])
+@pytest.mark.parametrize("size", [1, 7, 30, 64])
+def test_stretches_of_the_catalogue_make_it_up(data, train, moment, size):
+    as_of = None if moment is None else int(np.quantile(train.times, moment))
+    rows = data.catalogue_rows(as_of)
+
+    stretches = [rows(start, min(start + size, 30)) for start in range(0, 30, size)]
+
+    raw_IW = data.history.catalogue(data.as_of if as_of is None else as_of, DAYS)
+    expected = data.gather_items(torch.arange(30), torch.from_numpy(data.scaled_popularity(raw_IW)))
+    joined = {name: torch.cat([part[name] for part in stretches]) for name in expected}
+    assert_equal(joined, expected)
+    assert bool(data.items["numeric"][:, data.popularity_slots].isnan().all())
+
+
 def test_the_moment_of_the_catalogue_can_be_stated(tables, train, tmp_path):
     moment = int(np.median(train.times))
 

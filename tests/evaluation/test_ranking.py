@@ -36,3 +36,20 @@ def test_both_zeros_tie():
 def test_k_outside_the_catalogue_is_refused(k):
     with pytest.raises(ValueError, match=f"between 1 and the 5 items of the catalogue, got {k}"):
         top_k(torch.zeros(2, 5), k)
+
+
+@pytest.mark.parametrize("n_items", [352, 353, 383, 2000])
+@pytest.mark.parametrize("n_levels", [2, 40, 10**6])
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_top_of_a_large_catalogue_is_a_full_sort(n_items, n_levels, k):
+    scores = torch.randint(0, n_levels, (60, n_items)).float()
+    scores[:5, : n_items - 2] = -torch.inf
+    scores[5:10, -1] = n_levels
+    values, ids = top_k(scores, k)
+    assert ids.tolist() == slow_top_k(scores, k)
+    assert torch.equal(values, scores.gather(1, ids))
+
+
+def test_scores_that_lie_apart_in_memory_are_ranked():
+    scores = torch.randint(0, 50, (900, 30)).float().T
+    assert top_k(scores, 4)[1].tolist() == slow_top_k(scores, 4)

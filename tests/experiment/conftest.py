@@ -11,6 +11,9 @@ from ftmamba.experiment import compare
 from ftmamba.recipe import Recipe
 from ftmamba.recipe.files import recipe_from_dict
 from ftmamba.training.run import train
+from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
+
+__all__ = ["checkpoint_folder", "run", "tiny_checkpoint", "tiny_items"]
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection_size": 8}
 RIVALS = {

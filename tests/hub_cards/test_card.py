@@ -8,9 +8,27 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hub_cards import Figure, ModelCardFacts, ResultRow, render_model_card
+from hub_cards import Figure, ModelCardFacts, ResultRow, pin_revision, render_model_card
+from hub_cards.merge import parts_of, split_metadata
 
 GOLDEN = Path(__file__).parent / "golden_model_card.md"
+PINNED = 'repo, revision = "somebody/films", "0123abc"'
+
+
+def code_blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+def tables(card: str) -> list[list[str]]:
+    """Return the rows of each table, its head first, its rule left out."""
+    found: list[list[str]] = []
+    lines = card.split("\n")
+    for above, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("|") and not above.startswith("|"):
+            found.append([])
+        if line.startswith("|") and not re.fullmatch(r"[|:-]+", line):
+            found[-1].append(line)
+    return found
 
 
 def test_the_card_is_the_golden_one(facts: ModelCardFacts) -> None:
@@ -20,16 +38,31 @@ def test_the_card_is_the_golden_one(facts: ModelCardFacts) -> None:
     assert text == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_the_hub_reads_the_metadata_back(facts: ModelCardFacts) -> None:
-    card = ModelCard(render_model_card(facts))
+def test_the_hub_reads_the_metadata_back(facts: ModelCardFacts, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(render_model_card(facts), encoding="utf-8")
+    card = ModelCard.load(path)
     data = card.data.to_dict()
     assert data["library_name"] == "transformers"
     assert data["license"] == "apache-2.0"
     assert data["pipeline_tag"] == "feature-extraction"
-    assert "recommendation" in data["tags"]
+    assert {"recommendation", "mamba"} <= set(data["tags"])
+    assert data["metrics"] == ["ndcg", "hit_rate"]
+    assert data["co2_eq_emissions"]["emissions"] == 0.4
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results == {"NDCG@10": 0.2231, "HR@10": 0.5}
     assert {result.dataset_name for result in card.data.eval_results} == {"Tiny Films"}
+    assert card.data.model_name == facts.name
+
+
+def test_the_model_index_has_every_baseline_beside_the_model(facts: ModelCardFacts) -> None:
+    (first, second) = ModelCard(render_model_card(facts)).data.eval_results
+    assert first.metric_args["interval_95"] == [0.2, 0.25]
+    assert first.metric_args["baselines"] == {
+        "popularity | 14 days": {"value": 0.3902, "interval_95": [0.35, 0.43]},
+        "EASE": {"value": 0.22, "interval_95": [0.19, 0.26]},
+    }
+    assert "interval_95" not in second.metric_args
 
 
 def test_the_metadata_is_plain_yaml(facts: ModelCardFacts) -> None:
@@ -42,38 +75,118 @@ def test_a_data_set_on_the_hub_is_named_in_the_metadata(facts: ModelCardFacts) -
     data = dataclasses.replace(facts.data, hub_id="somebody/tiny-films")
     card = ModelCard(render_model_card(dataclasses.replace(facts, data=data)))
     assert card.data.datasets == ["somebody/tiny-films"]
+    assert card.data.eval_results[0].dataset_type == "somebody/tiny-films"
 
 
 def test_every_table_row_has_as_many_cells_as_its_head(facts: ModelCardFacts) -> None:
-    lines = render_model_card(facts).split("\n")
-    rows = [line for line in lines if line.startswith("|")]
-    n_cells = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
-    heads = [place for place, row in enumerate(rows) if re.fullmatch(r"[|-]+", row)]
-    assert len(heads) == 5
-    for head, following in zip(heads, [*heads[1:], len(rows) + 1], strict=True):
-        assert len(set(n_cells[head - 1 : following - 1])) == 1
+    found = tables(render_model_card(facts))
+    assert len(found) == 9
+    for rows in found:
+        assert len(rows) > 1
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_every_model_has_a_row_with_its_interval_and_its_difference(facts: ModelCardFacts) -> None:
+    head, own, popular, ease = next(r for r in tables(render_model_card(facts)) if "HR@10" in r[0])
+    assert head == "| model | NDCG@10 | HR@10 | FT-Mamba \u2212 it, NDCG@10 |"
+    assert own == "| **FT-Mamba** | 0.223 [0.200,\u00a00.250] | 0.500 |  |"
+    assert popular.startswith(r"| popularity \| 14 days | 0.390 [0.350,")
+    assert ease.endswith("| +0.003 [-0.010,\u00a0+0.020] |")
+
+
+def test_the_verdict_follows_the_intervals_of_the_differences(facts: ModelCardFacts) -> None:
+    text = render_model_card(facts)
+    assert r"it is **below** popularity \| 14 days." in text
+    assert "These users cannot tell it from EASE." in text
+    assert "**above**" not in text
+    won = dataclasses.replace(facts.results[2], difference=Figure(0.1, 0.05, 0.15))
+    text = render_model_card(dataclasses.replace(facts, results=(facts.own, won)))
+    assert "puts it **above** EASE." in text
+    assert "**below**" not in text
+    assert "cannot tell" not in text
 
 
 def test_the_code_in_the_card_is_python_and_pins_the_revision(facts: ModelCardFacts) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", render_model_card(facts), re.DOTALL)
-    assert len(blocks) == 2
+    blocks = code_blocks(render_model_card(facts))
+    assert len(blocks) == 3
     for block in blocks:
         ast.parse(block)
         assert '{"age": 31, "occupation": "doctor\'s"}' in block
-    assert 'from_pretrained("somebody/films", revision="0123abc")' in blocks[0]
-    assert 'options = {"revision": "0123abc", "trust_remote_code": True}' in blocks[1]
-    assert blocks[1].count("from_pretrained(repo, **options)") == 2
+        assert block.count(PINNED) == 1
+        assert block.count("revision=revision") == block.count(
+            "from_pretrained(repo"
+        ) + block.count("pipeline(")
 
 
-def test_without_a_revision_the_code_pins_none(facts: ModelCardFacts) -> None:
-    text = render_model_card(dataclasses.replace(facts, revision=""))
-    assert "revision" not in text
-    assert 'options = {"trust_remote_code": True}' in text
+def test_a_card_is_pinned_once_its_commit_is_known(facts: ModelCardFacts) -> None:
+    card = render_model_card(dataclasses.replace(facts, repo="runs/x", revision="main"))
+    pinned = pin_revision(card, "somebody/films", "0123abc")
+    assert pinned == render_model_card(facts)
+    assert pin_revision(pinned, "somebody/films", "0123abc") == pinned
+
+
+def test_without_the_pipelines_code_no_example_of_it_is_shown(facts: ModelCardFacts) -> None:
+    card = render_model_card(dataclasses.replace(facts, code={"modeling_ftmamba.py": "0" * 64}))
+    assert "pipeline(" not in card
+    assert len(code_blocks(card)) == 2
+
+
+def test_a_card_without_a_catalogue_shows_no_example_that_needs_one(facts: ModelCardFacts) -> None:
+    card = render_model_card(dataclasses.replace(facts, with_catalogue=False, endpoint=None))
+    (block,) = code_blocks(card)
+    assert "AutoModel" in block
+    assert "This repository holds the network without its items." in card
+    assert "without its items" not in render_model_card(facts)
+
+
+def test_generated_sections_are_marked_and_the_title_is_a_persons(facts: ModelCardFacts) -> None:
+    _, body = split_metadata(render_model_card(facts))
+    parts = parts_of(body)
+    assert [part.name for part in parts if part.name] == [
+        "summary", "usage", "results", "data", "training", "limits", "endpoint", "code", "licence"
+    ]  # fmt: skip
+    outside = "".join(part.text for part in parts if not part.name)
+    assert outside.split() == ["#", *facts.name.split()]
 
 
 def test_a_key_that_is_a_column_is_confessed_as_published(facts: ModelCardFacts) -> None:
     assert "lists every `user_id`" in render_model_card(facts)
     assert "lists every `item_id`" not in render_model_card(facts)
+
+
+def test_the_badly_served_are_those_whose_interval_lies_below_the_average(
+    facts: ModelCardFacts,
+) -> None:
+    assert "served worse than the average, interval included: doctor." in render_model_card(facts)
+    (groups,) = facts.groups
+    even = dataclasses.replace(groups, rows=groups.rows[:1])
+    text = render_model_card(dataclasses.replace(facts, groups=(even,)))
+    assert "no group's interval lies below the average" in text
+
+
+def test_code_and_its_hashes_are_listed(facts: ModelCardFacts) -> None:
+    text = render_model_card(facts)
+    for name, digest in facts.code.items():
+        assert f"| `{name}` | `{digest}` |" in text
+    assert "**Pin a revision**" in text
+
+
+def test_what_was_not_measured_is_not_said(facts: ModelCardFacts) -> None:
+    bare = dataclasses.replace(
+        facts.training, peak_memory=None, energy=None, emissions=None, versions={}, curves=""
+    )
+    text = render_model_card(
+        dataclasses.replace(facts, training=bare, endpoint=None, groups=(), parts={})
+    )
+    for word in ("codecarbon", "co2_eq", "| memory |", ".png", "handler.py", "served badly"):
+        assert word not in text
+    assert "codecarbon" in render_model_card(facts)
+
+
+def test_a_network_without_layers_is_not_said_to_have_any(facts: ModelCardFacts) -> None:
+    model = dataclasses.replace(facts.model, num_hidden_layers=0)
+    text = render_model_card(dataclasses.replace(facts, model=model))
+    assert "into tokens, pool them and return one embedding" in text
 
 
 def test_a_baseline_without_a_metric_is_refused(facts: ModelCardFacts) -> None:
@@ -86,9 +199,14 @@ def test_a_baseline_without_a_metric_is_refused(facts: ModelCardFacts) -> None:
 def test_a_figure_that_is_not_finite_is_refused(facts: ModelCardFacts, value: float) -> None:
     row = ResultRow("EASE", {"NDCG@10": Figure(0.2, 0.1, value), "HR@10": Figure(0.1)})
     with pytest.raises(ValueError, match="NDCG@10 of 'EASE' must be a finite number"):
-        dataclasses.replace(facts, groups={"Cold users": (row,)})
+        dataclasses.replace(facts, parts={"Cold users": (row,)})
 
 
 def test_a_card_without_results_is_refused(facts: ModelCardFacts) -> None:
     with pytest.raises(ValueError, match="needs the model's results, got none"):
         dataclasses.replace(facts, results=())
+
+
+def test_an_example_too_long_for_a_card_is_refused(facts: ModelCardFacts) -> None:
+    with pytest.raises(ValueError, match=r"must be short, got 30\d\d characters"):
+        render_model_card(dataclasses.replace(facts, example_record={"text": "x" * 3000}))

@@ -1,6 +1,7 @@
 """Closed forms and laws of the losses."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -206,10 +207,27 @@ def test_full_softmax_leaves_known_items_out_and_weighs_its_users(generator):
     assert taken_UI[:, 1:].any()
 
 
-def test_known_items_of_users_are_their_pairs():
-    user_ids, item_ids = torch.tensor([4, 0, 0, 2, 0]), torch.tensor([1, 3, 0, 5, 3])
-    known = KnownPositives(user_ids, item_ids, 6)
-    asked = torch.tensor([0, 1, 4, 0, 5])
-    expected = known.contain(asked[:, None], torch.arange(6))
-    assert expected.sum() == 2 + 0 + 1 + 2 + 0
-    assert torch.equal(known.of_users(asked), expected)
+@pytest.mark.parametrize(
+    "item_ids",
+    [[0, 1, 2, 3, 4, 5], [1, 3, 5], [4], [5, 3, 0, 1], [3, 0, 3, 5, 0], []],
+    ids=["all", "ascending", "none known", "in any order", "repeated", "no item"],
+)
+def test_known_items_of_users_among_some_are_their_pairs(item_ids):
+    known = KnownPositives(torch.tensor([4, 0, 0, 2, 0]), torch.tensor([1, 3, 0, 5, 3]), 6)
+    asked, items = torch.tensor([0, 1, 4, 0, 5]), torch.tensor(item_ids, dtype=torch.int64)
+    expected = known.contain(asked[:, None], items)
+    assert torch.equal(known.among(asked, items), expected)
+    if len(items) == 6:
+        assert expected.sum() == 2 + 0 + 1 + 2 + 0
+
+
+def test_known_items_take_memory_for_the_items_asked_about_alone():
+    n_users, n_items = 64, 1_000_000
+    user_ids, item_ids = torch.arange(n_users), torch.arange(n_users) * 10
+    known = KnownPositives(user_ids, item_ids, n_items)
+    tracemalloc.start()
+    found = known.among(user_ids, torch.arange(0, 1000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert torch.equal(found.nonzero(), torch.stack([user_ids, item_ids], dim=1))
+    assert peak < 4 * n_users * 1000

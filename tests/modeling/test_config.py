@@ -16,14 +16,17 @@ BAD = [
     ({"hidden_size": "8"}, "hidden_size.*expected int, got str"),
     ({"hidden_size": 0}, "hidden_size must be > 0, got 0"),
     ({"num_hidden_layers": -1}, "num_hidden_layers must be >= 0, got -1"),
-    ({"mixer": "mambo"}, "mixer must be one of mamba, attention, got 'mambo'.*'mamba'"),
+    ({"mixer": "mambo"}, "mixer must be one of mamba, ssd, attention, got 'mambo'.*'mamba'"),
     ({"pooling": "max"}, "pooling must be one of cls, last, mean"),
     ({"numeric_embedding": "plr"}, "numeric_embedding must be one of"),
     ({"token_dropout": 1.0}, r"token_dropout must be in \[0, 1\), got 1.0"),
     ({"temperature": 0.0}, "temperature must be > 0"),
     ({"time_step_min": 1.0}, "time_step_min must be <= time_step_max"),
     ({"mixer": "attention", "num_attention_heads": 3}, "multiple of num_attention_heads"),
+    ({"num_attention_heads": -1}, "num_attention_heads must be >= 0, got -1"),
     ({"mixer": "attention", "bidirectional": True}, "bidirectional must be False"),
+    ({"mixer": "ssd", "ssd_head_size": 48}, "ssd_head_size must divide.*48 and 128.*set 0"),
+    ({"mixer": "ssd", "ssd_head_size": -1}, "ssd_head_size must be >= 0, got -1"),
     ({"num_hidden_layers": 0}, "pooling must be 'mean' where num_hidden_layers is 0"),
     ({"user_tower": {"colums": []}}, "user_tower.*no field 'colums'.*'columns'"),
     ({"user_tower": {"columns": [{"name": "a", "kind": "numric"}]}}, "user_tower.*'numeric'"),
@@ -76,6 +79,34 @@ def test_config_types_are_their_own():
         AutoConfig.for_model("ftmamba")
 
 
+@pytest.mark.parametrize(
+    ("hidden_size", "heads"), [(8, 1), (32, 1), (48, 1), (64, 2), (80, 2), (100, 2), (192, 6)]
+)
+def test_attention_heads_are_at_least_32_wide_unless_told(hidden_size, heads):
+    config = FTMambaTowerConfig(mixer="attention", hidden_size=hidden_size)
+    assert config.n_attention_heads == heads
+    told = FTMambaTowerConfig(mixer="attention", hidden_size=hidden_size, num_attention_heads=4)
+    assert told.n_attention_heads == 4
+
+
+@pytest.mark.parametrize(("hidden_size", "heads"), [(64, 4), (192, 12), (24, 3), (20, 5), (7, 7)])
+def test_ssd_heads_are_32_wide_or_the_power_of_two_that_fits(hidden_size, heads):
+    assert FTMambaTowerConfig(mixer="ssd", hidden_size=hidden_size).n_ssd_heads == heads
+    told = FTMambaTowerConfig(mixer="ssd", hidden_size=hidden_size, ssd_head_size=2 * hidden_size)
+    assert told.n_ssd_heads == 1
+
+
+def test_a_config_file_of_before_keeps_its_heads(tmp_path):
+    """Files name every field, so a new default changes no saved model."""
+    make_config(mixer="attention", num_attention_heads=4).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields["num_attention_heads"] == 4
+    del fields["ssd_head_size"]
+    path.write_text(json.dumps(fields))
+    assert FTMambaConfig.from_pretrained(tmp_path).tower("user").n_attention_heads == 4
+
+
 # For each field: a base config under which it matters, and another value for it.
 FLIPS = {
     "hidden_size": ({}, 24),
@@ -88,6 +119,7 @@ FLIPS = {
     "time_step_min": ({}, 0.01),
     "time_step_max": ({}, 0.5),
     "time_step_floor": ({}, 0.05),
+    "ssd_head_size": ({"mixer": "ssd"}, 8),
     "bidirectional": ({}, True),
     "pooling": ({}, "mean"),
     "norm_position": ({}, "post"),

@@ -10,7 +10,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer as TransformersM
 from modeling_ftmamba import FTMambaTowerConfig
 from modeling_ftmamba.layers import FTMambaLayer
 from modeling_ftmamba.mixer_mamba import MambaMixer
-from modeling_ftmamba.scans import SCANS
+from modeling_ftmamba.scans import scan_named
 
 from .conftest import shake
 
@@ -22,7 +22,7 @@ def tower(**fields):
 
 
 def fresh_layer(config):
-    layer = FTMambaLayer(config, 1, SCANS["sequential"])
+    layer = FTMambaLayer(config, 1, scan_named("sequential"))
     if config.mixer == "mamba":
         layer.mixer.reset_parameters()
     return layer
@@ -46,7 +46,7 @@ def test_mamba_equals_the_mixer_of_transformers_with_its_weights(length):
         layer_idx=0,
     )
     shake(theirs)
-    ours = MambaMixer(tower(), SCANS["sequential"])
+    ours = MambaMixer(tower(), scan_named("sequential"))
     ours.load_state_dict(theirs.state_dict())
     x = hidden(length).float().detach()
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
@@ -54,7 +54,7 @@ def test_mamba_equals_the_mixer_of_transformers_with_its_weights(length):
 
 def test_initial_steps_lie_in_their_range():
     torch.manual_seed(0)
-    mixer = MambaMixer(tower(time_step_min=0.01, time_step_max=0.2), SCANS["sequential"])
+    mixer = MambaMixer(tower(time_step_min=0.01, time_step_max=0.2), scan_named("sequential"))
     mixer.reset_parameters()
     steps = F.softplus(mixer.dt_proj.bias)
     assert 0.0099 < steps.min() < 0.02

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
+from modeling_ftmamba.configuration_ftmamba import MIXERS
 
 from .conftest import COLUMNS
 
@@ -28,6 +29,18 @@ def test_layers_of_one_embedder_have_the_published_count(preset, published):
 
 def test_every_preset_builds():
     presets = sorted(path.stem for path in PRESETS.glob("*.json"))
-    assert len(presets) >= 4
+    assert len(presets) >= 6
     without_layers = [preset for preset in presets if not layers_of_one_embedder(preset)]
     assert without_layers == ["mlp-small"]
+
+
+def test_every_mixer_has_a_small_preset_of_about_the_same_size():
+    presets = [path.stem for path in PRESETS.glob("*-small.json")]
+    sizes = {preset: layers_of_one_embedder(preset) for preset in presets}
+    mixers = [
+        json.loads((PRESETS / f"{preset}.json").read_text())["mixer"]
+        for preset in presets
+        if sizes[preset]
+    ]
+    assert sorted(mixers) == sorted(MIXERS)
+    assert max(sizes.values()) < 1.1 * min(size for size in sizes.values() if size)

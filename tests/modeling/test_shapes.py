@@ -9,6 +9,8 @@ VARIANTS = [
     {},
     {"mixer": "attention"},
     {"bidirectional": True},
+    {"mixer": "ssd"},
+    {"mixer": "ssd", "bidirectional": True, "ssd_head_size": 4},
     {"pooling": "mean", "numeric_embedding": "periodic"},
     {"numeric_embedding": "ple", "norm_position": "post"},
 ]

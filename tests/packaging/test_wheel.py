@@ -47,10 +47,8 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def copy_of_the_tree(folder: Path) -> Path:
     """A copy of the files that a commit would hold; building in it leaves the tree clean."""
-    folder = tmp_path_factory.mktemp("source")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -65,15 +63,24 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def wheel(source):
+def build_wheel(source: Path, **environment: str) -> Path:
     done = run(
         "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir",
-        "dist", ".", cwd=source,
+        "dist", ".", cwd=source, **environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (path,) = (source / "dist").glob("ftmamba-*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return copy_of_the_tree(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    return build_wheel(source)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,30 @@ def test_the_wheel_holds_the_configuration(kind, source, contents):
     assert {name for name in contents if f"/{kind}/" in name} == {
         f"{INSTALLED}/{kind}/{name}" for name in shipped
     }
+
+
+def test_the_wheel_holds_the_compiled_kernels(contents):
+    assert [name for name in contents if name.startswith("ftmamba/kernels/_native.")]
+
+
+TELL_THE_SCAN = """
+import torch
+from modeling_ftmamba.scans import scan_named
+print(scan_named("auto").for_tensor(torch.zeros(1)).name)
+scan_named("cpu")
+"""
+
+
+def test_without_a_compiler_the_wheel_builds_and_says_what_is_missing(tmp_path):
+    wheel = build_wheel(copy_of_the_tree(tmp_path / "source"), CC="false")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if "_native" in name]
+        archive.extractall(tmp_path / "site")
+    done = run("-c", TELL_THE_SCAN, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.stdout == "sequential\n"
+    assert done.stderr.count("The scan runs in plain torch, many times slower on a CPU") == 1
+    assert "install a C compiler (gcc or clang) and install ftmamba again" in done.stderr
+    assert "CannotRun: the cpu scan cannot run here" in done.stderr
 
 
 def test_the_wheel_holds_the_card_template(contents):

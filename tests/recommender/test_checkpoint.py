@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ftmamba import checkpoint_folder
 from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ftmamba.known_users import KnownUsers
@@ -117,7 +116,7 @@ def test_a_missing_weight_is_named(folder: Path) -> None:
     tensors = load_file(path)
     del tensors["log_temperature"]
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"do not fit its config\.json: missing keys log_temp"):
+    with pytest.raises(ValueError, match=r"does not fit its config\.json: missing is log_temp"):
         load_checkpoint(folder)
 
 
@@ -171,7 +170,7 @@ def test_a_hub_id_is_downloaded_at_its_revision_without_local_files(
         asked.update(options, repo_id=repo_id)
         return str(folder)
 
-    monkeypatch.setattr(checkpoint_folder, "snapshot_download", download)
+    monkeypatch.setattr("ftmamba.hub.download.snapshot_download", download)
     load_checkpoint("somebody/films", revision="0123abc", token="hf_x")
     assert (asked["repo_id"], asked["revision"], asked["token"]) == (
         "somebody/films", "0123abc", "hf_x",

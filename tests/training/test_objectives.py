@@ -22,6 +22,8 @@ from ftmamba.training.objectives import (
     log_sampling_probability,
 )
 
+from .toy import loss_of
+
 CPU = torch.device("cpu")
 
 
@@ -37,9 +39,14 @@ def batch(embedder):
     return next(iter(batches.epoch(0)))
 
 
+def embed(embedder, batch):
+    inputs = embedder.gather(batch["user_ids"], batch["item_ids"], batch.get("popularity"))
+    return embedder.embed(inputs)
+
+
 def test_distinct_records_once_equals_every_row_by_itself(embedder, batch):
     popularity_BW = batch.get("popularity")
-    users_BD, items_BD = embedder.embed(batch["user_ids"], batch["item_ids"], popularity_BW)
+    users_BD, items_BD = embed(embedder, batch)
     data = embedder.data
     assert len(batch["user_ids"].unique()) < 40
     users, items = data.gather_users(batch["user_ids"]), batch["item_ids"]
@@ -69,18 +76,16 @@ def test_known_pairs_are_the_training_interactions(data, toy):
 def test_negatives_that_are_all_known_leave_the_positives_alone(embedder, batch, toy):
     every_pair = torch.cartesian_prod(torch.arange(toy.N_USERS), torch.arange(toy.N_ITEMS))
     known = KnownPositives(*every_pair.unbind(1), toy.N_ITEMS)
-    loss = PairObjective(embedder, bce_loss, 3, 0, known)(batch, 0)
-    users_BD, items_BD = embedder.embed(
-        batch["user_ids"], batch["item_ids"], batch.get("popularity")
-    )
+    loss = loss_of(PairObjective(embedder, bce_loss, 3, 0, known), batch)
+    users_BD, items_BD = embed(embedder, batch)
     scores_B = (users_BD * items_BD).sum(-1)
     torch.testing.assert_close(loss, bce_loss(scores_B, torch.ones(40)) / 4)
 
 
 def test_negatives_are_new_at_every_step(embedder, batch):
     objective = PairObjective(embedder, bce_loss, 3, 0, None)
-    assert objective(batch, 0) == objective(batch, 0)
-    assert objective(batch, 0) != objective(batch, 1)
+    assert loss_of(objective, batch, 0) == loss_of(objective, batch, 0)
+    assert loss_of(objective, batch, 0) != loss_of(objective, batch, 1)
 
 
 def test_negatives_have_the_popularity_of_the_interactions_own_time(toy, tmp_path):
@@ -119,7 +124,7 @@ def test_the_gradient_is_clipped_to_the_norm(data, toy, accelerator, tmp_path):
     recipe = TrainingRecipe(batch_size=32, max_grad_norm=0.005)
     loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
     batch = next(iter(loop.batches.epoch(0)))
-    accelerator.backward(loop.objective(batch, 0))
+    accelerator.backward(loss_of(loop.objective, batch))
     before = torch.nn.utils.get_total_norm([p.grad for p in loop.parameters]).item()
     assert loop._clip(0.0, batch) == pytest.approx(before)
     after = torch.nn.utils.get_total_norm([p.grad for p in loop.parameters]).item()
@@ -165,19 +170,19 @@ def test_every_option_changes_the_weights(loss, change, data, toy, accelerator, 
 
 def test_a_sample_of_all_items_is_the_exact_softmax_and_fewer_estimate_it(embedder, batch):
     catalogue = CatalogueEmbedder(embedder)
-    exact = FullSoftmaxObjective(catalogue)(batch, 0)
-    whole = FullSoftmaxObjective(catalogue, n_sampled=1000)(batch, 0)
+    exact = loss_of(FullSoftmaxObjective(catalogue), batch)
+    whole = loss_of(FullSoftmaxObjective(catalogue, n_sampled=1000), batch)
     torch.testing.assert_close(whole, exact)
     few = dict(batch)
     for name in batch:
         few[name] = batch[name][:4]
-    exact = FullSoftmaxObjective(catalogue)(few, 0)
+    exact = loss_of(FullSoftmaxObjective(catalogue), few)
     sampled = FullSoftmaxObjective(catalogue, n_sampled=4)
     ids, log_weights = sampled._candidates(few, 0)
     n_own = len(few["item_ids"].unique())
     assert len(ids) == n_own + 4
     assert log_weights.exp().sum().item() == pytest.approx(embedder.data.n_items)
-    estimates = torch.stack([sampled(few, step) for step in range(200)])
+    estimates = torch.stack([loss_of(sampled, few, step) for step in range(200)])
     assert estimates.std() > 1e-4
     assert estimates.mean().item() == pytest.approx(exact.item(), abs=0.01)
 
@@ -219,6 +224,6 @@ def test_every_option_of_the_objective_is_read(option, toy, accelerator, tmp_pat
     for fields in (base, base | {option: value}):
         recipe = TrainingRecipe(**{"batch_size": 40, **fields})
         loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
-        losses.append(loop.objective(next(iter(loop.batches.epoch(0))), 0).item())
+        losses.append(loss_of(loop.objective, next(iter(loop.batches.epoch(0)))).item())
         loop.release()
     assert losses[0] != losses[1]

@@ -12,6 +12,7 @@ from ftmamba.data.encoded import EncodedData
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.recipe import TrainingRecipe
+from ftmamba.training.feed import Batch, Objective
 from ftmamba.training.loop import TrainingLoop
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
@@ -89,12 +90,17 @@ def gradients(
     """Return the gradient of the first batch's loss, as the training loop computes it."""
     recipe = TrainingRecipe(batch_size=batch_size, mask_known_positives=True, **OBJECTIVES[name])
     loop = TrainingLoop(model(data), data, recipe, accelerator, folder=folder, seed=5)
-    loss_value = loop.objective(next(iter(loop.batches.epoch(0))), 0)
+    loss_value = loss_of(loop.objective, next(iter(loop.batches.epoch(0))))
     accelerator.backward(loss_value)
     found = {name: p.grad.clone() for name, p in loop.base.named_parameters()}
     found["loss"] = accelerator.reduce(loss_value.detach(), "mean")
     loop.release()
     return found
+
+
+def loss_of(objective: Objective, batch: Batch, step: int = 0) -> torch.Tensor:
+    """Return the loss of a batch, prepared and computed in one go."""
+    return objective(objective.prepare(batch, step))
 
 
 def _columns(tower: str, n: int) -> list[dict]:

@@ -1,9 +1,5 @@
 """Checkpoints with every kind of column, and processes of their own that load them."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -21,7 +17,6 @@ from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.data.interactions import Interactions
 from ftmamba.known_users import known_users
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
-from tests.travel.loopback_hub import TOKEN, serve
 
 HERE = Path(__file__).parent
 OWN_PACKAGES = {"ftmamba", "modeling_ftmamba", "hub_cards", "train_accelerate", "tests"}
@@ -45,6 +40,7 @@ ITEM_COLUMNS = [
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": {},
     "mamba-both-ways": {"bidirectional": True, "numeric_embedding": "ple", "pooling": "mean"},
+    "ssd": {"mixer": "ssd"},
     "attention": {"mixer": "attention", "numeric_embedding": "periodic"},
 }
 
@@ -57,8 +53,12 @@ class Travelling:
     folder: Path
 
     def expected(self, records: dict[str, Any]) -> dict[str, Tensor]:
-        """Return what the trained model, in this process, makes of the records."""
+        """Return what the trained model, in this process, makes of the records.
+
+        With the scan that travels: the compiled one stays with the package that brings it.
+        """
         model, extractor = self.checkpoint.model, self.checkpoint.extractor
+        model.set_scan("sequential")
         with torch.inference_mode():
             output = model(**extractor(users=records["users"], items=records["items"]))
             first = model.get_user_embeddings(**extractor(users=records["users"][0]))
@@ -191,44 +191,3 @@ def not_bare() -> list[str]:
         if not needed & {canonical(owner) for owner in owners}
     }
     return sorted(blocked | OWN_PACKAGES | EXTRAS)
-
-
-def run_python(script: Path, *arguments: str, **environment: str) -> dict[str, Any]:
-    """Run a script in a process of its own and return the JSON of its last line."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "PYTHON"))
-        and not name.lower().endswith("_proxy")
-    }
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        env={**kept, "OMP_NUM_THREADS": "1", **environment},
-        cwd=environment["HF_HOME"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-@pytest.fixture(scope="session")
-def hub():
-    """A Hub that lives as long as the tests, and knows the routes that were asked of it."""
-    with serve() as running:
-        yield running
-    assert not running.unknown
-
-
-@pytest.fixture(scope="session")
-def hub_environment(hub) -> dict[str, str]:
-    """What turns the Hub's client to the loopback Hub; read when it is imported."""
-    return {
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_TOKEN": TOKEN,
-    }

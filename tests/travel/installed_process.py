@@ -12,7 +12,7 @@ from hub_cards import push_checkpoint
 
 
 def main(folder, repo_id, record):
-    commit = push_checkpoint(folder, repo_id)
+    commit = push_checkpoint(folder, repo_id).commit
     recommender = Recommender.from_pretrained(repo_id, revision=commit)
     answers = recommender.recommend(record=json.loads(record), k=5)
     report = {

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.travel.conftest import ARCHITECTURES, HERE, run_python
+from tests.hub.processes import run_python
+from tests.travel.conftest import ARCHITECTURES, HERE
 
 CLASSES = {
     "config": "FTMambaConfig",
@@ -88,8 +89,9 @@ def test_the_bare_process_ran_the_checkpoints_own_code(bare, not_bare, travellin
     assert "_pytest" in not_bare
     assert not set(report["imported"]) & set(not_bare)
     assert {"torch", "transformers", "transformers_modules"} <= set(report["imported"])
-    scans = [one.checkpoint.model.scan_implementation for one in travelling.values()]
-    assert [loaded["scan"] for loaded in report["loaded"]] == scans
+    scans = {"mamba": "sequential", "mamba-both-ways": "sequential", "ssd": "none"}
+    scans["attention"] = "none"
+    assert [loaded["scan"] for loaded in report["loaded"]] == [scans[name] for name in travelling]
     for loaded in report["loaded"]:
         assert loaded["classes"] == CLASSES
         assert loaded["model_type"] == "ftmamba"
@@ -109,12 +111,13 @@ def test_the_hub_gets_the_checkpoint_and_nothing_personal(pushed, hub, travellin
     files, folder = hub.files("tester/films"), travelling["mamba"].folder
     assert pushed["commit"] == hub.repositories["tester/films"].head
     assert {path.name for path in (folder / "local").iterdir()}
+    assert files.pop(".gitattributes")
     assert set(files) == {path.name for path in folder.iterdir() if path.is_file()}
     assert not any("/" in path for path in files)
     for path, content in files.items():
         assert content == (folder / path).read_bytes(), path
     personal = [Path(path).name for path in ("local/users.parquet", "local/seen.safetensors")]
-    assert not any(name in path for _, path in hub.requests for name in personal)
+    assert not any(name in asked.path for asked in hub.requests for name in personal)
 
 
 def test_a_recommender_from_the_hub_recommends_as_the_trained_model(pushed, travelling):

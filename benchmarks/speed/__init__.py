@@ -1,0 +1,1 @@
+"""Measuring how fast the towers are, against their rivals and against the targets."""

@@ -1,0 +1,65 @@
+"""The project's own towers, fed with tokens: the model's own code without tokenizer and head.
+
+Shapes: B batch, L tokens, D hidden.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from modeling_ftmamba import FTMambaTowerConfig
+from modeling_ftmamba.modeling_ftmamba import FTMambaModel
+
+
+class GivenTokens(nn.Module):
+    """Stands where the tokenizer does; the record is its tokens."""
+
+    def check(self, tensors: dict[str, Tensor | None], tower: str) -> None:
+        """Accept what is given."""
+
+    def forward(self, tensors: dict[str, Tensor], n_rows: int) -> Tensor:  # noqa: ARG002
+        """Return the tokens (B, L, D)."""
+        return tensors["dense"]
+
+
+class TokenTower(nn.Module):
+    """`FTMambaModel` from tokens (B, L, D) to the normalised last token (B, D)."""
+
+    def __init__(self, model: FTMambaModel) -> None:
+        super().__init__()
+        model.set_submodule("tokenizer", GivenTokens())
+        model.set_submodule("head", nn.Identity())
+        self.model = model
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Return the embedding (B, D)."""
+        embedding: Tensor = self.model(dense=hidden_BLD).embeds
+        return embedding
+
+
+def own_tower(
+    mixer: str, size: int, *, n_layers: int, state_size: int, scan: str = "auto", **fields: Any
+) -> TokenTower:
+    """Build a tower of the project; its last layer computes the last token alone.
+
+    Raises:
+        RuntimeError: the scan cannot run here.
+    """
+    config = FTMambaTowerConfig(
+        mixer=mixer,
+        hidden_size=size,
+        num_hidden_layers=n_layers,
+        state_size=state_size,
+        num_attention_heads=max(1, size // 32),
+        head_hidden_size=0,
+        projection_size=size,
+        **fields,
+    )
+    model = FTMambaModel(config)
+    model.set_scan(scan)
+    return TokenTower(model)
+
+
+def scan_in_use(tower: nn.Module) -> str:
+    """Name the scan that a tower has run with."""
+    return tower.model.scan_implementation if isinstance(tower, TokenTower) else "none"

@@ -1,0 +1,1 @@
+"""Compiled kernels for CPUs, as custom operators of torch: the Mamba layer, the selective scan."""

@@ -1,0 +1,73 @@
+/* What the shared library takes: plain structs of sizes and pointers to contiguous float32 memory. */
+#pragma once
+
+#include <stdint.h>
+
+/* One Mamba layer over `rows` records of `length` tokens:
+ * out = [x +] out_proj(gate(scan(silu(conv(in_proj(norm(x))))))).
+ * Shapes as in the comments: B rows, L length, H hidden, E inner, N state, R rank, K kernel. */
+typedef struct {
+    int64_t rows, length, hidden, inner, state, rank, kernel;
+    int64_t threads;
+    int64_t last;     /* only the last token's output: out is (B, H) */
+    int64_t reverse;  /* read the tokens from the last to the first */
+    int64_t residual; /* add x to the output */
+    double eps;       /* of the norm */
+    const float *x;           /* (B, L, H) */
+    const float *norm_weight; /* (H), or NULL for no norm */
+    const float *norm_bias;   /* (H), or NULL */
+    const float *in_proj;     /* (2 E, H) */
+    const float *conv_weight; /* (E, K) */
+    const float *conv_bias;   /* (E), or NULL */
+    const float *x_proj;      /* (R + 2 N, E) */
+    const float *dt_weight;   /* (E, R) */
+    const float *dt_bias;     /* (E) */
+    const float *A_log;       /* (E, N) */
+    const float *D;           /* (E) */
+    const float *out_proj;    /* (H, E) */
+    float *out;               /* (B, L, H) or (B, H) */
+    float *states; /* (B, chunks - 1, padded N, padded E) ahead of every chunk but the first, or NULL */
+    /* The backward pass alone: */
+    const float *d_out;
+    float *d_x, *d_norm_weight, *d_norm_bias, *d_in_proj, *d_conv_weight, *d_conv_bias, *d_x_proj,
+        *d_dt_weight, *d_dt_bias, *d_A_log, *d_D, *d_out_proj;
+} Layer;
+
+/* The selective scan alone: y = C h with h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t. */
+typedef struct {
+    int64_t rows, length, inner, state;
+    int64_t threads;
+    int64_t last; /* only the last token's output: C is (B, N) and y is (B, E) */
+    const float *u, *dt; /* (B, L, E) */
+    const float *A;      /* (E, N) */
+    const float *B, *C;  /* (B, L, N) */
+    float *y;            /* (B, L, E) or (B, E) */
+    float *states;       /* as in Layer */
+    const float *d_y;
+    float *d_u, *d_dt, *d_A, *d_B, *d_C;
+} Scan;
+
+#define MOST_THREADS 256
+
+/* Tasks 0 .. count - 1, each once, on at most `count` threads. */
+typedef void (*Task)(void *context, int64_t index);
+void run_tasks(int64_t count, Task task, void *context);
+
+/* Threads that work on one thing together: `meet` returns when every member has called it. */
+typedef struct Meeting Meeting;
+typedef struct {
+    int64_t index, count;
+    Meeting *meeting;
+} Team;
+typedef void (*TeamTask)(void *context, Team team);
+void run_team(int64_t most, TeamTask task, void *context);
+void meet(Team team);
+
+/* Zero on success, 1 where memory ran out. */
+typedef struct {
+    const char *name;
+    int (*layer_forward)(const Layer *);
+    int (*layer_backward)(const Layer *);
+    int (*scan_forward)(const Scan *);
+    int (*scan_backward)(const Scan *);
+} Variant;

@@ -1,0 +1,76 @@
+/* The functions of the shared library: each checks its sizes and calls the chosen variant. */
+#include <stddef.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+extern const Variant variant_generic;
+#if defined(__x86_64__)
+extern const Variant variant_avx2, variant_avx512;
+#endif
+
+void ftmamba_use_runtime(void *parallel, void *num_threads);
+
+static const Variant *runnable(int64_t index) {
+    int64_t count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        count++ == index)
+        return &variant_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && count++ == index)
+        return &variant_avx2;
+#endif
+    return count == index ? &variant_generic : NULL;
+}
+
+/* Name of the index-th variant that this processor runs, fastest first; NULL past the last. */
+EXPORT const char *ftmamba_variant(int64_t index) {
+    const Variant *variant = runnable(index);
+    return variant ? variant->name : NULL;
+}
+
+EXPORT void ftmamba_set_runtime(void *parallel, void *num_threads) {
+    ftmamba_use_runtime(parallel, num_threads);
+}
+
+enum { DONE = 0, NO_MEMORY = 1, BAD_SIZES = 2 };
+
+static int bad_layer(const Layer *layer) {
+    return layer->rows < 1 || layer->length < 1 || layer->hidden < 1 || layer->inner < 1 ||
+           layer->state < 1 || layer->rank < 1 || layer->kernel < 1 || layer->kernel > 32 ||
+           layer->threads < 1 || layer->threads > MOST_THREADS;
+}
+
+static int bad_scan(const Scan *scan) {
+    return scan->rows < 1 || scan->length < 1 || scan->inner < 1 || scan->state < 1 ||
+           scan->threads < 1 || scan->threads > MOST_THREADS || scan->threads > scan->rows;
+}
+
+#define CALL(FUNCTION, ARGUMENT, BAD) \
+    const Variant *chosen = runnable(variant); \
+    if (!chosen || BAD(ARGUMENT)) return BAD_SIZES; \
+    return chosen->FUNCTION(ARGUMENT) ? NO_MEMORY : DONE;
+
+EXPORT int ftmamba_layer_forward(int64_t variant, const Layer *layer) {
+    CALL(layer_forward, layer, bad_layer)
+}
+
+EXPORT int ftmamba_layer_backward(int64_t variant, const Layer *layer) {
+    CALL(layer_backward, layer, bad_layer)
+}
+
+EXPORT int ftmamba_scan_forward(int64_t variant, const Scan *scan) {
+    CALL(scan_forward, scan, bad_scan)
+}
+
+EXPORT int ftmamba_scan_backward(int64_t variant, const Scan *scan) {
+    CALL(scan_backward, scan, bad_scan)
+}

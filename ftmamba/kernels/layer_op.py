@@ -1,0 +1,210 @@
+"""The fused Mamba layer on CPUs: `torch.ops.ftmamba.mamba_layer`, with its gradient.
+
+One call does norm, in_proj, convolution, SiLU, x_proj, dt_proj, softplus, scan, skip, gate,
+out_proj and the residual sum, a block of tokens at a time in the cache. The backward pass computes
+the insides again from the layer's input, so nothing but the input and, beyond 32 tokens, one state
+a chunk is kept.
+
+Shapes: B batch, L tokens, D hidden, E inner channels, N state.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import check_layer, float32
+from .library import LayerCall
+from .states import as_pointers, is_kept, library, state_shape
+
+# Names of the tensors as `LayerCall` has them, in the order of the operator's arguments.
+_TENSORS = (
+    "x", "in_proj", "conv_weight", "conv_bias", "x_proj", "dt_weight", "dt_bias", "A_log", "D",
+    "out_proj", "norm_weight", "norm_bias",
+)  # fmt: skip
+
+
+class Options(NamedTuple):
+    """What an operator is told beside its tensors; see `fused_layer`."""
+
+    eps: float
+    residual: bool
+    last: bool
+    reverse: bool
+
+
+@torch.library.custom_op("ftmamba::mamba_layer", mutates_args=(), device_types="cpu")
+def mamba_layer(  # noqa: PLR0913 - an operator takes every tensor by itself
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    residual: bool,
+    last: bool,
+    reverse: bool,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's output (B, L, D), or (B, D) of the last token, and states to keep."""
+    tensors = (
+        x, in_proj, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D, out_proj,
+        norm_weight, norm_bias,
+    )  # fmt: skip
+    return _forward(tensors, Options(eps, residual, last, reverse), keep_states=keep_states)
+
+
+@mamba_layer.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    x, A_log, (last, _, keep_states) = inputs[0], inputs[7], inputs[-3:]
+    return _empty_outputs(x, A_log, last=last, keep_states=keep_states)
+
+
+@torch.library.custom_op("ftmamba::mamba_layer_backward", mutates_args=(), device_types="cpu")
+def mamba_layer_backward(  # noqa: PLR0913
+    d_out: Tensor,
+    states: Tensor,
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    residual: bool,
+    last: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    """Return the gradients of the twelve tensors, an empty one where a tensor is None."""
+    tensors = (
+        x, in_proj, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D, out_proj,
+        norm_weight, norm_bias,
+    )  # fmt: skip
+    if not x.numel():
+        return [torch.zeros_like(t) if t is not None else x.new_empty(0) for t in tensors]
+    gradients = _empty_gradients(tensors)
+    call, _alive = _call(tensors, Options(eps, residual, last, reverse))
+    d_out = d_out.contiguous()
+    call.d_out, call.states = d_out.data_ptr(), states.data_ptr() or None
+    for name, gradient in zip(_TENSORS, gradients, strict=True):
+        setattr(call, f"d_{name}", gradient.data_ptr() or None)
+    library().run("layer_backward", call)
+    return gradients
+
+
+@mamba_layer_backward.register_fake
+def _(*inputs: Any) -> list[Tensor]:
+    return _empty_gradients(inputs[2 : 2 + len(_TENSORS)])
+
+
+def _forward(
+    tensors: tuple[Tensor | None, ...], options: Options, *, keep_states: bool
+) -> tuple[Tensor, Tensor]:
+    call, _alive = _call(tensors, options)
+    x, A_log = tensors[0], tensors[7]
+    assert x is not None
+    assert A_log is not None
+    out, states = _empty_outputs(x, A_log, last=options.last, keep_states=keep_states)
+    if out.numel():
+        call.out, call.states = out.data_ptr(), states.data_ptr() or None
+        library().run("layer_forward", call)
+    return out, states
+
+
+def _empty_outputs(
+    x: Tensor, A_log: Tensor, *, last: bool, keep_states: bool
+) -> tuple[Tensor, Tensor]:
+    batch, length, hidden = x.shape
+    shape = state_shape(batch, length, *A_log.shape) if keep_states else (0,)
+    out = x.new_empty((batch, hidden) if last else (batch, length, hidden))
+    return out, x.new_empty(shape)
+
+
+def _empty_gradients(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
+    some = tensors[0]
+    assert some is not None
+    return [
+        some.new_empty(tensor.shape) if tensor is not None else some.new_empty(0)
+        for tensor in tensors
+    ]
+
+
+def _call(tensors: tuple[Tensor | None, ...], options: Options) -> tuple[LayerCall, list[Tensor]]:
+    """Return the call and the tensors whose memory it points to."""
+    named = dict(zip(_TENSORS, tensors, strict=True))
+    sizes = check_layer(named, last=options.last)
+    pointers, alive = as_pointers(named)
+    elements = sizes["rows"] * sizes["length"] * sizes["inner"] * sizes["state"]
+    threads = library().threads_for(elements)
+    return LayerCall(**sizes, **options._asdict(), **pointers, threads=threads), alive
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[: len(_TENSORS)], output[1])
+    ctx.options = inputs[len(_TENSORS) : -1]
+
+
+def _backward(ctx: Any, d_out: Tensor | None, _d_states: None) -> tuple[Any, ...]:
+    *tensors, states = ctx.saved_tensors
+    if d_out is None:
+        return (None,) * (len(tensors) + len(ctx.options) + 1)
+    gradients = mamba_layer_backward(d_out, states, *tensors, *ctx.options)
+    given = (g if t is not None else None for t, g in zip(tensors, gradients, strict=True))
+    return (*given, *(None,) * (len(ctx.options) + 1))
+
+
+mamba_layer.register_autograd(_backward, setup_context=_keep_for_backward)
+mamba_layer.register_autocast("cpu", torch.float32)
+
+
+def fused_layer(
+    hidden_BLD: Tensor,
+    parameters: Any,
+    norm: tuple[Tensor, Tensor | None, float] | None,
+    *,
+    residual: bool,
+    last: bool,
+    reverse: bool,
+) -> Tensor:
+    """Run a Mamba layer: [hidden +] mixer(norm(hidden)), in float32 whatever the inputs' type.
+
+    Args:
+        hidden_BLD: tokens, float32, bfloat16 or float16, on the CPU.
+        parameters: `MambaParameters`.
+        norm: weight, bias and eps of the LayerNorm ahead of the mixer, or None for none.
+        residual: whether the input is added to the mixer's output.
+        last: return only the last token's output.
+        reverse: read the tokens from the last to the first; `last` is then the first token.
+
+    Returns:
+        (B, L, D), or (B, D) where `last`, of hidden's type.
+
+    Raises:
+        RuntimeError: a tensor is not on the CPU.
+        TypeError: a tensor is not of floating point, or float64.
+        ValueError: shapes do not fit each other.
+    """
+    weight, bias, eps = norm or (None, None, 0.0)
+    tensors = [float32(tensor) for tensor in (hidden_BLD, *parameters, weight, bias)]
+    options = Options(eps, residual, last, reverse)
+    out: Tensor
+    kept = is_kept(*tensors)
+    if kept or torch.compiler.is_compiling() or type(hidden_BLD) is not Tensor:
+        out, _ = mamba_layer(*tensors, *options, kept)
+    else:  # Without the dispatcher: a batch of one waits for it longer than for the kernel.
+        out, _ = _forward(tuple(tensors), options, keep_states=False)
+    return out if out.dtype is hidden_BLD.dtype else out.to(hidden_BLD.dtype)

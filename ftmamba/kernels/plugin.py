@@ -1,0 +1,22 @@
+"""What `modeling_ftmamba` finds as the entry point `cpu` of the group `ftmamba.scans`."""
+
+from .layer_op import fused_layer
+from .library import installed_library
+from .scan_op import selective_scan, selective_scan_last
+
+CONTRACT = 1
+"""Version of the functions' signatures; checkpoints carry code of their own age."""
+
+__all__ = ["CONTRACT", "fused_layer", "selective_scan", "selective_scan_last", "why_not"]
+
+
+def why_not() -> str | None:
+    """Return why the kernels cannot run here, with the remedy, or None where they can."""
+    found = installed_library()
+    return found if isinstance(found, str) else None
+
+
+def detail() -> str:
+    """Return the instruction set in use."""
+    found = installed_library()
+    return "" if isinstance(found, str) else found.variant

@@ -1,0 +1,207 @@
+"""The network in plain torch: of one tower, and of two.
+
+`modeling_ftmamba` makes Transformers' models of it, which train, save and load. To recommend needs
+no more than this, and starts in half the time, for Transformers' models import much.
+
+Shapes: B batch, U users, I items, L tokens, D hidden, E embedding (`projection_size`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.utils import logging
+from transformers.utils.generic import ModelOutput
+
+from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
+from .layers import FTMambaLayer
+from .mixer_mamba import MambaMixer
+from .scans import scan_named
+from .tokens import FeatureTokenizer
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class FTMambaTowerOutput(ModelOutput):
+    """What one tower returns.
+
+    Attributes:
+        embeds: embeddings (B, E).
+        pooled: pooled hidden state before the head (B, D).
+    """
+
+    embeds: Tensor | None = None
+    pooled: Tensor | None = None
+
+
+class Scanning(nn.Module):
+    """What can be asked of every network with Mamba layers."""
+
+    def set_scan(self, name: str) -> None:
+        """Choose the implementation of the selective scan for this model; see `scans.SCANS`.
+
+        Raises:
+            ValueError: no implementation has that name.
+            RuntimeError: it cannot run here; says why and how to get it.
+        """
+        scan = scan_named(name)
+        for module in self.modules():
+            if isinstance(module, MambaMixer):
+                module.scan = scan
+        logger.info(f"Scan of {type(self).__name__}: {self.scan_implementation}")
+
+    @property
+    def scan_implementation(self) -> str:
+        """Name of the scan in use on the model's device, or `none` where no layer scans."""
+        mixers = (module for module in self.modules() if isinstance(module, MambaMixer))
+        names = {mixer.scan.for_tensor(mixer.D).name for mixer in mixers}
+        return ", ".join(sorted(names)) or "none"
+
+
+class TowerNetwork(Scanning):
+    """One tower: tokens, mixer layers, pooling, norm, feed-forward head."""
+
+    config: Any
+
+    def add_parts(
+        self, config: FTMambaTowerConfig, name: str, layer_class: type[FTMambaLayer]
+    ) -> None:
+        """Make the modules of a tower, for the constructor of a class that is one.
+
+        Args:
+            config: of the tower.
+            name: the tower in words, for errors.
+            layer_class: of its layers.
+        """
+        self.name = name
+        self.tokenizer = FeatureTokenizer(config)
+        scan = scan_named("auto")
+        self.layers = nn.ModuleList(
+            layer_class(config, index, scan) for index in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.head = _head(config)
+
+    def forward(
+        self,
+        numeric: Tensor | None = None,
+        category_ids: Tensor | None = None,
+        set_ids: Tensor | None = None,
+        dense: Tensor | None = None,
+    ) -> FTMambaTowerOutput:
+        """Embed encoded records; see `columns.py` for the tensors.
+
+        Args:
+            numeric: float (B, P); NaN means missing.
+            category_ids: int64 (B, C).
+            set_ids: int64 (B, S), padded with 0.
+            dense: float (B, Q); NaN means missing.
+
+        Raises:
+            ValueError: a tensor is absent, superfluous or of another width than the columns'.
+        """
+        tensors = {
+            "numeric": numeric, "category_ids": category_ids, "set_ids": set_ids, "dense": dense,
+        }  # fmt: skip
+        self.tokenizer.check(tensors, self.name)
+        given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        n_rows = next((len(tensor) for tensor in given.values()), 1)
+        pooled_BD = self._pool(self.tokenizer(given, n_rows))
+        embeds_BE = self.head(self.norm(pooled_BD))
+        if self.config.normalize_embeddings:
+            embeds_BE = F.normalize(embeds_BE, dim=-1)
+        return FTMambaTowerOutput(embeds=embeds_BE, pooled=pooled_BD)
+
+    def _pool(self, hidden_BLD: Tensor) -> Tensor:
+        """Run the layers; compute the last one at the last token only where that is exact."""
+        only_last = self.config.pooling != "mean" and not self.config.bidirectional
+        layers: list[Any] = list(self.layers)
+        final = layers.pop() if layers and only_last else None
+        for layer in layers:
+            hidden_BLD = layer(hidden_BLD)
+        if final is not None:
+            return final.forward_last(hidden_BLD)
+        if self.config.pooling == "mean":
+            return hidden_BLD.mean(1)
+        if self.config.bidirectional:
+            return (hidden_BLD[:, 0] + hidden_BLD[:, -1]) / 2
+        return hidden_BLD[:, -1]
+
+
+class TwoTowerNetwork(Scanning):
+    """A user tower and an item tower whose embeddings' inner product is the score."""
+
+    config: Any
+    user_tower: TowerNetwork
+    item_tower: TowerNetwork
+    log_temperature: nn.Parameter
+
+    @property
+    def temperature(self) -> Tensor:
+        """Divisor of the inner product (1,)."""
+        return self.log_temperature.exp()
+
+    def get_user_embeddings(
+        self,
+        user_numeric: Tensor | None = None,
+        user_category_ids: Tensor | None = None,
+        user_set_ids: Tensor | None = None,
+        user_dense: Tensor | None = None,
+    ) -> Tensor:
+        """Embed encoded users; return (U, E)."""
+        output = self.user_tower(user_numeric, user_category_ids, user_set_ids, user_dense)
+        return output.embeds
+
+    def get_item_embeddings(
+        self,
+        item_numeric: Tensor | None = None,
+        item_category_ids: Tensor | None = None,
+        item_set_ids: Tensor | None = None,
+        item_dense: Tensor | None = None,
+    ) -> Tensor:
+        """Embed encoded items; return (I, E)."""
+        output = self.item_tower(item_numeric, item_category_ids, item_set_ids, item_dense)
+        return output.embeds
+
+
+class Tower(TowerNetwork):
+    """A tower that only embeds; its parameters are uninitialised, to be filled by a checkpoint."""
+
+    def __init__(self, config: FTMambaTowerConfig, name: str = "record") -> None:
+        super().__init__()
+        self.config = config
+        self.add_parts(config, name, FTMambaLayer)
+
+
+class TwoTowers(TwoTowerNetwork):
+    """Two towers that only embed, with the parameters of `FTMambaTwoTowerModel`, uninitialised."""
+
+    def __init__(self, config: FTMambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.user_tower = Tower(config.tower("user"), "user")
+        self.item_tower = Tower(config.tower("item"), "item")
+        self.log_temperature = nn.Parameter(torch.empty(1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.log_temperature.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
+        return self.log_temperature.dtype
+
+
+def _head(config: FTMambaTowerConfig) -> nn.Module:
+    if not config.head_hidden_size:
+        return nn.Linear(config.hidden_size, config.projection_size)
+    return nn.Sequential(
+        nn.Linear(config.hidden_size, config.head_hidden_size),
+        nn.GELU(),
+        nn.Linear(config.head_hidden_size, config.projection_size),
+    )

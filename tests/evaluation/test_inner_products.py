@@ -1,0 +1,273 @@
+"""The fast way to the first places gives what all scores give, whatever the numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from ftmamba.data.interactions import Interactions
+from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate, inner_products
+from ftmamba.evaluation.inner_products import longest_of, rounding_errors, tile_size
+from ftmamba.evaluation.ranking import top_k
+
+NOTHING = (np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    """Tiles of 128 items, so that a small catalogue has many."""
+    monkeypatch.setattr(inner_products, "TILE_SIZE", 128)
+    monkeypatch.setattr(inner_products, "GROUP_SIZE", 8)
+
+
+def slow_first_places(users, items, k, hidden=NOTHING):
+    """Score everything, mask, sort by score and then by item."""
+    scores = (users.double() @ items.double().T).float()
+    scores[hidden[0], hidden[1]] = -torch.inf
+    return top_k(scores, k)[1].numpy()
+
+
+def first_places(users, items, k, hidden=NOTHING):
+    queries = users.double()
+    return inner_products.first_places(queries, items, k, hidden, longest=longest_of(items))
+
+
+def hidden_pairs(n_users, n_items, n_each, seed=0):
+    generator = np.random.default_rng(seed)
+    rows = np.repeat(np.arange(n_users), n_each)
+    return rows, generator.integers(0, n_items, len(rows))
+
+
+def check(users, items, k, hidden=NOTHING, *, sure=None):
+    """Compare where the search is sure; return the share of these users."""
+    found, is_sure = first_places(users, items, k, hidden)
+    expected = slow_first_places(users, items, k, hidden)
+    np.testing.assert_array_equal(found[is_sure], expected[is_sure])
+    if sure is not None:
+        assert is_sure.all() == sure
+    return is_sure.mean()
+
+
+@pytest.mark.parametrize("n_items", [128, 129, 255, 256, 1000, 1024, 1031])
+@pytest.mark.parametrize("k", [1, 3, 8, 9, 30])
+def test_random_embeddings_with_hidden_items(n_items, k):
+    users, items = torch.randn(65, 48), torch.randn(n_items, 48)
+    check(users, items, k, sure=True)
+    assert check(users, items, k, hidden_pairs(65, n_items, 20)) == 1
+
+
+def test_hidden_items_are_the_best_ones():
+    users, items = torch.randn(20, 16), torch.randn(700, 16)
+    best = slow_first_places(users, items, 60)
+    hidden = (np.repeat(np.arange(20), 60), best.reshape(-1))
+    assert check(users, items, 5, hidden, sure=True) == 1
+
+
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_items_sorted_by_how_good_they_are(order):
+    lengths = torch.linspace(0.1, 9, 1024)
+    items = torch.nn.functional.normalize(torch.randn(1024, 16).abs()) * lengths[:, None]
+    items = items if order == "rising" else items.flip(0)
+    assert check(torch.rand(30, 16), items, 4, hidden_pairs(30, 1024, 9), sure=True) == 1
+
+
+@pytest.mark.parametrize("n_copies", [2, 5, 40])
+def test_equal_items_are_ordered_by_their_ids(n_copies):
+    items = torch.randn(1024 // n_copies, 16).repeat(n_copies, 1)
+    items = items[torch.randperm(len(items))]
+    assert check(torch.randn(40, 16), items, 4, hidden_pairs(40, len(items), 6)) > 0.9
+
+
+def test_scores_nearer_than_rounding_are_ordered_exactly():
+    """Items differ by less than float32 sums of 64 terms can tell."""
+    direction = torch.nn.functional.normalize(torch.randn(64), dim=0)
+    items = direction + 1e-7 * torch.randn(900, 64)
+    users = direction.expand(12, 64) + 1e-3 * torch.randn(12, 64)
+    exact, rough = slow_first_places(users, items, 5), top_k(users @ items.T, 5)[1].numpy()
+    assert (exact != rough).any()
+    found, is_sure = first_places(users, items, 5)
+    np.testing.assert_array_equal(found[is_sure], exact[is_sure])
+
+
+def test_scores_of_few_candidates_nearer_than_rounding_are_told_apart():
+    items = torch.randn(900, 64)
+    items[::100] = 2 * torch.nn.functional.normalize(torch.ones(64), dim=0) * 8
+    items[::100] += 1e-6 * torch.randn(9, 64)
+    users = torch.ones(12, 64) + 1e-2 * torch.randn(12, 64)
+    exact, rough = slow_first_places(users, items, 6), top_k(users @ items.T, 6)[1].numpy()
+    assert (exact != rough).any()
+    assert check(users, items, 6, sure=True) == 1
+
+
+def test_items_that_are_all_equal_are_left_to_the_slow_way():
+    items = torch.randn(1, 16).expand(1000, 16).contiguous()
+    assert check(torch.randn(9, 16), items, 4) == 0
+
+
+def test_a_user_of_zeros_is_left_to_the_slow_way_and_no_other():
+    users = torch.randn(9, 16)
+    users[4] = 0
+    _, is_sure = first_places(users, torch.randn(1000, 16), 4)
+    assert is_sure.tolist() == [row != 4 for row in range(9)]
+
+
+def test_a_user_with_fewer_items_left_than_places_is_left_to_the_slow_way():
+    users, items = torch.randn(3, 16), torch.randn(300, 16)
+    hidden = (np.full(297, 1), np.arange(297))
+    _, is_sure = first_places(users, items, 8, hidden)
+    assert is_sure.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("spoiled", [torch.inf, torch.nan, 3e38])
+def test_numbers_that_are_not_finite_or_too_large_are_left_to_the_slow_way(spoiled):
+    users, items = torch.randn(3, 16), torch.randn(300, 16)
+    users[1, 5] = spoiled
+    _, is_sure = first_places(users, items, 4)
+    assert is_sure.tolist() == [True, False, True]
+    items[7, 3] = spoiled
+    _, is_sure = first_places(torch.randn(3, 16), items, 4)
+    assert not is_sure.any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1e3, 1e12])
+def test_the_scale_of_the_numbers_does_not_matter(scale):
+    items = torch.randn(500, 16) * scale
+    check(torch.randn(20, 16), items, 4, hidden_pairs(20, 500, 5), sure=True)
+
+
+def test_a_matrix_product_of_less_precision_is_noticed(monkeypatch):
+    product = torch.mm
+
+    def half(users, items, *, out):
+        return out.copy_(product(users.bfloat16(), items.bfloat16()))
+
+    monkeypatch.setattr(torch, "mm", half)
+    assert check(torch.randn(20, 16), torch.randn(600, 16), 4) == 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 500])
+def test_rounding_stays_within_its_bound(width):
+    users, items = torch.randn(50, width).double() / 0.07, torch.randn(400, width)
+    exact = (users @ items.double().T).float().double()
+    off_U = ((users.float() @ items.T).double() - exact).abs().amax(1).numpy()
+    bound_U = rounding_errors(users, longest_of(items))
+    assert (off_U <= bound_U).all()
+    assert (bound_U < 1e-4 * width * exact.abs().amax(1).numpy()).all()
+
+
+def test_hardly_any_item_is_scored_exactly(monkeypatch):
+    counts = []
+    inner = inner_products._inner_products
+
+    def counted(users, items, rows, ids):
+        counts.append(len(rows))
+        return inner(users, items, rows, ids)
+
+    monkeypatch.setattr(inner_products, "_inner_products", counted)
+    check(torch.randn(100, 32), torch.randn(4000, 32), 5, sure=True)
+    assert counts[0] < 100 * 5 * 8
+
+
+class AllScores:
+    """The same scores, without the fast way."""
+
+    def __init__(self, scorer):
+        self.scores = scorer.scores
+
+
+def evaluation_case(n_users=60, n_items=700, spoil=None):
+    generator = np.random.default_rng(1)
+    users, items = torch.randn(n_users, 24), torch.randn(n_items, 24)
+    if spoil is not None:
+        spoil(users, items)
+
+    def draw(n):
+        user_ids, item_ids = generator.integers(0, n_users, n), generator.integers(0, n_items, n)
+        return Interactions(user_ids, item_ids, None, None, n_users, n_items)
+
+    return EmbeddingScorer(users, items, temperature=0.3), draw(400), draw(5000)
+
+
+@pytest.mark.parametrize("users_per_block", [None, 1, 7, 1000])
+@pytest.mark.parametrize("mask_seen", [True, False])
+def test_an_evaluation_is_the_same_by_either_way(users_per_block, mask_seen):
+    def spoil(users, items):
+        users[::9] = 0  # these tie everywhere
+        items[::5] = items[3]
+
+    scorer, test, seen = evaluation_case(spoil=spoil)
+    protocol = Protocol(k=(1, 5), mask_seen=mask_seen)
+    options = {"test": test, "seen": seen, "protocol": protocol}
+    assert scorer.has_first_places(5)
+    fast = evaluate(scorer, users_per_block=users_per_block, **options)
+    slow = evaluate(AllScores(scorer), **options)
+    np.testing.assert_array_equal(fast.recommended, slow.recommended)
+    for name, values in slow.per_user.items():
+        np.testing.assert_array_equal(fast.per_user[name], values)
+
+
+def test_an_evaluation_asks_for_all_scores_only_where_it_must(monkeypatch):
+    def spoil(users, items):
+        users[4] = 0
+
+    scorer, test, seen = evaluation_case(spoil=spoil)
+    asked = []
+    scores = EmbeddingScorer.scores
+    monkeypatch.setattr(
+        EmbeddingScorer, "scores", lambda self, ids: asked.append(ids.tolist()) or scores(self, ids)
+    )
+    evaluate(scorer, test=test, seen=seen, protocol=Protocol(k=(5,)))
+    assert asked == [[4]]
+
+
+def test_a_user_who_took_nearly_everything_gets_the_rest():
+    scorer, test, _ = evaluation_case()
+    users = np.repeat(np.arange(60), 698)
+    items = np.tile(np.arange(698), 60)
+    seen = Interactions(users, items, None, None, 60, 700)
+    evaluation = evaluate(scorer, test=test, seen=seen, protocol=Protocol(k=(5,)))
+    assert all(set(row[:2]) == {698, 699} for row in evaluation.recommended.tolist())
+    assert (evaluation.recommended[:, 2:] == -1).all()
+
+
+def test_a_user_without_an_embedding_is_named():
+    def spoil(users, items):
+        users[9] = torch.nan
+
+    scorer, test, seen = evaluation_case(spoil=spoil)
+    with pytest.raises(ValueError, match=r"gave NaN for .* first for user 9 and item 0"):
+        evaluate(scorer, test=test, seen=seen, protocol=Protocol(k=(5,)))
+
+
+def test_items_of_another_catalogue_are_refused():
+    scorer, test, seen = evaluation_case()
+    other = EmbeddingScorer(scorer.users, scorer.items[:500])
+    with pytest.raises(ValueError, match="700 items, got shape"):
+        evaluate(other, test=test, seen=seen, protocol=Protocol(k=(5,)))
+
+
+@pytest.mark.parametrize(
+    ("n_items", "dtype", "k", "expected"),
+    [
+        (4096, torch.float32, 32, True),
+        (4095, torch.float32, 10, False),
+        (4096, torch.float64, 10, False),
+        (8191, torch.float32, 33, False),
+        (8192, torch.float32, 33, True),
+        (8192, torch.float32, 64, True),
+    ],
+)
+def test_the_fast_way_is_for_large_catalogues_and_few_places(
+    n_items, dtype, k, expected, monkeypatch
+):
+    monkeypatch.undo()
+    scorer = EmbeddingScorer(torch.randn(2, 4), torch.randn(n_items, 4, dtype=dtype))
+    assert scorer.has_first_places(k) == expected
+
+
+def test_one_large_catalogue_with_the_tiles_of_every_day(monkeypatch):
+    monkeypatch.undo()
+    assert [tile_size(k) for k in (1, 32, 33, 100)] == [2048, 2048, 4096, 8192]
+    users, items = torch.randn(40, 64), torch.randn(20_001, 64)
+    hidden = hidden_pairs(40, 20_001, 50)
+    for k in (1, 10, 64, 100):
+        assert check(users, items, k, hidden) == 1

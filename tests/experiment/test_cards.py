@@ -1,0 +1,223 @@
+"""A run's card: what it says is what the run did, and its examples run."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from ftmamba.checkpoint import load_checkpoint, save_checkpoint
+from ftmamba.experiment import make_checkpoint
+from ftmamba.experiment.card import card_facts
+from ftmamba.experiment.card_examples import code_hashes, endpoint_facts, typical_record
+from ftmamba.experiment.cost import Cost
+from ftmamba.experiment.rebuild import rebuild_card
+from ftmamba.recipe import Recipe
+from ftmamba.recipe.files import recipe_from_dict
+from hub_cards.contents import published_files
+from hub_cards.handler import EndpointHandler
+
+COST = Cost(12.5, "a slow machine", 2, 10**9, 0.001, 0.5, "FRA")
+
+
+def with_groups(run, **card):
+    evaluation = replace(run.recipe.evaluation, user_groups=("age",))
+    card = replace(run.recipe.card, title="Squares", data_licence="Free for all.", **card)
+    return replace(run.recipe, evaluation=evaluation, card=card)
+
+
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    """A finished run's checkpoint in its folder, which its card names."""
+    folder = tmp_path_factory.mktemp("cards") / "run"
+    recipe = replace(with_groups(run), output_dir=str(folder))
+    checkpoint = make_checkpoint(
+        recipe, run.tables, run.split, run.trained, run.comparison, cost=COST
+    )
+    save_checkpoint(folder, checkpoint)
+    return folder
+
+
+def test_every_example_of_the_card_runs(saved, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (saved / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        names: dict = {}
+        exec(compile(block, "README.md", "exec"), names)
+        if "item" in names:
+            assert names["record"] == {"age": 40}
+            assert capsys.readouterr().out.count("\n") == 10
+    assert names["embedding"].shape == (1, 8)
+
+
+def test_the_card_says_what_the_run_did(run, saved):
+    card = ModelCard.load(saved / "README.md")
+    text = card.text
+    assert text.lstrip().startswith("# Squares")
+    own = run.comparison.evaluations["FT-Mamba"]
+    for metric, result in zip(
+        ("NDCG@3", "HR@3", "R@3", "MRR@3"), card.data.eval_results, strict=True
+    ):
+        assert result.metric_name == metric
+        assert result.metric_value == pytest.approx(own.mean(metric), abs=1e-4)
+        assert set(result.metric_args["baselines"]) == set(run.comparison.evaluations) - {
+            "FT-Mamba"
+        }
+    assert f"{len(run.split.train) + len(run.split.validation)} of them" in text
+    for fact in (
+        "Free for all.",
+        "| time | 12 s |",
+        "| hardware | a slow machine, 2 processes |",
+        "| energy | 1 Wh, by codecarbon; about 0.5 g CO₂",
+        "by `age`",
+        "run 42",
+    ):
+        assert fact.lower() in text.lower(), fact
+    assert re.search(r"\| `age` \| numeric \| 14 \| 0.0 % \| 90 % from", text)
+    assert (saved / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "](learning_curves.png)" in text
+
+
+def test_the_results_hold_what_the_card_shows(run, saved):
+    results = json.loads((saved / "all_results.json").read_text())
+    assert results["cost"]["energy"] == 0.001
+    assert results["data"]["split"] == {
+        "train": len(run.split.train),
+        "validation": len(run.split.validation),
+        "test": len(run.split.test),
+    }
+    assert results["n_parameters"] == run.trained.model.num_parameters()
+    groups = results["user_groups"]["age"]
+    assert sum(group["n_users"] for group in groups) <= 14
+    assert set(groups[0]["models"]) == set(run.comparison.evaluations)
+
+
+def test_the_cards_list_of_code_is_the_code_that_is_published(saved):
+    published = {one.name: one for one in published_files(saved) if one.name.endswith(".py")}
+    listed = dict(re.findall(r"\| `([\w.]+\.py)` \| `([0-9a-f]{64})` \|",
+                             (saved / "README.md").read_text()))  # fmt: skip
+    assert set(listed) == set(published)
+    for name, one in published.items():
+        content = one.content if isinstance(one.content, bytes) else one.content.read_bytes()
+        assert hashlib.sha256(content).hexdigest() == listed[name], name
+    assert code_hashes(saved) == listed
+
+
+def test_the_endpoint_answers_as_the_card_says(saved, run):
+    facts = endpoint_facts({"age": 40})
+    handler = EndpointHandler(str(saved))
+    answer = handler(json.loads(facts.request))
+    assert len(answer) == 10
+    assert set(answer[0]) == set(json.loads(facts.answer)[0])
+    wrong = handler({"inputs": {"age": 40}, "parameters": {"top_k": 0}})
+    assert set(wrong["error"]) == set(json.loads(facts.error)["error"])
+    assert wrong["error"]["field"] == json.loads(facts.error)["error"]["field"]
+    assert facts.request in (saved / "README.md").read_text()
+
+
+def test_a_run_that_keeps_its_items_back_has_a_card_without_them(run):
+    recipe = replace(run.recipe, push_to_hub=True, hub_model_id="me/films", hub_catalogue=False)
+    card = make_checkpoint(recipe, run.tables, run.split, run.trained, run.comparison).card
+    assert "without its items" in card
+    assert "handler.py" not in card
+    assert 'repo, revision = "me/films", "main"' in card
+
+
+def test_no_users_record_is_shown_where_the_recipe_has_no_example(run):
+    recipe = replace(run.recipe, examples=replace(run.recipe.examples, record={}))
+    checkpoint = make_checkpoint(recipe, run.tables, run.split, run.trained, run.comparison)
+    (record,) = set(re.findall(r"^record = (.*)$", checkpoint.card, re.MULTILINE))
+    ages = run.tables.users.column("age").to_pylist()
+    assert eval(record) == {"age": pytest.approx(sorted(ages)[7], rel=0.2)}
+    for row in range(14):
+        assert f'"u{row}"' not in record
+
+
+def test_the_typical_record_is_of_the_most_frequent_values(tiny_checkpoint):
+    extractor = tiny_checkpoint.extractor
+    facts = {"users": {"columns": {"age": {"quantiles": [20.0, 36.5, 50.0]}}}}
+    assert typical_record(extractor, facts) == {
+        "age": 36.5, "gender": "F", "occupation": "artist"
+    }  # fmt: skip
+    assert typical_record(extractor, {}) == {"gender": "F", "occupation": "artist"}
+
+
+def test_a_card_is_made_anew_from_the_folder_alone(run, saved, monkeypatch):
+    checkpoint = load_checkpoint(saved)
+    assert rebuild_card(checkpoint, saved, evaluate=None).card == checkpoint.card
+
+
+def test_a_rebuilt_card_keeps_what_a_person_wrote(saved):
+    checkpoint = load_checkpoint(saved)
+    edited = checkpoint.card.replace("# Squares", "# My squares\n\nWe like them.")
+    edited = edited.replace("license: apache-2.0", "license: mit")
+    edited = re.sub(r"\| best epoch \| \d+ \|", "| best epoch | 99 |", edited)
+    rebuilt = rebuild_card(replace(checkpoint, card=edited), saved, evaluate=None).card
+    assert "# My squares\n\nWe like them.\n" in rebuilt
+    assert "license: mit" in rebuilt
+    assert "| best epoch | 99 |" not in rebuilt
+
+
+def test_a_rebuilt_card_can_judge_another_group(run, saved, monkeypatch, tmp_path):
+    named = {"checkerboard": lambda *_, **__: run.tables}
+    monkeypatch.setattr("ftmamba.training.run.NAMED_DATASETS", named)
+    checkpoint = load_checkpoint(saved)
+    own = run.comparison.evaluations["FT-Mamba"]
+    rebuilt = rebuild_card(checkpoint, saved, user_groups=["user_id"], evaluate=lambda _: own)
+    assert "By `user_id`" in rebuilt.card
+    assert list(rebuilt.results["user_groups"]) == ["age", "user_id"]
+    (group,) = rebuilt.results["user_groups"]["user_id"]
+    assert group["models"]["FT-Mamba"]["value"] == pytest.approx(own.mean("NDCG@3"))
+    rebuilt.save(tmp_path)
+    written = json.loads((tmp_path / "all_results.json").read_text())
+    assert written["user_groups"] == rebuilt.results["user_groups"]
+    assert (tmp_path / "README.md").read_text() == rebuilt.card
+
+
+def test_an_older_run_without_facts_of_its_data_gets_a_card(saved, monkeypatch, caplog):
+    checkpoint = load_checkpoint(saved)
+    old = {
+        name: value
+        for name, value in checkpoint.results.items()
+        if name not in ("data", "cost", "user_groups", "n_parameters")
+    }
+    monkeypatch.setattr("ftmamba.training.run.NAMED_DATASETS", {})
+    rebuilt = rebuild_card(replace(checkpoint, results=old, card=""), saved, evaluate=None)
+    assert "| `age` | numeric | - | - |" in rebuilt.card
+    assert "the card has no missing rates: the tables cannot be read" in caplog.text
+
+
+def test_a_checkpoint_without_figures_has_no_card(saved):
+    checkpoint = load_checkpoint(saved)
+    with pytest.raises(ValueError, match="holds no model's figures; train again"):
+        rebuild_card(replace(checkpoint, results={"data": {}}), saved, evaluate=None)
+    with pytest.raises(ValueError, match=r"has no recipe\.yaml, so no card can be made"):
+        rebuild_card(replace(checkpoint, recipe={}), saved, evaluate=None)
+
+
+def test_a_figure_that_is_missing_is_no_figure(run):
+    results = {"models": {"FT-Mamba": {"metrics": {"NDCG@10": 0.1}, "protocol": "", "n_users": 1,
+                                       "n_items": 1}}}  # fmt: skip
+    with pytest.raises(ValueError, match="the results of 'FT-Mamba' lack 'HR@10'"):
+        card_facts(
+            results,
+            Recipe(),
+            config=run.trained.model.config,
+            extractor=run.trained.data.extractor,
+            example={},
+            code={},
+        )
+
+
+def test_a_recipe_carries_what_the_card_needs_to_be_told():
+    recipe = recipe_from_dict(
+        {"card": {"title": "X", "country": "FRA"}, "evaluation": {"user_groups": ["job", "age"]}}
+    )
+    again = recipe_from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict())))
+    assert again == recipe
+    assert again.evaluation.user_groups == ("job", "age")
+    assert SimpleNamespace(**again.to_dict()["card"]).country == "FRA"

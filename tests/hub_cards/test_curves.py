@@ -1,0 +1,51 @@
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hub_cards import draw_learning_curves
+
+HISTORY = [{"epoch": n, "loss": 7 / n, "score": 0.1 * n} for n in (1, 2, 3)]
+
+
+def picture(*arguments, **options):
+    return Image.open(io.BytesIO(draw_learning_curves(*arguments, **options)))
+
+
+def test_loss_and_score_are_drawn_beside_each_other():
+    both = picture(HISTORY, metric="NDCG@10", best_epoch=3)
+    loss = picture([{"epoch": row["epoch"], "loss": row["loss"]} for row in HISTORY])
+    assert both.format == "PNG"
+    assert both.width == 2 * loss.width
+    colours = np.asarray(both.convert("RGB")).reshape(-1, 3)
+    for colour in ((0x4F, 0x46, 0xE5), (0xEA, 0x58, 0x0C)):
+        assert (colours == colour).all(1).sum() > 200
+
+
+def test_the_best_epoch_is_marked():
+    drawn = (draw_learning_curves(HISTORY, best_epoch=best) for best in (2, None))
+    assert len(set(drawn)) == 2
+
+
+def test_the_picture_is_the_same_each_time():
+    assert draw_learning_curves(HISTORY) == draw_learning_curves(HISTORY)
+
+
+def test_a_run_without_epochs_has_no_picture():
+    assert draw_learning_curves([]) is None
+
+
+def test_without_matplotlib_there_is_no_picture(monkeypatch):
+    assert draw_learning_curves(HISTORY) is not None
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert draw_learning_curves(HISTORY) is None
+
+
+@pytest.mark.parametrize("n_epochs", [1, 300])
+def test_one_epoch_and_many_are_drawn(n_epochs):
+    history = [{"epoch": n + 1, "loss": 1.0, "score": 0.5} for n in range(n_epochs)]
+    assert picture(history, best_epoch=1).height > 300

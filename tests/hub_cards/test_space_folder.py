@@ -1,0 +1,115 @@
+import ast
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import RepoCard
+
+from hub_cards.space_folder import (
+    GRADIO_VERSION,
+    SpaceFacts,
+    push_space,
+    space_files,
+    write_space,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FACTS = SpaceFacts("somebody/films", COMMIT, {"age": 31, "job": 'a "doctor"'}, licence="mit")
+ALLOWED = {"torch", "transformers", "gradio", "demo"} | set(sys.stdlib_module_names)
+
+
+def imported_by(source):
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_the_page_needs_nothing_but_gradio_torch_and_transformers():
+    files = space_files(FACTS)
+    sources = {name: text for name, text in files.items() if name.endswith(".py")}
+    assert len(sources) >= 5
+    found = {name: imported_by(source) for name, source in sources.items()}
+    assert {"torch", "transformers", "gradio"} <= set().union(*found.values())
+    for name, imported in found.items():
+        assert imported <= ALLOWED, name
+
+
+def test_the_launcher_names_model_commit_and_example(tmp_path):
+    write_space(tmp_path / "out", FACTS)
+    (tmp_path / "out" / "demo" / "app.py").write_text(
+        "import json\ndef main(model, **rest): print(json.dumps([model, rest]))\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path / "out", check=True, capture_output=True, text=True
+    ).stdout
+    model, rest = json.loads(told)
+    assert model == "somebody/films"
+    assert rest == {"revision": COMMIT, "example": FACTS.example}
+
+
+def test_the_hub_reads_what_kind_of_space_it_is():
+    data = RepoCard(space_files(FACTS)["README.md"]).data.to_dict()
+    assert data["sdk"] == "gradio"
+    assert data["app_file"] == "app.py"
+    assert data["models"] == ["somebody/films"]
+    assert data["license"] == "mit"
+    assert data["title"] == "What films recommends"
+
+
+def test_the_space_asks_for_the_versions_that_the_tests_ran_with():
+    pytest.importorskip("gradio")
+    assert version("gradio") == GRADIO_VERSION
+    lines = space_files(FACTS)["requirements.txt"].splitlines()
+    assert lines == [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers")]
+
+
+def test_titles_and_models_bring_no_markup():
+    facts = SpaceFacts("a/b", COMMIT, title="<script>x</script>\n---\n# [a](b)", licence="x\n: y")
+    files = space_files(facts)
+    card = RepoCard(files["README.md"])
+    assert card.data.to_dict()["title"].startswith("<script>x</script> --- # [a](b)")
+    assert "<script>" not in card.text
+    ast.parse(space_files(SpaceFacts('"""\nimport os', "x'"))["app.py"])
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which is no part of a Space"):
+        write_space(tmp_path, FACTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_writing_twice_leaves_the_last(tmp_path):
+    write_space(tmp_path / "out", FACTS)
+    write_space(tmp_path / "out", SpaceFacts("other/model", COMMIT))
+    assert "other/model" in (tmp_path / "out" / "app.py").read_text()
+
+
+def test_all_files_are_pushed_in_one_commit_to_a_gradio_space():
+    calls = []
+    api = SimpleNamespace(
+        token=None,
+        create_repo=lambda *given, **options: calls.append(("create", given, options)),
+        create_commit=lambda *given, **options: (
+            calls.append(("commit", given, options)) or SimpleNamespace(oid="c0ffee")
+        ),
+    )
+    assert push_space(FACTS, "me/demo", private=True, api=api) == "c0ffee"
+    (_, _, created), (_, (repo, operations), committed) = calls
+    assert (created["repo_type"], created["space_sdk"]) == ("space", "gradio")
+    assert created["private"] is True
+    assert repo == "me/demo"
+    assert committed["repo_type"] == "space"
+    assert {one.path_in_repo for one in operations} == set(space_files(FACTS))
+
+
+def test_a_name_that_is_none_is_refused_before_anything_is_sent():
+    with pytest.raises(ValueError, match="a repository's name must be 'user/name', got 'demo'"):
+        push_space(FACTS, "demo", api=SimpleNamespace(token=None))

@@ -1,0 +1,192 @@
+"""Laws of the pipeline: it says what the recommender says, in whatever form it is asked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers.pipelines.pt_utils import KeyDataset
+
+from ftmamba import Recommender
+from ftmamba.checkpoint import load_checkpoint
+from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
+
+RECORDS = [
+    {"age": 31, "occupation": "doctor"},
+    {"gender": "F"},
+    {},
+    {"age": None, "occupation": "never seen", "shoe_size": 43},
+    {"age": 50.5, "gender": "M", "occupation": "artist"},
+]
+
+
+class Records(Dataset):
+    """A data set that can be asked for one record at a time, and counts how often it is."""
+
+    def __init__(self):
+        self.n_asked = 0
+
+    def __len__(self):
+        return len(RECORDS)
+
+    def __getitem__(self, row):
+        self.n_asked += 1
+        return RECORDS[row]
+
+
+@pytest.fixture(scope="module")
+def recommender(checkpoint_folder):
+    return Recommender.from_pretrained(checkpoint_folder)
+
+
+@pytest.fixture(scope="module")
+def singles(recommend):
+    return [recommend(record, top_k=7) for record in RECORDS]
+
+
+def assert_close(answers, expected):
+    """Compare answers that were embedded in batches of other sizes."""
+    assert len(answers) == len(expected) > 0
+    for answer, other in zip(answers, expected, strict=True):
+        assert [(one["item_key"], one["title"]) for one in answer] == [
+            (one["item_key"], one["title"]) for one in other
+        ]
+        scores = [[one["score"] for one in items] for items in (answer, other)]
+        np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
+
+
+def test_the_pipeline_recommends_what_the_recommender_does(recommend, recommender):
+    for record in RECORDS:
+        found = recommender.recommend(record=record, k=7)
+        answer = recommend(record, top_k=7)
+        assert answer == [
+            {"item_key": one.item_key, "score": one.score, "title": one.title} for one in found
+        ]
+        assert type(answer[0]["score"]) is float
+
+
+def test_ten_items_come_by_default(recommend):
+    assert len(recommend(RECORDS[0])) == 10
+
+
+def test_the_best_are_the_head_of_the_whole_ranking(recommend):
+    whole = recommend(RECORDS[0], top_k=20)
+    assert len({one["item_key"] for one in whole}) == 20
+    assert recommend(RECORDS[0], top_k=3) == whole[:3]
+
+
+def test_what_is_excluded_leaves_the_rest_in_order(recommend):
+    whole = recommend(RECORDS[0], top_k=20)
+    exclude = [whole[0]["item_key"], whole[2]["item_key"], "no such item"]
+    assert recommend(RECORDS[0], top_k=5, exclude=exclude) == [whole[1], *whole[3:7]]
+    assert recommend(RECORDS[0], top_k=20, exclude=exclude) == [whole[1], *whole[3:]]
+    assert recommend(RECORDS[0], exclude=[one["item_key"] for one in whole]) == []
+    assert recommend(RECORDS[0], top_k=20) == whole
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 5, 100])
+def test_a_list_is_answered_as_its_records_one_by_one(recommend, singles, batch_size):
+    answers = recommend(RECORDS, top_k=7, batch_size=batch_size)
+    assert isinstance(answers, list)
+    assert_close(answers, singles)
+
+
+def test_an_empty_list_has_no_answers(recommend):
+    assert recommend([]) == []
+
+
+def test_columns_named_like_a_chat_are_a_record(recommend):
+    record = {"role": "user", "content": "text", "age": 31}
+    assert recommend([record], top_k=2) == recommend([{"age": 31}], top_k=2)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_generator_is_read_as_its_answers_are(recommend, singles, batch_size):
+    n_read = 0
+
+    def records():
+        nonlocal n_read
+        for record in RECORDS:
+            n_read += 1
+            yield record
+
+    answers = recommend(records(), top_k=7, batch_size=batch_size)
+    assert n_read == 0
+    first = next(answers)
+    assert n_read == (batch_size or 1)
+    assert_close([first, *answers], singles)
+    assert n_read == len(RECORDS)
+
+
+def test_a_data_set_is_answered_row_by_row(recommend, singles):
+    data = Records()
+    answers = recommend(data, top_k=7, batch_size=2)
+    assert data.n_asked == 0
+    assert_close(list(answers), singles)
+    nested = KeyDataset([{"user": record} for record in RECORDS], "user")
+    assert_close(list(recommend(nested, top_k=7)), singles)
+
+
+def test_a_hugging_face_data_set_is_answered(recommend):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list([{"age": 31, "occupation": "doctor"}, {"age": 50}])
+    expected = [recommend(record, top_k=3) for record in data]
+    assert_close(list(recommend(data, top_k=3)), expected)
+
+
+def test_the_pipeline_takes_defaults_of_its_calls(checkpoint_folder, recommend):
+    loaded = load_checkpoint(checkpoint_folder)
+    parts = (loaded.model, loaded.extractor, loaded.catalogue)
+    own = FTMambaRecommendationPipeline(*parts, device="cpu", top_k=2, exclude=["i00"])
+    assert len(own(RECORDS[0])) == 2
+    assert "i00" not in [one["item_key"] for one in own(RECORDS[0], top_k=19)]
+    assert "i00" in [one["item_key"] for one in own(RECORDS[0], top_k=20, exclude=[])]
+    assert own.predict([RECORDS[0]]) == [own(RECORDS[0])]
+
+
+def test_a_model_in_training_mode_recommends_without_dropout(checkpoint_folder, recommend):
+    loaded = load_checkpoint(checkpoint_folder)
+    parts = (loaded.model.train(), loaded.extractor, loaded.catalogue)
+    own = FTMambaRecommendationPipeline(*parts, device="cpu")
+    assert not loaded.model.training
+    assert own(RECORDS[0]) == recommend(RECORDS[0])
+
+
+def test_half_precision_recommends_much_the_same(checkpoint_folder, recommend):
+    loaded = load_checkpoint(checkpoint_folder)
+    parts = (loaded.model.to(torch.bfloat16), loaded.extractor, loaded.catalogue)
+    own = FTMambaRecommendationPipeline(*parts, device="cpu")
+    exact = {one["item_key"]: one["score"] for one in recommend(RECORDS[0], top_k=20)}
+    rough = {one["item_key"]: one["score"] for one in own(RECORDS[0], top_k=20)}
+    assert exact.keys() == rough.keys()
+    assert exact != rough
+    torch.testing.assert_close(
+        [rough[key] for key in exact], list(exact.values()), rtol=0.1, atol=0.02
+    )
+
+
+def test_a_saved_pipeline_is_a_whole_one(recommend, tmp_path: Path):
+    recommend.save_pretrained(tmp_path / "saved")
+    loaded = load_checkpoint(tmp_path / "saved")
+    parts = (loaded.model, loaded.extractor, tmp_path / "saved" / "catalogue.safetensors")
+    again = FTMambaRecommendationPipeline(*parts, device="cpu")
+    assert again(RECORDS[0]) == recommend(RECORDS[0])
+    assert (tmp_path / "saved" / "pipeline_ftmamba.py").is_file()
+    assert loaded.model.config.custom_pipelines["recommendation"]["impl"] == (
+        "pipeline_ftmamba.FTMambaRecommendationPipeline"
+    )
+
+
+def test_tensor_names_tell_the_truth(recommend, checked_shapes):
+    with checked_shapes("modeling_ftmamba"):
+        assert recommend(RECORDS, top_k=3, exclude=["i01"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_recommends_what_the_processor_does(checkpoint_folder, singles):
+    loaded = load_checkpoint(checkpoint_folder)
+    parts = (loaded.model, loaded.extractor, loaded.catalogue)
+    own = FTMambaRecommendationPipeline(*parts, device="cuda")
+    assert_close(own(RECORDS, top_k=7), singles)

@@ -1,0 +1,235 @@
+"""One push, to the loopback Hub with the real client: what arrives, and what stays."""
+
+import shutil
+
+import pytest
+
+from ftmamba import checkpoint_folder as loaded
+from ftmamba.checkpoint import load_checkpoint
+from hub_cards.contents import PUBLISHED_FILES, list_contents, published_files
+from hub_cards.failures import HubError
+from hub_cards.push import Destination, push_checkpoint
+from tests.hub.accounts import READ_TOKEN, STRANGER_TOKEN
+
+REPO = "tester/films"
+NEEDED = {
+    "config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors",
+    "modeling_ftmamba.py", "columns.py", "catalogue.safetensors", "README.md", "all_results.json",
+    "recipe.yaml",
+}  # fmt: skip
+
+
+def test_what_is_pushed_is_a_checkpoint_and_nothing_else(own_hub, folder):
+    pushed = push_checkpoint(folder, REPO, api=own_hub.api())
+    files = own_hub.files(REPO)
+    assert files.keys() >= NEEDED
+    assert not any("/" in path for path in files)
+    allowed = {one.name for one in published_files(folder)} | {".gitattributes"}
+    assert set(files) == allowed
+    kept = {"my_notes.py", "users.parquet", ".env", "events.out.tfevents"}
+    assert not kept & files.keys()
+    assert all(content != b"private" for content in files.values())
+    for path in files.keys() - {".gitattributes", "README.md"}:
+        if (folder / path).exists():
+            assert files[path] == (folder / path).read_bytes(), path
+    assert pushed.url == f"{own_hub.endpoint}/{REPO}/commit/{pushed.commit}"
+
+
+def test_no_record_of_a_user_is_ever_sent(own_hub, folder):
+    assert (folder / "local" / "users.parquet").exists()
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    local = [path.read_bytes() for path in (folder / "local").glob("*.*")]
+    assert len(local) >= 4
+    for request in own_hub.requests:
+        assert b"local/" not in request.body
+        assert not any(content == request.body for content in local)
+
+
+def test_a_link_to_a_record_of_a_user_is_refused(own_hub, folder):
+    (folder / "catalogue.safetensors").unlink()
+    (folder / "catalogue.safetensors").symlink_to(folder / "local" / "users.parquet")
+    with pytest.raises(ValueError, match="links to local/, whose records of users never leave"):
+        push_checkpoint(folder, REPO, api=own_hub.api())
+    assert not own_hub.requests
+
+
+def test_what_is_pushed_can_be_loaded(own_hub, folder, tmp_path):
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    arrived = tmp_path / "arrived"
+    arrived.mkdir()
+    for path, content in own_hub.files(REPO).items():
+        (arrived / path).write_bytes(content)
+    assert load_checkpoint(arrived).catalogue.keys == load_checkpoint(folder).catalogue.keys
+
+
+def test_the_catalogue_can_be_left_out_and_then_goes_from_the_hub(own_hub, folder):
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    assert "catalogue.safetensors" in own_hub.files(REPO)
+    push_checkpoint(folder, REPO, with_catalogue=False, api=own_hub.api())
+    assert "catalogue.safetensors" not in own_hub.files(REPO)
+    assert "model.safetensors" in own_hub.files(REPO)
+
+
+def test_shards_take_the_place_of_one_file_and_the_other_way_round(own_hub, folder):
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    whole = folder / "model.safetensors"
+    shutil.copy(whole, folder / "model-00001-of-00002.safetensors")
+    whole.rename(folder / "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+    shards |= {"model.safetensors.index.json"}
+    assert {
+        path for path in own_hub.files(REPO) if path.startswith("model.") or "-of-" in path
+    } == shards
+    for name in shards:
+        (folder / name).unlink()
+    whole.write_bytes(b"\0weights")
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    assert not shards & own_hub.files(REPO).keys()
+
+
+def test_the_examples_of_the_card_pin_the_commit_that_holds_the_files(own_hub, folder):
+    pushed = push_checkpoint(folder, REPO, message="Epoch 3", api=own_hub.api())
+    card = own_hub.files(REPO)["README.md"].decode()
+    assert f'repo, revision = "{REPO}", "{pushed.commit}"' in card
+    titles = [one.title for one in own_hub.repositories[REPO].history("main")]
+    assert titles == [
+        f"Pin the card's examples to {pushed.commit[:7]}",
+        "Epoch 3",
+        "initial commit",
+    ]
+    at_commit, at_head = own_hub.files(REPO, pushed.commit), own_hub.files(REPO)
+    assert {path for path in at_head if at_head[path] != at_commit[path]} == {"README.md"}
+
+
+def test_what_a_person_wrote_into_the_card_stays(own_hub, folder):
+    api = own_hub.api()
+    push_checkpoint(folder, REPO, api=api)
+    edited = own_hub.files(REPO)["README.md"].decode().replace("# Films", "# Our films\n\nAsk Ada.")
+    edited = edited.replace("license: apache-2.0", "license: mit")
+    api.upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id=REPO)
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace("```python", "New.\n```python"))
+    pushed = push_checkpoint(folder, REPO, api=api)
+    found = own_hub.files(REPO)["README.md"].decode()
+    assert "# Our films\n\nAsk Ada." in found
+    assert "license: mit" in found
+    assert "New.\n```python" in found
+    assert pushed.commit in found
+
+
+def test_an_edit_made_meanwhile_is_not_lost(own_hub, folder):
+    api = own_hub.api()
+    push_checkpoint(folder, REPO, api=api)
+    real = api.create_commit
+
+    def commit_after_somebody(*arguments, **options):
+        card = own_hub.files(REPO)["README.md"] + b"\nBy hand.\n"
+        own_hub.api().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=REPO)
+        return real(*arguments, **options)
+
+    api.create_commit = commit_after_somebody
+    with pytest.raises(HubError, match="412") as caught:
+        push_checkpoint(folder, REPO, api=api)
+    assert caught.value.may_pass
+    assert own_hub.files(REPO)["README.md"].endswith(b"\nBy hand.\n")
+
+
+def test_a_branch_is_made_and_main_stays(own_hub, folder):
+    pushed = push_checkpoint(folder, Destination(REPO, "checkpoints"), api=own_hub.api())
+    assert set(own_hub.files(REPO)) == {".gitattributes"}
+    assert own_hub.files(REPO, "checkpoints").keys() >= NEEDED
+    assert own_hub.files(REPO, pushed.commit).keys() >= NEEDED
+
+
+def test_a_pull_request_changes_nothing_until_it_is_merged(own_hub, folder):
+    own_hub.api().create_repo(REPO)
+    stranger = own_hub.api(STRANGER_TOKEN)
+    pushed = push_checkpoint(folder, Destination(REPO, create_pr=True), api=stranger)
+    assert pushed.url == f"{own_hub.endpoint}/{REPO}/discussions/1"
+    assert set(own_hub.files(REPO)) == {".gitattributes"}
+    proposed = own_hub.files(REPO, "refs/pr/1")
+    assert proposed.keys() >= NEEDED
+    assert pushed.commit.encode() in proposed["README.md"]
+
+
+def test_a_repository_is_made_private_if_asked_and_stays_what_it_is(own_hub, folder):
+    push_checkpoint(folder, Destination(REPO, private=True), api=own_hub.api())
+    assert own_hub.repositories[REPO].private
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    assert own_hub.repositories[REPO].private
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_pushed(own_hub, folder):
+    (folder / "README.md").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks README\.md; give the output_dir"):
+        push_checkpoint(folder, REPO, api=own_hub.api())
+    assert not own_hub.requests
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "remedy"),
+    [
+        (READ_TOKEN, 403, r"hf auth login.*--create_pr"),
+        (STRANGER_TOKEN, 403, "--create_pr"),
+        ("hf_nobodyknowsthistokenatall", 401, "hf auth login"),
+    ],
+)
+def test_a_refused_token_is_told_with_its_remedy(own_hub, folder, token, status, remedy):
+    with pytest.raises(HubError, match=rf"cannot push to '{REPO}'.*{remedy}") as caught:
+        push_checkpoint(folder, REPO, api=own_hub.api(token))
+    assert (caught.value.status, caught.value.may_pass) == (status, False)
+    assert token not in str(caught.value)
+
+
+def test_the_same_push_again_sends_no_large_file(own_hub, folder):
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    before = len(own_hub.requests.matching("/_upload/"))
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    assert len(own_hub.requests.matching("/_upload/")) == before > 2
+
+
+@pytest.mark.parametrize("name", ["films", "me/films/x", "/films", "me/", "me/fi lms"])
+def test_a_name_that_is_none_is_refused_before_anything_is_sent(own_hub, folder, name):
+    with pytest.raises(ValueError, match="must be 'user/name', got"):
+        push_checkpoint(folder, name, api=own_hub.api())
+    assert not own_hub.requests
+
+
+def test_contents_are_listed_with_their_sizes(folder):
+    (folder / "catalogue.safetensors").write_bytes(b"\0" * 1_234_567)
+    files = published_files(folder)
+    lines = list_contents(files).splitlines()
+    n_code = sum(one.name.endswith(".py") and one.name != "handler.py" for one in files)
+    assert n_code > 20
+    assert len(lines) == len(files) - n_code + 2
+    assert lines[-2].startswith(f"{n_code} files of code (*.py)")
+    (catalogue,) = [line for line in lines if line.startswith("catalogue.")]
+    assert catalogue.split() == ["catalogue.safetensors", "1.2", "MB"]
+    assert lines[-1].split()[:2] == [str(len(files)), "files"]
+    assert not any("local" in line for line in lines)
+
+
+def test_what_is_pushed_is_what_is_loaded():
+    """`hub_cards` may not import `ftmamba`, so the list stands twice; this keeps it one."""
+    assert PUBLISHED_FILES == loaded.PUBLISHED_FILES
+
+
+def test_what_an_endpoint_needs_is_added(own_hub, folder):
+    push_checkpoint(folder, REPO, api=own_hub.api())
+    files = own_hub.files(REPO)
+    assert b"class EndpointHandler" in files["handler.py"]
+    lines = files["requirements.txt"].decode().splitlines()
+    assert [line.split(">=")[0] for line in lines][:2] == ["torch", "transformers"]
+    assert all(">=" in line for line in lines)
+    assert not {"handler.py", "requirements.txt"} & {path.name for path in folder.iterdir()}
+
+
+def test_a_handler_of_ones_own_is_pushed_and_an_endpoint_needs_the_catalogue(folder):
+    (folder / "handler.py").write_text("class EndpointHandler: ...\n")
+    by_name = {one.name: one for one in published_files(folder)}
+    assert by_name["handler.py"].content == folder / "handler.py"
+    (folder / "handler.py").unlink()
+    names = {one.name for one in published_files(folder, with_catalogue=False)}
+    assert not {"handler.py", "requirements.txt", "catalogue.safetensors"} & names

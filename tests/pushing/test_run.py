@@ -1,0 +1,165 @@
+"""Training pushes what its strategy says, whatever the Hub does."""
+
+import logging
+import shlex
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load
+
+from ftmamba.__main__ import main as command_line
+from ftmamba.checkpoint import load_checkpoint
+from ftmamba.training.loop import TrainingLoop
+
+REPO = "tester/films"
+EVERY_EPOCH = ["--checkpointing_steps", "epoch"]
+
+
+def titles(hub, revision="main"):
+    return [commit.title for commit in hub.repositories[REPO].history(revision)][::-1]
+
+
+def arrived(hub, folder, revision="main"):
+    """Write what is on the Hub into a folder."""
+    for path, content in hub.files(REPO, revision).items():
+        (folder / path).parent.mkdir(exist_ok=True, parents=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+def test_the_end_pushes_the_finished_checkpoint_once(train, argv, here, tmp_path):
+    assert train(argv) == 0
+    first, end, pin = titles(here)
+    assert (first, pin.split(" to ")[0]) == ("initial commit", "Pin the card's examples")
+    assert end.startswith("Trained for ")
+    assert "epochs: NDCG@3 0." in end
+    output = tmp_path / "runs" / "films"
+    assert here.files(REPO)["model.safetensors"] == (output / "model.safetensors").read_bytes()
+    assert not any(path.startswith(("local", "checkpoints")) for path in here.files(REPO))
+    assert load_checkpoint(arrived(here, tmp_path / "arrived")).users is None
+    assert [path.name for path in output.parent.iterdir()] == ["films"]
+
+
+def test_every_save_is_pushed_to_main_the_end_last_and_no_weight_changes(
+    train, argv, here, tmp_path
+):
+    assert train([*argv, *EVERY_EPOCH, "--hub_strategy", "every_save"]) == 0
+    found = titles(here)
+    states = [title for title in found if title.startswith("Step ")]
+    assert 1 <= len(states) <= 3
+    assert all("epoch" in title and "NDCG@3 0." in title for title in states)
+    assert found[-2].startswith("Trained for ")
+    commits = here.repositories[REPO].history("main")
+    needed = {"model.safetensors", "catalogue.safetensors", "vocabularies.safetensors", "README.md"}
+    assert all(commit.files.keys() >= needed for commit in commits[:-1])
+    card = here.files(REPO)["README.md"].decode()
+    assert "still being trained" not in card
+    assert card.count("## How to use") == 1
+    assert f'"{commits[1].oid}"' in card
+    assert not (tmp_path / "runs" / "films.to-push").exists()
+    plain = str(tmp_path / "runs" / "plain")
+    assert train([*argv, "--push_to_hub", "false", "--output_dir", plain]) == 0
+    weights = here.files(REPO)["model.safetensors"], Path(plain, "model.safetensors").read_bytes()
+    pushed, kept = map(load, weights)
+    assert pushed.keys() == kept.keys()
+    assert all((pushed[name] == kept[name]).all() for name in pushed)
+
+
+def test_states_go_to_their_branch_can_be_loaded_and_resumed(train, argv, here, tmp_path, caplog):
+    flags = [*argv, *EVERY_EPOCH, "--hub_strategy", "checkpoint", "--hub_training_state"]
+    assert train([*flags, "--max_shard_size", "10KB"]) == 0
+    assert [title.split(" ")[0] for title in titles(here)] == ["initial", "Trained", "Pin"]
+    last = titles(here, "checkpoints")[-1]
+    assert last.startswith("Step 3, epoch 3: NDCG@3 0.")
+    state = arrived(here, tmp_path / "state", "checkpoints")
+    loaded = load_checkpoint(state)
+    assert len(loaded.catalogue) == 14
+    assert "still being trained" in loaded.card
+    assert any("-of-" in path.name for path in state.iterdir())
+    folder = state / "last-checkpoint"
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors", "optimizer.safetensors", "best.safetensors", "training_state.json",
+    }  # fmt: skip
+    resumed = ["--resume_from_checkpoint", str(folder), "--output_dir", str(tmp_path / "again")]
+    with caplog.at_level(logging.INFO):
+        assert train([*flags, *resumed, "--push_to_hub", "false"]) == 0
+    assert f"resumed from {folder} after step 3" in caplog.text
+    assert not any("last-checkpoint" in path for path in here.files(REPO))
+
+
+def test_a_hub_that_fails_for_a_while_gets_everything_in_the_end(train, argv, here, quick, caplog):
+    here.faults.add(r"/repos/create", status=503, times=2)
+    here.faults.add(r"/commit/", status=500, times=3)
+    here.faults.add(r"/commit/", lose_answer=True)
+    here.faults.add(r"/commit/", status=429, retry_after=1)
+    assert train(argv) == 0
+    assert "next try in" in caplog.text
+    assert "NOT ON THE HUB" not in caplog.text
+    assert here.files(REPO).keys() >= {"model.safetensors", "catalogue.safetensors"}
+    assert titles(here)[-1].startswith("Pin")
+
+
+def test_a_hub_that_is_down_stops_no_training_and_the_log_says_how_to_push_later(
+    train, argv, here, quick, caplog, tmp_path, capsys
+):
+    here.faults.add(r"/api/", times=10**6, status=500)
+    flags = [*EVERY_EPOCH, "--hub_strategy", "checkpoint", "--hub_patience", "1", "--hub_private"]
+    assert train([*argv, *flags, "--hub_catalogue", "false"]) == 0
+    assert load_checkpoint(tmp_path / "runs" / "films")
+    assert not here.repositories
+    assert caplog.text.count("NOT ON THE HUB") == 2
+    here.faults.clear()
+    commands = [line.strip() for line in caplog.text.splitlines() if "-m ftmamba push" in line]
+    assert len(commands) == 2
+    for command in commands:
+        assert command_line(shlex.split(command)[3:]) == 0
+    assert here.repositories[REPO].private
+    assert titles(here)[1].startswith("Trained for")
+    assert titles(here, "checkpoints")[-1].startswith("Step 3, epoch 3: NDCG@3 0.")
+    for commit in here.repositories[REPO].commits.values():
+        assert "catalogue.safetensors" not in commit.files
+    assert "model.safetensors" in capsys.readouterr().out
+
+
+def test_training_that_breaks_off_pushes_what_it_saved_last(
+    train, argv, here, quick, monkeypatch, capsys
+):
+    real = TrainingLoop._train_epoch
+
+    def break_off(self, report):
+        if self.progress.epoch == 2:
+            raise ValueError("the loss of step 7 is not finite")
+        real(self, report)
+
+    monkeypatch.setattr(TrainingLoop, "_train_epoch", break_off)
+    here.faults.add(r"/commit/", status=500, times=2)
+    assert train([*argv, *EVERY_EPOCH, "--hub_strategy", "every_save"]) == 2
+    assert "the loss of step 7 is not finite" in capsys.readouterr().err
+    assert "epoch 2: NDCG@3" in titles(here)[-1]
+    assert "still being trained" in here.files(REPO)["README.md"].decode()
+
+
+def test_a_refused_token_is_told_before_the_training_ends(train, argv, here, caplog, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_nobodyknowsthistokenatall")
+    assert train(argv) == 0
+    said = [record.getMessage() for record in caplog.records]
+    refused = next(row for row, text in enumerate(said) if "cannot make 'tester/films': " in text)
+    finished = next(row for row, text in enumerate(said) if text.startswith("epoch 3/3"))
+    assert refused < finished
+    assert "401" in said[refused]
+    assert "NOT ON THE HUB" in caplog.text
+
+
+def test_without_any_token_nothing_is_trained(train, argv, here, capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert train(argv) == 2
+    assert "push_to_hub needs an access token that may write" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["films", "me/films/more"])
+def test_a_wrong_name_is_refused_before_training(train, argv, here, capsys, tmp_path, name):
+    assert train([*argv, "--hub_model_id", name]) == 2
+    assert f"must be 'user/name', got '{name}'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
