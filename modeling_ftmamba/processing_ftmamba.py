@@ -329,3 +329,8 @@ def _check_values(path: Path, values: dict[str, Any]) -> None:
     for key, kind in _JSON_TYPES.items():
         if not isinstance(values.get(key), kind):
             raise damaged(path, f"has {key} {shown(values.get(key))}, it must be a {kind.__name__}")
+    for tower in TOWERS:
+        try:
+            _parse_columns(values[f"{tower}_columns"], tower)
+        except ValueError as error:
+            raise damaged(path, f"has columns that are none ({shown(str(error), 300)})") from None

@@ -18,6 +18,9 @@ from hypothesis.strategies import SearchStrategy
 from .tensor_files import TensorFile, replace, take_apart
 
 JSON_FILES = ("config.json", "preprocessor_config.json", "all_results.json")
+BROKEN_BEFORE = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error,
+)  # fmt: skip
 INDEX = "model.safetensors.index.json"
 TENSOR_FILES = ("model*", "vocabularies*", "catalogue*", "local/seen*")
 OTHER_FILES = ("README.md", "recipe.yaml", "local/users.parquet")
@@ -84,7 +87,7 @@ def _on_file(what: str, pattern: str, which: int, change: Callable[[bytes], byte
     def apply(folder: Path) -> None:
         path = _file(folder, pattern, which)
         # An earlier change may have broken a file beyond this one.
-        with suppress(ValueError, LookupError, TypeError, AttributeError, struct.error):
+        with suppress(*BROKEN_BEFORE):
             if path is not None:
                 replace(path, change(path.read_bytes()))
 

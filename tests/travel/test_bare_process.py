@@ -112,6 +112,8 @@ def test_the_hub_gets_the_checkpoint_and_nothing_personal(pushed, hub, travellin
     assert pushed["commit"] == hub.repositories["tester/films"].head
     assert {path.name for path in (folder / "local").iterdir()}
     assert files.pop(".gitattributes")
+    assert files.pop("handler.py")
+    assert files.pop("requirements.txt")
     assert set(files) == {path.name for path in folder.iterdir() if path.is_file()}
     assert not any("/" in path for path in files)
     for path, content in files.items():
