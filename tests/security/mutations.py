@@ -19,8 +19,14 @@ from .tensor_files import TensorFile, replace, take_apart
 
 JSON_FILES = ("config.json", "preprocessor_config.json", "all_results.json")
 BROKEN_BEFORE = (
-    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error,
-)  # fmt: skip
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    struct.error,
+)
 INDEX = "model.safetensors.index.json"
 TENSOR_FILES = ("model*", "vocabularies*", "catalogue*", "local/seen*")
 OTHER_FILES = ("README.md", "recipe.yaml", "local/users.parquet")
