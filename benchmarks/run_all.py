@@ -64,11 +64,19 @@ BENCHMARKS = (
     Benchmark("embedding", "embedding", quick_options=None),
     Benchmark("evaluation", "evaluation", quick_options=None),
     Benchmark("pipeline", "pipeline", quick_options=None),
+    Benchmark("loading", "loading", quick_options=("--catalogue", "100000", "--rounds", "2")),
     Benchmark(
         "processor",
         "processor",
         options=("--runs", "5"),
         quick_options=("--rows", "20000", "--runs", "2"),
+    ),
+    Benchmark(
+        "endpoint",
+        "endpoint",
+        options=(str(CHECKPOINT), "--record", '{"age": 31}'),
+        quick_options=None,
+        needs=CHECKPOINT,
     ),
     Benchmark(
         "recommendation",

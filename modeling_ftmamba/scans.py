@@ -172,10 +172,12 @@ def scan_named(name: str) -> Scan | AutoScan:
 
 
 def _auto() -> AutoScan:
-    on_cpu, on_cuda, sequential = _made("cpu"), _made("triton"), _sequential()
+    on_cpu, sequential = _made("cpu"), _sequential()
+    # Importing Triton takes as long as loading a checkpoint.
+    on_cuda = _made("triton") if torch.cuda.is_available() else sequential
     if isinstance(on_cpu, str):
         logger.warning_once(f"The scan runs in plain torch, many times slower on a CPU: {on_cpu}.")
-    if isinstance(on_cuda, str) and torch.cuda.is_available():
+    if isinstance(on_cuda, str):
         logger.warning_once(f"The scan runs in plain torch, slower on a GPU: {on_cuda}.")
     return AutoScan(
         on_cpu=on_cpu if isinstance(on_cpu, Scan) else sequential,

@@ -26,6 +26,8 @@ OTHER_BENCHMARKS = {
     "pipeline": "The pipeline beside the bare model",
     "processor": "Raw records to tensors",
     "recommendation": "One recommendation",
+    "endpoint": "An inference endpoint under load",
+    "loading": "Loading a checkpoint",
 }
 SAID_ELSEWHERE = (
     *("benchmark", "environment", "machine", "commit"),

@@ -139,6 +139,16 @@ def test_every_scan_of_the_registry_is_tried_or_says_why_it_cannot_run():
                 scan_named(name)
 
 
+def test_auto_does_not_ask_for_triton_where_there_is_no_gpu(monkeypatch):
+    def not_to_be_called():
+        raise AssertionError("importing Triton takes half a second")
+
+    scans._made.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(SCANS, "triton", not_to_be_called)
+    assert scan_named("auto").on_cuda.name == "sequential"
+
+
 def test_auto_takes_the_compiled_kernel_for_float32_and_the_exact_scan_for_float64():
     auto = scan_named("auto")
     assert isinstance(auto, AutoScan)

@@ -1,4 +1,4 @@
-"""A model on the Hub, its Space pushed by the command, and that Space's files in a browser."""
+"""A model on the Hub, and its Space pushed by the command; `tests/journey` opens one."""
 
 import re
 import sys
@@ -7,8 +7,7 @@ import pytest
 
 from hub_cards.push import push_checkpoint
 from tests.hub.processes import ROOT, run_process
-from tests.space.conftest import EXAMPLE, served
-from tests.space.test_page import listed, until
+from tests.space.conftest import EXAMPLE
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +26,9 @@ def run_command(tmp_path, environment, *arguments):
     )  # fmt: skip
 
 
-def test_a_pushed_space_opens_in_a_browser(hub, hub_environment, commit, make_browser, tmp_path):
+def test_a_pushed_space_holds_its_page_and_pins_the_models_commit(
+    hub, hub_environment, commit, tmp_path
+):
     done = run_command(tmp_path, hub_environment, "space", MODEL, "--space", SPACE, "--private")
     assert done.returncode == 0, done.stderr
     assert SPACE in done.stdout
@@ -39,17 +40,6 @@ def test_a_pushed_space_opens_in_a_browser(hub, hub_environment, commit, make_br
     (pinned,) = re.findall(r'revision="([0-9a-f]{40})"', files["app.py"].decode())
     assert pinned == hub.api().model_info(MODEL).sha
     assert repository.private
-    folder = tmp_path / "space"
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    variables = {**hub_environment, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-    with served(folder, tmp_path / "page.log", **variables) as page:
-        browser = make_browser(1280)
-        browser.get(page.url)
-        until(lambda: len(listed(browser)) == 10, "a list of ten")
-        assert MODEL in browser.page_source
-    assert any(pinned in request.path for request in hub.requests)
 
 
 def test_a_model_that_is_not_there_is_told(hub, hub_environment, tmp_path):
