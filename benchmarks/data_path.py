@@ -174,9 +174,10 @@ def make_objective(path: Path, **fields: object) -> InBatchObjective:
         popularity_slots=slots,
         popularity_names=tuple(columns[slot]["name"] for slot in slots),
         popularity_days=(1, 7, 30),
-        history=None,
+        popularity_history=None,
         item_counts=np.ones(N_RECORDS, np.int64),
         as_of=None,
+        n_users=N_RECORDS,
     )
     embedder = PairEmbedder(model, model, data, torch.device("cpu"))
     return InBatchObjective(embedder, 0, None, None)

@@ -3,7 +3,8 @@
 They stay on the machine that trained (`local/` in a checkpoint) and are never pushed.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from ftmamba.data.column_types import key_texts
+from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions
-from ftmamba.evaluation.seen import ItemsByUser, items_by_user
+from ftmamba.evaluation.seen import ItemsByUser
 from modeling_ftmamba.catalogue_file import near_key
-from modeling_ftmamba.checked_files import DamagedFileError, check_file, read_tensors
+from modeling_ftmamba.checked_files import DamagedFileError, check_file, damaged, read_tensors
 
 USERS_FILE = "users.parquet"
 SEEN_FILE = "seen.safetensors"
@@ -33,12 +36,16 @@ class KnownUsers:
     Attributes:
         key: the name of the key's column in `records`.
         records: one row a user, as in the raw table.
-        taken: the ids of each user's items, in the order of the interactions.
+        taken: the ids of each user's items, oldest first.
+        times: UTC seconds (R,) of what was taken, or None.
+        weights: (R,) of what was taken, or None.
     """
 
     key: str
     records: pa.Table
     taken: ItemsByUser
+    times: NDArray[np.int64] | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.key not in self.records.column_names:
@@ -56,6 +63,12 @@ class KnownUsers:
             )
         if (starts[1:] < starts[:-1]).any():
             raise ValueError("the items that the known users have seen overlap; copy them again")
+        for values in (self.times, self.weights):
+            if values is not None and values.shape != item_ids.shape:
+                raise ValueError(
+                    f"{len(item_ids)} seen items have {values.size} times or weights; copy them "
+                    "again"
+                )
 
     def __len__(self) -> int:
         return int(self.records.num_rows)
@@ -97,6 +110,15 @@ class KnownUsers:
         """Return the ids of the items that one user has taken."""
         return self.taken.item_ids[self.taken.starts[row] : self.taken.starts[row + 1]]
 
+    def events(self, row: int) -> list[tuple[int, float, float]]:
+        """Return what one user has taken, as `HistoryReader.of_events` takes it."""
+        place = slice(self.taken.starts[row], self.taken.starts[row + 1])
+        items = self.taken.item_ids[place].tolist()
+        unknown = [math.nan] * len(items)
+        times = unknown if self.times is None else self.times[place].tolist()
+        weights = unknown if self.weights is None else self.weights[place].tolist()
+        return list(zip(items, times, weights, strict=True))
+
     def taken_from(self, n_items: int) -> bool:
         """Whether all that was taken is among so many items."""
         item_ids = self.taken.item_ids
@@ -105,7 +127,13 @@ class KnownUsers:
     def save(self, folder: Path) -> None:
         """Write both files into an existing folder."""
         pq.write_table(self.records, folder / USERS_FILE)
-        tensors = {"starts": self.taken.starts, "item_ids": self.taken.item_ids}
+        tensors: dict[str, NDArray[Any]] = {
+            "starts": self.taken.starts,
+            "item_ids": self.taken.item_ids,
+        }
+        for name, values in (("times", self.times), ("weights", self.weights)):
+            if values is not None:
+                tensors[name] = values
         metadata = {"format_version": str(SEEN_VERSION)}
         save_file(tensors, folder / SEEN_FILE, metadata)
 
@@ -122,7 +150,8 @@ def known_users(
         columns: the other columns to keep; no more than the extractor reads is kept.
     """
     names = [key, *(name for name in columns if name != key and name in users.column_names)]
-    return KnownUsers(key, users.select(names), items_by_user(interactions))
+    histories = histories_of(interactions)
+    return KnownUsers(key, users.select(names), histories.items, histories.times, histories.weights)
 
 
 def load_known_users(folder: Path, *, key: str) -> KnownUsers:
@@ -132,7 +161,8 @@ def load_known_users(folder: Path, *, key: str) -> KnownUsers:
         ValueError: a file is missing, truncated or of another version.
     """
     try:
-        metadata, tensors = read_tensors(folder / SEEN_FILE, dtypes=frozenset(["I64"]))
+        metadata, tensors = read_tensors(folder / SEEN_FILE, dtypes=frozenset(["I64", "F32"]))
+        _check_types(folder / SEEN_FILE, tensors)
         starts, item_ids = (tensors[name].numpy() for name in ("starts", "item_ids"))
         records = _read_records(folder / USERS_FILE, len(starts) - 1)
     except (DamagedFileError, pa.ArrowException, OSError, KeyError) as error:
@@ -146,7 +176,17 @@ def load_known_users(folder: Path, *, key: str) -> KnownUsers:
             f"{str(folder / SEEN_FILE)!r} has format {version!s:.20}, this ftmamba reads "
             f"{SEEN_VERSION}; install the ftmamba that wrote it, or train again"
         )
-    return KnownUsers(key, records, ItemsByUser(starts, item_ids))
+    times, weights = (
+        None if name not in tensors else tensors[name].numpy() for name in ("times", "weights")
+    )
+    return KnownUsers(key, records, ItemsByUser(starts, item_ids), times, weights)
+
+
+def _check_types(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that everything but weights is whole numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != (name == "weights"):
+            raise damaged(path, f"holds {name!r:.80} as {tensor.dtype}")
 
 
 def _read_records(path: Path, n_users: int) -> pa.Table:

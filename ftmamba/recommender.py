@@ -21,6 +21,7 @@ from ftmamba.explanations import Explanation
 from ftmamba.known_users import KnownUsers, rows_of_keys
 from modeling_ftmamba.attribution import explain
 from modeling_ftmamba.catalogue_file import Catalogue
+from modeling_ftmamba.history_records import HistoryReader
 from modeling_ftmamba.string_table import text_table
 
 Record = Mapping[str, Any]
@@ -66,6 +67,9 @@ class Recommender:
         self._items_IE = items_IE.to(self._model.device)
         self._lengths_I = torch.linalg.vector_norm(self._items_IE, dim=1).clamp(min=1e-12)
         self._temperature = float(self._model.temperature.detach())
+        self._read_history = HistoryReader(
+            self._model, self._extractor, self._catalogue, self._items_IE
+        )
 
     @classmethod
     def from_pretrained(
@@ -122,10 +126,9 @@ class Recommender:
         if user_key is not None:
             users = self._known_users()
             row = users.row(user_key)
-            record = users.record(row)
-            if exclude_seen:
-                hidden = np.concatenate([hidden, users.seen(row)])
-        scores_UI = self._scores([record or {}])
+            scores_UI = self._scores_of_known(np.array([row]), exclude_seen=exclude_seen)
+        else:
+            scores_UI = self._scores(self._embed([record or {}]))
         scores_UI[0, torch.from_numpy(hidden)] = -torch.inf
         return self._answers(scores_UI, k)[0]
 
@@ -151,7 +154,7 @@ class Recommender:
         for start in range(0, n_users, size):
             block = slice(start, start + size)
             if rows_U is None:
-                scores_UI = self._scores(list((records or ())[block]))
+                scores_UI = self._scores(self._embed(list((records or ())[block])))
             else:
                 scores_UI = self._scores_of_known(rows_U[block], exclude_seen=exclude_seen)
             answers.extend(self._answers(scores_UI, k))
@@ -197,13 +200,33 @@ class Recommender:
             ValueError: an unknown key, a value of the wrong type, or a checkpoint whose catalogue
                 holds embeddings only.
         """
+        history: Mapping[str, Tensor]
         if isinstance(user, str):
             users = self._known_users()
-            user = users.record(users.row(user))
-        return Explanation(**explain(self._model, self._extractor, self._catalogue, user, item_key))
+            row = users.row(user)
+            user, history = users.record(row), self._history_of_known(np.array([row]))
+        else:
+            history = self._read_history([user])
+        found = explain(self._model, self._extractor, self._catalogue, user, item_key, history)
+        return Explanation(**found)
 
-    def _embed(self, users: Sequence[Record] | pa.Table) -> Tensor:
-        inputs = self._extractor(users=users, return_tensors="pt")
+    def _embed(self, users: Sequence[Record]) -> Tensor:
+        return self._embed_with(users, self._read_history(users))
+
+    def _embed_known(self, rows_U: NDArray[np.int64]) -> Tensor:
+        users = self._known_users()
+        return self._embed_with(users.records.take(rows_U), self._history_of_known(rows_U))
+
+    def _history_of_known(self, rows_U: NDArray[np.int64]) -> dict[str, Tensor]:
+        if self._read_history.column is None:
+            return {}
+        users = self._known_users()
+        return self._read_history.of_events([users.events(row) for row in rows_U])
+
+    def _embed_with(
+        self, users: Sequence[Record] | pa.Table, history: Mapping[str, Tensor]
+    ) -> Tensor:
+        inputs = {**self._extractor(users=users, return_tensors="pt"), **history}
         tensors = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
         users_UE: Tensor = self._model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
         if not users_UE.isfinite().all():
@@ -214,13 +237,13 @@ class Recommender:
             )
         return users_UE
 
-    def _scores(self, users: Sequence[Record] | pa.Table) -> Tensor:
-        scores: Tensor = (self._embed(users) @ self._items_IE.T).div_(self._temperature)
+    def _scores(self, users_UE: Tensor) -> Tensor:
+        scores: Tensor = (users_UE @ self._items_IE.T).div_(self._temperature)
         return scores
 
     def _scores_of_known(self, rows_U: NDArray[np.int64], *, exclude_seen: bool) -> Tensor:
         users = self._known_users()
-        scores_UI = self._scores(users.records.take(rows_U))
+        scores_UI = self._scores(self._embed_known(rows_U))
         if exclude_seen:
             positions, item_ids = users.taken.pairs(rows_U)
             scores_UI[torch.from_numpy(positions), torch.from_numpy(item_ids)] = -torch.inf

@@ -36,7 +36,9 @@ def embed_table(model: FTMambaTwoTowerModel, tower: str, n_rows: int, rows: Rows
     Raises:
         ValueError: `rows` gave fewer than it was asked for.
     """
-    embed = {"user": model.get_user_embeddings, "item": model.get_item_embeddings}[tower]
+    embed: Callable[..., Tensor] = (
+        model.get_user_embeddings if tower == "user" else model.get_item_embeddings
+    )
     size = block_size(model, tower)
     embeds_RE = torch.empty(n_rows, model.config.projection_size, dtype=torch.float32)
     was_training = model.training

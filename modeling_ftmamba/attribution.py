@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .catalogue_file import Catalogue, check_records
-from .columns import Column, columns_of_tensor
+from .columns import Column, columns_of_tensor, history_of
 from .shapley import Embed, Shares, play, shares
 
 Inputs = Mapping[str, Tensor]
@@ -28,6 +28,7 @@ def explain(
     catalogue: Catalogue,
     record: Mapping[str, Any],
     item_key: str,
+    history: Inputs | None = None,
 ) -> dict[str, Any]:
     """Explain the score of one item for one user.
 
@@ -37,6 +38,7 @@ def explain(
         catalogue: of the same checkpoint.
         record: raw columns of the user.
         item_key: of the item.
+        history: what the user has done, as `HistoryReader` gives it; it counts as one column.
 
     Returns:
         What `ftmamba.explanations.Explanation` holds: `user` and `item`, the share of every column;
@@ -57,7 +59,7 @@ def explain(
         )
     check_records(catalogue, extractor.columns("item"), slice(row, row + 1))
     user = extractor(users=[dict(record)], return_tensors="pt")
-    found = attribute(model, extractor, user, item)
+    found = attribute(model, extractor, user, item, history)
     return {
         "item_key": item_key,
         "title": catalogue.titles[row],
@@ -66,16 +68,19 @@ def explain(
         "standard_error": found.standard_error,
         "user": _by_name(extractor.columns("user"), found.user),
         "item": _by_name(extractor.columns("item"), found.item),
-        "user_values": extractor.describe("user", user),
+        "user_values": {**extractor.describe("user", user), **_described(extractor, history)},
         "item_values": extractor.describe("item", item),
     }
 
 
 @torch.inference_mode()
-def attribute(model: Any, extractor: Any, user: Inputs, item: Inputs) -> Shares:
+def attribute(
+    model: Any, extractor: Any, user: Inputs, item: Inputs, history: Inputs | None = None
+) -> Shares:
     """Return the share of every column in the score of one encoded user and one encoded item."""
     users, items = extractor.columns("user"), extractor.columns("item")
-    embed_user = _coalitions(model.get_user_embeddings, users, user, extractor(users=[{}]))
+    embed_users = model.get_user_embeddings
+    embed_user = _coalitions(embed_users, users, user, extractor(users=[{}]), history)
     embed_item = _coalitions(model.get_item_embeddings, items, item, extractor(items=[{}]))
     device = model.temperature.device
     return shares(
@@ -86,9 +91,14 @@ def attribute(model: Any, extractor: Any, user: Inputs, item: Inputs) -> Shares:
 
 
 def _coalitions(
-    embed: Callable[..., Tensor], columns: Sequence[Column], record: Inputs, missing: Inputs
+    embed: Callable[..., Tensor],
+    columns: Sequence[Column],
+    record: Inputs,
+    missing: Inputs,
+    history: Inputs | None = None,
 ) -> Embed:
     """Return what embeds a record with only some of its columns, the others missing."""
+    column = history_of(columns)
     slots = {name: _column_of_slot(columns, name.split("_", 1)[1]) for name in record}
 
     def embed_coalitions(has_come_NC: Tensor) -> Tensor:
@@ -102,10 +112,32 @@ def _coalitions(
                 )
                 for name, values in record.items()
             }
+            if column is not None and history:
+                inputs |= _history_of_some(history, has_come[:, columns.index(column)])
             parts.append(embed(**inputs))
         return torch.cat(parts)
 
     return embed_coalitions
+
+
+def _history_of_some(history: Inputs, has_come_N: Tensor) -> Inputs:
+    """Return a user's history for each coalition: whole, or no events at all."""
+    n_rows, device = len(has_come_N), has_come_N.device
+    inputs = {
+        name: values.to(device).expand(n_rows, *values.shape[1:])
+        for name, values in history.items()
+    }
+    lengths_N = inputs["user_history_lengths"] * has_come_N
+    return {**inputs, "user_history_lengths": lengths_N}
+
+
+def _described(extractor: Any, history: Inputs | None) -> dict[str, str]:
+    """Return in words what the model read of a history."""
+    column = history_of(extractor.columns("user"))
+    if column is None:
+        return {}
+    n_events = int(history["user_history_lengths"][0]) if history else 0
+    return {column.name: f"{n_events} event{'' if n_events == 1 else 's'}"}
 
 
 def _column_of_slot(columns: Sequence[Column], tensor: str) -> Tensor:

@@ -118,6 +118,10 @@ class Catalogue:
             )
         return row
 
+    def rows_or_none(self, item_keys: Iterable[str]) -> list[int | None]:
+        """Return the row of each key, None of one that the catalogue does not hold."""
+        return self._index.rows(item_keys)
+
     def rows_of_known(self, item_keys: Iterable[str]) -> NDArray[np.int64]:
         """Return the rows of those keys that the catalogue holds."""
         rows = self._index.rows(key for key in item_keys if isinstance(key, str))

@@ -49,7 +49,10 @@ def damaged(path: Path, problem: str, remedy: str = AGAIN) -> DamagedFileError:
 
 def shown(value: object, most: int = 80) -> str:
     """Return a value as an error shows it, however long it is."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
+    # Thousands of digits are not turned into text, which Python refuses too.
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -6,6 +6,8 @@ A record is encoded into at most four tensors a tower, in column order within ea
     category_ids  int64   (B, C)  one slot a `categorical` column
     set_ids       int64   (B, S)  `max_length` slots a `categories` column, padded with 0
     dense         float32 (B, Q)  `dimension` slots a `vector` or `timestamp` column, NaN = missing
+
+A column of kind `history`, of the user tower alone, is in none of them: its events come beside.
 """
 
 from collections import Counter
@@ -20,8 +22,10 @@ MISSING_ID = 1
 UNSEEN_ID = 2
 N_SPECIAL_IDS = 3
 
-KINDS = ("numeric", "categorical", "categories", "timestamp", "vector")
+HISTORY = "history"
+KINDS = ("numeric", "categorical", "categories", "timestamp", "vector", HISTORY)
 SCALINGS = ("standard", "quantile", "none")
+EVENT_FEATURES = ("gap", "weight")
 
 TIMESTAMP_DIMENSION = 7
 """Standardised time, then sine and cosine of the hour of day, day of week and day of year."""
@@ -60,9 +64,13 @@ class Column:
         popularity_days: if positive, the column is no part of the raw table: it holds the natural
             logarithm of 1 + the item's interactions in so many days before the row's time.
         vocabulary_size: fitted; ids 0..2 are special, then values, then hash buckets.
-        max_length: fitted where 0; members kept of a set.
+        max_length: fitted where 0; members kept of a set. Of a history: the newest events kept,
+            0 keeps all.
         dimension: fitted; width of a vector or timestamp.
         edges: fitted; bin edges b_0 < ... < b_T of the scaled value, for PLE.
+        event_features: of a history, what stands beside each event: some of `EVENT_FEATURES`. A
+            gap is log(1 + seconds since the event before), 0 for the first; a weight, such as a
+            rating, is as it is.
     """
 
     name: str
@@ -77,6 +85,7 @@ class Column:
     max_length: int = 0
     dimension: int = 0
     edges: tuple[float, ...] = ()
+    event_features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= MOST_NAME:
@@ -85,6 +94,7 @@ class Column:
                 f"{self.name!r:.80}; give the name of a column of the table"
             )
         object.__setattr__(self, "edges", self._parsed_edges())
+        object.__setattr__(self, "event_features", self._parsed_event_features())
         for field, value, allowed in (
             ("kind", self.kind, KINDS),
             ("scaling", self.scaling, SCALINGS),
@@ -127,9 +137,27 @@ class Column:
         # One edge would bound no bin.
         return tuple(numbers) if len(numbers) > 1 else ()
 
+    def _parsed_event_features(self) -> tuple[str, ...]:
+        given = self.event_features
+        names = given if isinstance(given, list | tuple) else (given,)
+        for name in names:
+            if names is not given or name not in EVENT_FEATURES or names.count(name) > 1:
+                raise ValueError(
+                    f"column {self.name!r}: event_features must be a list of "
+                    f"{', '.join(EVENT_FEATURES)}, each once, got {given!r:.80}"
+                    f"{near(name, EVENT_FEATURES)}"
+                )
+        if names and self.kind != HISTORY:
+            raise ValueError(
+                f"column {self.name!r}: event_features needs kind 'history', got {self.kind!r:.80}"
+            )
+        return tuple(names)
+
     @property
     def width(self) -> int:
         """Slots of this column in its tensor."""
+        if self.kind == HISTORY:
+            return 0
         if self.kind == "categories":
             return self.max_length
         if self.kind in ("timestamp", "vector"):
@@ -140,8 +168,9 @@ class Column:
         """Return the fields that differ from their defaults, ready for JSON or YAML."""
         defaults = {f.name: f.default for f in fields(self)}
         values = {k: v for k, v in asdict(self).items() if v != defaults[k]}
-        if "edges" in values:
-            values["edges"] = list(self.edges)
+        for name in ("edges", "event_features"):
+            if name in values:
+                values[name] = list(values[name])
         return values
 
 
@@ -173,13 +202,18 @@ def check_columns(columns: Sequence[Column], place: str) -> None:
         place: which tower, for errors.
 
     Raises:
-        ValueError: one name occurs twice, or a record would take too much room.
+        ValueError: one name or a history occurs twice, or a record would take too much room.
     """
     if len(columns) > MOST_COLUMNS:
         raise ValueError(f"the {place} tower has {len(columns)} columns, of {MOST_COLUMNS} at most")
     name, times = next(iter(Counter(column.name for column in columns).most_common(1)), ("", 0))
     if times > 1:
         raise ValueError(f"{place} column {name!r} occurs twice; remove one of them")
+    histories = [column.name for column in columns if column.kind == HISTORY]
+    if len(histories) > 1:
+        raise ValueError(
+            f"the {place} tower has the histories {', '.join(histories)}; keep one of them"
+        )
     n_slots = sum(column.width for column in columns)
     if n_slots > MOST_SLOTS:
         widest = max(columns, key=lambda column: column.width)
@@ -191,7 +225,12 @@ def check_columns(columns: Sequence[Column], place: str) -> None:
 
 def columns_of_tensor(columns: Iterable[Column], tensor: str) -> list[Column]:
     """Return the columns whose slots lie in the named tensor, in order."""
-    return [column for column in columns if TENSOR_OF_KIND[column.kind] == tensor]
+    return [column for column in columns if TENSOR_OF_KIND.get(column.kind) == tensor]
+
+
+def history_of(columns: Iterable[Column]) -> Column | None:
+    """Return the column of kind `history`, if there is one."""
+    return next((column for column in columns if column.kind == HISTORY), None)
 
 
 def near(word: object, known: Iterable[str]) -> str:

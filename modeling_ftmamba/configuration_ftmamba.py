@@ -9,12 +9,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .checked_config import read_config
-from .columns import Column, check_columns, column_from_dict, near
+from .columns import Column, check_columns, column_from_dict, history_of, near
 
 MIXERS = ("mamba", "ssd", "attention")
 POOLINGS = ("cls", "last", "mean")
 NUMERIC_EMBEDDINGS = ("linear", "ple", "periodic")
-NORM_POSITIONS = ("pre", "post")
+NORM_POSITIONS = ("pre", "post", "sum")
 FEED_FORWARDS = ("reglu", "relu", "gelu")
 TOWERS = ("user", "item")
 
@@ -30,7 +30,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "num_hidden_layers", "time_step_rank", "ssd_head_size", "num_attention_heads",
-    "intermediate_size", "head_hidden_size",
+    "intermediate_size", "head_hidden_size", "max_positions", "initializer_range",
 )  # fmt: skip
 _RATES = (
     "attention_dropout", "feed_forward_dropout", "residual_dropout", "token_dropout",
@@ -59,24 +59,39 @@ class FTMambaArchitecture(PreTrainedConfig):
         bidirectional: run a second Mamba mixer over the reversed tokens of each layer.
         pooling: which outputs make the embedding: of the appended `[CLS]` token (`cls`), of the
             last column (`last`), or the mean over the columns (`mean`).
-        norm_position: `pre` x + f(norm(x)), or `post` x + norm(f(x)).
+        norm_position: `pre` x + f(norm(x)), `post` x + norm(f(x)), or `sum` norm(x + f(x)), as in
+            the first Transformer and Mamba4Rec.
         first_layer_norm: whether the first layer normalises at all; the FT-Transformer does not.
+        mixer_residual: whether a mixer's output is added to its input; without, it takes its place.
+        mixer_feed_forward: give the layers of `mamba` and `ssd` a feed-forward too.
+        causal_attention: no token attends to a later one.
         num_attention_heads: heads of an attention layer; 0 means heads of 32 channels, or the
             next wider ones that divide hidden_size.
-        feed_forward: feed-forward of an attention layer.
+        feed_forward: feed-forward of a layer that has one.
         intermediate_size: its hidden width; 0 means int(4 * hidden_size / 3).
         attention_dropout: on attention weights.
         feed_forward_dropout: inside the feed-forward.
         residual_dropout: on what a layer adds to its input.
         token_dropout: on the tokens.
+        token_norm: a LayerNorm on the tokens, after their dropout.
+        category_bias: add a vector of its own to each `categorical` column's tokens.
         unseen_probability: in training, how often an id is replaced by the unseen id, so that its
             embedding is learned.
+        history_start: put a learned token ahead of the events of a history.
+        max_positions: so many learned positions are added to the tokens of a history's events,
+            oldest first; 0 means none.
+        time_decay: learn for each channel (`ssd`: head) how far the gap ahead of an event of a
+            history lengthens dt.
         numeric_embedding: `linear` (the paper), `ple` or `periodic` (Gorishniy et al. 2022).
         n_frequencies: of the periodic embedding.
         frequency_scale: standard deviation of its initial frequencies.
+        final_norm: a LayerNorm on the pooled output.
+        with_head: whether a head makes the embedding of it; without, it is the embedding.
         head_hidden_size: hidden width of the head; 0 makes the head one linear map.
         projection_size: width of the embedding, the same in both towers.
         normalize_embeddings: scale embeddings to length 1.
+        initializer_range: if positive, linear maps and tables start from N(0, its square) and
+            their biases at 0 (Mamba4Rec).
         layer_norm_eps: of every LayerNorm.
     """
 
@@ -98,6 +113,9 @@ class FTMambaArchitecture(PreTrainedConfig):
     pooling: str = "cls"
     norm_position: str = "pre"
     first_layer_norm: bool = True
+    mixer_residual: bool = True
+    mixer_feed_forward: bool = False
+    causal_attention: bool = False
     num_attention_heads: int = 0
     feed_forward: str = "reglu"
     intermediate_size: int = 0
@@ -105,13 +123,21 @@ class FTMambaArchitecture(PreTrainedConfig):
     feed_forward_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
     token_dropout: float | int = 0.0
+    token_norm: bool = False
+    category_bias: bool = True
     unseen_probability: float | int = 0.0
+    history_start: bool = False
+    max_positions: int = 0
+    time_decay: bool = False
     numeric_embedding: str = "linear"
     n_frequencies: int = 48
     frequency_scale: float | int = 0.01
+    final_norm: bool = True
+    with_head: bool = True
     head_hidden_size: int = 64
     projection_size: int = 64
     normalize_embeddings: bool = False
+    initializer_range: float | int = 0.0
     layer_norm_eps: float | int = 1e-5
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -160,7 +186,7 @@ class FTMambaArchitecture(PreTrainedConfig):
 
     @property
     def feed_forward_size(self) -> int:
-        """Hidden width of the feed-forward of an attention layer."""
+        """Hidden width of a feed-forward."""
         return self.intermediate_size or int(4 * self.hidden_size / 3)
 
     def validate_choices(self) -> None:
@@ -187,6 +213,14 @@ class FTMambaArchitecture(PreTrainedConfig):
             _check(field, getattr(self, field), ok=getattr(self, field) >= 0, rule=">= 0")
         for field in _RATES:
             _check(field, getattr(self, field), ok=0 <= getattr(self, field) < 1, rule="in [0, 1)")
+
+    def validate_head(self) -> None:
+        """Check that without a head the embedding has the width of the tokens."""
+        if not self.with_head and self.projection_size != self.hidden_size:
+            raise ValueError(
+                f"projection_size must equal hidden_size where with_head is False, got "
+                f"{self.projection_size} and {self.hidden_size}; change one of them"
+            )
 
     def validate_combinations(self) -> None:
         """Check fields against each other."""
@@ -233,6 +267,34 @@ class FTMambaTowerConfig(FTMambaArchitecture):
         """Check every column and that no name occurs twice."""
         check_columns(self.parsed_columns(), "tower")
 
+    def validate_history(self) -> None:
+        """Check what a history asks of the other fields."""
+        if (history := history_of(self.parsed_columns())) is None:
+            return
+        attention = self.mixer == "attention"
+        if self.bidirectional or (attention and not self.causal_attention):
+            remedy = "set causal_attention" if attention else "set bidirectional to False"
+            raise ValueError(
+                f"column {history.name!r}: a history needs layers that read from left to right; "
+                f"{remedy}, or remove the column"
+            )
+        if self.time_decay and (attention or "gap" not in history.event_features):
+            raise ValueError(
+                f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got mixer "
+                f"{self.mixer!r} and event_features {list(history.event_features)} of column "
+                f"{history.name!r}; change them or remove time_decay"
+            )
+        if self.max_positions and not 0 < history.max_length <= self.max_positions:
+            raise ValueError(
+                f"column {history.name!r}: max_length must be in 1..max_positions, got "
+                f"{history.max_length} of {self.max_positions}; change one of them"
+            )
+
+    @property
+    def decays_with_time(self) -> bool:
+        """Whether the layers have a factor on dt from the gaps between events."""
+        return self.time_decay and history_of(self.parsed_columns()) is not None
+
     def parsed_columns(self) -> list[Column]:
         """Return the columns as objects."""
         return [column_from_dict(column) for column in self.columns or []]
@@ -270,12 +332,19 @@ class FTMambaConfig(FTMambaArchitecture):
         cls,
         user_columns: list[dict[str, Any]],
         item_columns: list[dict[str, Any]],
+        *,
+        user_tower: dict[str, Any] | None = None,
+        item_tower: dict[str, Any] | None = None,
         **architecture: Any,
     ) -> "FTMambaConfig":
-        """Build a config from both towers' columns and shared fields."""
+        """Build a config from both towers' columns, fields of their own, and shared fields.
+
+        Raises:
+            ValueError: a tower's own fields hold columns too, or a value is wrong.
+        """
         return cls(
-            user_tower={"columns": user_columns},
-            item_tower={"columns": item_columns},
+            user_tower=_section("user", user_tower or {}, user_columns),
+            item_tower=_section("item", item_tower or {}, item_columns),
             **architecture,
         )
 
@@ -301,14 +370,27 @@ class FTMambaConfig(FTMambaArchitecture):
                     "once, beside the sections"
                 )
             try:
-                self.tower(name)
+                columns = self.tower(name).parsed_columns()
             except Exception as error:
                 raise ValueError(f"{name}_tower: {error}") from error
+            if name == "item" and (history := history_of(columns)) is not None:
+                raise ValueError(
+                    f"item_tower: column {history.name!r} is a history, which users alone have; "
+                    "move it to user_tower or remove it"
+                )
 
 
 def _own_fields(config: type[FTMambaArchitecture]) -> list[str]:
     """Return the fields that a class itself declares."""
     return [field for field in config.__annotations__ if not field.startswith("_")]
+
+
+def _section(name: str, fields: dict[str, Any], columns: list[dict[str, Any]]) -> dict[str, Any]:
+    if "columns" in fields:
+        raise ValueError(
+            f"{name}_tower holds columns beside {name}_columns; give them once, as {name}_columns"
+        )
+    return {**fields, "columns": columns}
 
 
 def _check(field: str, value: object, *, ok: bool, rule: str) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .configuration_ftmamba import FTMambaTowerConfig
+from .dropout import Dropout
 from .linears import is_untouched
 from .mixer_attention import AttentionMixer, FeedForward
 from .mixer_mamba import MambaMixer
 from .mixer_ssd import SSDMixer
+from .mixer_state import MixerState, Part
 from .scans import AutoScan, Norm, Scan
 
 Mixer = MambaMixer | SSDMixer | AttentionMixer
@@ -24,66 +26,98 @@ MIXER_OF_NAME: dict[str, Callable[[FTMambaTowerConfig, Scan | AutoScan], Mixer]]
 
 
 class FTMambaLayer(nn.Module):
-    """One residual layer: a mixer, and for attention its feed-forward."""
+    """One residual layer: a mixer, then for attention, or if asked for, a feed-forward."""
 
     def __init__(self, config: FTMambaTowerConfig, index: int, scan: Scan | AutoScan) -> None:
         super().__init__()
-        attention = config.mixer == "attention"
+        feeds = config.mixer == "attention" or config.mixer_feed_forward
         build_mixer = MIXER_OF_NAME[config.mixer]
         self.mixer = build_mixer(config, scan)
         self.reverse_mixer = build_mixer(config, scan) if config.bidirectional else None
-        self.feed_forward = FeedForward(config) if attention else None
+        self.feed_forward = FeedForward(config) if feeds else None
         size, eps = config.hidden_size, config.layer_norm_eps
         normalised = index > 0 or config.first_layer_norm
         self.mixer_norm = nn.LayerNorm(size, eps) if normalised else nn.Identity()
         self.norm_class = type(self.mixer_norm)
-        self.feed_forward_norm = nn.LayerNorm(size, eps) if attention else None
+        self.feed_forward_norm = nn.LayerNorm(size, eps) if feeds else None
+        self.norm_position = config.norm_position
         self.norm_before = config.norm_position == "pre"
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.residual = config.mixer_residual
+        self.dropout = Dropout(config.residual_dropout)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """Return the layer's tokens (B, L, D)."""
-        if (fused := self._fused(hidden_BLD, last=False)) is not None:
-            return fused
-        mixed_BLD = self._mix(self.mixer_norm(hidden_BLD) if self.norm_before else hidden_BLD)
-        return self._finish(hidden_BLD, mixed_BLD)
+    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the layer's tokens (B, L, D); the gaps are for a scan that decays with time."""
+        if (fused_BLD := self._fused(hidden_BLD, gaps_BL, last=False)) is not None:
+            return self._feed(fused_BLD)
+        mixed_BLD = self._mix(self.normed(hidden_BLD), gaps_BL)
+        return self.finish(hidden_BLD, mixed_BLD)
 
-    def forward_last(self, hidden_BLD: Tensor) -> Tensor:
+    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         """Return the last token (B, D), equal to `forward(...)[:, -1]`; not if bidirectional."""
-        if (fused := self._fused(hidden_BLD, last=True)) is not None:
-            return fused
-        normed_BLD = self.mixer_norm(hidden_BLD) if self.norm_before else hidden_BLD
-        return self._finish(hidden_BLD[:, -1], self.mixer.forward_last(normed_BLD))
+        if (fused_BD := self._fused(hidden_BLD, gaps_BL, last=True)) is not None:
+            return self._feed(fused_BD)
+        normed_BLD = self.normed(hidden_BLD)
+        if isinstance(self.mixer, AttentionMixer):
+            return self.finish(hidden_BLD[:, -1], self.mixer.forward_last(normed_BLD))
+        return self.finish(hidden_BLD[:, -1], self.mixer.forward_last(normed_BLD, gaps_BL))
 
-    def _fused(self, hidden_BLD: Tensor, *, last: bool) -> Tensor | None:
-        """Return the layer's output from one fused call, or None where it takes several."""
+    def advance(self, hidden: Tensor, state: MixerState, part: Part) -> tuple[Tensor, MixerState]:
+        """Return more tokens, (B, T, D) or one (B, D), after those that left the state, and it."""
+        assert not isinstance(self.mixer, AttentionMixer)
+        mixed, state = self.mixer.advance(self.normed(hidden), state, part)
+        return self.finish(hidden, mixed), state
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Return what the mixer reads of tokens (..., D)."""
+        normed: Tensor = self.mixer_norm(hidden) if self.norm_before else hidden
+        return normed
+
+    def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """Return the layer's output for tokens (..., D) and what the mixer made of them."""
+        return self._feed(self._joined(hidden if self.residual else None, mixed, self.mixer_norm))
+
+    def _fused(
+        self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None, *, last: bool
+    ) -> Tensor | None:
+        """Return mixer, norm and sum from one fused call, or None where it takes several."""
         mixer, norm = self.mixer, self.mixer_norm
         drops = self.training and self.dropout.p > 0
         if not isinstance(mixer, MambaMixer) or self.reverse_mixer is not None:
             return None
         if not self.norm_before or drops or not is_untouched(norm, self.norm_class):
             return None
-        if (fused := mixer.fused(hidden_BLD)) is None:
+        if (fused := mixer.fused(hidden_BLD, gaps_BL)) is None:
             return None
         weights: Norm | None = None
         if isinstance(norm, nn.LayerNorm):
             weights = (norm.weight, norm.bias, norm.eps)
         return fused(
-            hidden_BLD, mixer.fused_parameters(), weights, residual=True, last=last, reverse=False
+            hidden_BLD,
+            mixer.fused_parameters(),
+            weights,
+            residual=self.residual,
+            last=last,
+            reverse=False,
         )
 
-    def _mix(self, normed_BLD: Tensor) -> Tensor:
-        mixed_BLD = self.mixer(normed_BLD)
+    def _mix(self, normed_BLD: Tensor, gaps_BL: Tensor | None) -> Tensor:
+        if isinstance(self.mixer, AttentionMixer):
+            return self.mixer(normed_BLD)
+        mixed_BLD = self.mixer(normed_BLD, gaps_BL)
         if isinstance(self.reverse_mixer, MambaMixer):
             mixed_BLD = mixed_BLD + self.reverse_mixer.forward_reversed(normed_BLD)
         elif self.reverse_mixer is not None:
             mixed_BLD = mixed_BLD + self.reverse_mixer(normed_BLD.flip(1)).flip(1)
         return mixed_BLD
 
-    def _finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
-        hidden = hidden + self.dropout(mixed if self.norm_before else self.mixer_norm(mixed))
+    def _feed(self, hidden: Tensor) -> Tensor:
         if self.feed_forward is None or self.feed_forward_norm is None:
             return hidden
-        if self.norm_before:
-            return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
-        return hidden + self.dropout(self.feed_forward_norm(self.feed_forward(hidden)))
+        read = self.feed_forward_norm(hidden) if self.norm_before else hidden
+        return self._joined(hidden, self.feed_forward(read), self.feed_forward_norm)
+
+    def _joined(self, hidden: Tensor | None, added: Tensor, norm: nn.Module) -> Tensor:
+        """Return hidden, where it is given, plus what was added, normalised as configured."""
+        added = self.dropout(norm(added) if self.norm_position == "post" else added)
+        total = added if hidden is None else hidden + added
+        return norm(total) if self.norm_position == "sum" else total

@@ -1,6 +1,7 @@
 """The Mamba-1 mixer (Gu & Dao 2023, section 3.4) with the parameter names of mamba-ssm.
 
-Shapes: B batch, L tokens, D hidden, E inner channels, N state, R rank of dt, K kernel width.
+Shapes: B batch, L tokens, D hidden, E inner channels, N state, R rank of dt, K
+kernel width.
 """
 
 import math
@@ -14,6 +15,14 @@ from .causal_conv import causal_conv_silu
 from .configuration_ftmamba import FTMambaTowerConfig
 from .linears import is_untouched
 from .mamba_parameters import MambaParameters
+from .mixer_state import (
+    MixerState,
+    Part,
+    carry_conv,
+    carry_conv_one,
+    carry_scan,
+    carry_scan_one,
+)
 from .scans import WIDEST_FUSED_CONV, AutoScan, LayerFunction, Scan
 
 
@@ -35,6 +44,8 @@ class MambaMixer(nn.Module):
         self.dt_proj = nn.Linear(rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, state))
         self.D = nn.Parameter(torch.empty(inner))
+        self.gap_weight = nn.Parameter(torch.empty(inner)) if config.decays_with_time else None
+        self.initializer_range = config.initializer_range
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def reset_parameters(self) -> None:
@@ -42,23 +53,30 @@ class MambaMixer(nn.Module):
         inner, state = self.A_log.shape
         init.copy_(self.A_log, torch.arange(1, state + 1).log().expand(inner, state))
         init.ones_(self.D)
-        bound = self.dt_proj.in_features**-0.5
-        init.uniform_(self.dt_proj.weight, -bound, bound)
+        if self.gap_weight is not None:
+            init.zeros_(self.gap_weight)
+        if self.initializer_range:
+            init.normal_(self.dt_proj.weight, std=self.initializer_range)
+        else:
+            bound = self.dt_proj.in_features**-0.5
+            init.uniform_(self.dt_proj.weight, -bound, bound)
         low, high, floor = self.dt_range
         dt_E = torch.empty(inner).uniform_(math.log(low), math.log(high)).exp().clamp(min=floor)
         # The inverse of softplus, so that softplus(bias) is dt.
+        # NOTE[DIFF]: Mamba4Rec sets every bias of a linear map to 0, this one too, which makes all
+        # steps as large as 0.7 and forgets what a channel saw a few tokens ago.
         init.copy_(self.dt_proj.bias, dt_E + torch.log(-torch.expm1(-dt_E)))
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """Return the mixed tokens (B, L, D)."""
-        if (fused := self.fused(hidden_BLD)) is not None:
+    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the mixed tokens (B, L, D); see `steps` for the gaps."""
+        if (fused := self.fused(hidden_BLD, gaps_BL)) is not None:
             return fused(
                 hidden_BLD, self.fused_parameters(), None, residual=False, last=False, reverse=False
             )
         x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
         u_BLE = self.convolve(x_BLE)
         dt_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
-        dt_BLE = F.softplus(self.dt_proj(dt_BLR))
+        dt_BLE = self.steps(dt_BLR, gaps_BL)
         scan = self.scan.for_tensor(u_BLE)
         y_BLE = scan.full(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BLN)
         y_BLE = y_BLE + self.D * u_BLE
@@ -72,9 +90,9 @@ class MambaMixer(nn.Module):
             )
         return self.forward(hidden_BLD.flip(1)).flip(1)
 
-    def forward_last(self, hidden_BLD: Tensor) -> Tensor:
+    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
-        if (fused := self.fused(hidden_BLD)) is not None:
+        if (fused := self.fused(hidden_BLD, gaps_BL)) is not None:
             return fused(
                 hidden_BLD, self.fused_parameters(), None, residual=False, last=True, reverse=False
             )
@@ -84,18 +102,53 @@ class MambaMixer(nn.Module):
         u_BLE = self.convolve(x_BLE)
         dt_BLR, B_BLN = F.linear(u_BLE, self.x_proj.weight[:rank_state]).split(self.splits[:2], -1)
         C_BN = F.linear(u_BLE[:, -1], self.x_proj.weight[rank_state:])
-        dt_BLE = F.softplus(self.dt_proj(dt_BLR))
+        dt_BLE = self.steps(dt_BLR, gaps_BL)
         scan = self.scan.for_tensor(u_BLE)
         y_BE = scan.last(u_BLE, dt_BLE, self.decay_rates(), B_BLN, C_BN)
         y_BE = y_BE + self.D * u_BLE[:, -1]
         return self.out_proj((y_BE * F.silu(gate_BE)).to(hidden_BLD.dtype))
 
-    def fused(self, hidden_BLD: Tensor) -> LayerFunction | None:
+    def advance(self, hidden: Tensor, state: MixerState, part: Part) -> tuple[Tensor, MixerState]:
+        """Mix more tokens, (B, T, D) or one (B, D), after those that left the state."""
+        one = hidden.ndim == 2
+        x, gate = self.in_proj(hidden).chunk(2, -1)
+        u, conv = (
+            carry_conv_one(x, self.conv1d, state.conv)
+            if one
+            else carry_conv(x, self.conv1d, state.conv, part.lengths)
+        )
+        low, B, C = self.x_proj(u).split(self.splits, -1)
+        inputs = u, self.steps(low, part.gaps), self.decay_rates(), B, C
+        y, scan = (
+            carry_scan_one(inputs, state.scan)
+            if one
+            else carry_scan(inputs, state.scan, part.lengths)
+        )
+        y = torch.addcmul(y, self.D, u) * F.silu(gate)
+        return self.out_proj(y), MixerState(conv, scan)
+
+    def steps(self, low: Tensor, gaps: Tensor | None) -> Tensor:
+        """Return dt (..., E), each channel's longer or shorter by what the gap says.
+
+        A channel learns w of dt * exp(w * gap), so that a pause of the user is a long step.
+
+        Args:
+            low: the steps in low rank (..., R).
+            gaps: log(1 + seconds) ahead of each token (...), or None for no gap at all.
+        """
+        dt = F.softplus(self.dt_proj(low))
+        if gaps is None or self.gap_weight is None:
+            return dt
+        return dt * torch.exp(gaps[..., None].to(dt.dtype) * self.gap_weight)
+
+    def fused(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> LayerFunction | None:
         """Return the scan's fused layer, where it has one and nothing here has been replaced.
 
         A part of another class, or with a hook, is somebody's adapter or observer, and must run.
         """
         layer = self.scan.for_tensor(hidden_BLD).layer
+        if gaps_BL is not None and self.gap_weight is not None:
+            return None
         if layer is None or self.conv1d.kernel_size[0] > WIDEST_FUSED_CONV:
             return None
         linears = (self.in_proj, self.x_proj, self.dt_proj, self.out_proj)

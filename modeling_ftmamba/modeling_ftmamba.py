@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from .checked_weights import check_values, checked_options
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
+from .history import HistoryTokens
 from .layers import FTMambaLayer
 from .mixer_mamba import MambaMixer
 from .mixer_ssd import SSDMixer
@@ -32,6 +33,7 @@ OWN_MODULES: tuple[type[Any], ...] = (
     MambaMixer,
     SSDMixer,
     FeatureTokenizer,
+    HistoryTokens,
     *TOKENS_OF_TENSOR.values(),
     *NUMERIC_EMBEDDING_CLASSES.values(),
 )
@@ -97,6 +99,10 @@ class FTMambaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, OWN_MODULES):
             module.reset_parameters()
+        elif isinstance(module, nn.Linear) and self.config.initializer_range:
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear | nn.Conv1d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -148,6 +154,12 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
         item_set_ids: Tensor | None = None,
         item_dense: Tensor | None = None,
         labels: Tensor | None = None,
+        user_history: Tensor | None = None,
+        user_history_lengths: Tensor | None = None,
+        user_event_features: Tensor | None = None,
+        user_history_places: Tensor | None = None,
+        all_positions: bool = False,
+        with_scores: bool = True,
     ) -> FTMambaTwoTowerOutput:
         """Score every given user against every given item.
 
@@ -163,16 +175,31 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
             labels: int64 (U,), which of the given items each user took. With them the loss is
                 the softmax cross-entropy over the given items. The training library has the
                 other objectives, and corrects this one for how the items were drawn.
+            user_history: float (U, T, E), see `FTMambaModel.forward`, here and below.
+            user_history_lengths: int64 (U,).
+            user_event_features: float (U, T, F).
+            user_history_places: int64 (U, T), in place of `user_history`: which of the given items
+                each event is of, any of them beyond a row's own events.
+            all_positions: embed each user as of every event, as `TowerNetwork.forward_positions`
+                does; there are no scores and no loss then.
+            with_scores: without them, U x I numbers less are computed and kept; no loss then.
 
         Returns:
-            Loss (with labels), scores (U, I), embeddings of both sides.
+            Loss (with labels), scores (U, I), embeddings of both sides; of the users (U, E), or
+            (U, T + 1, E) of all positions.
         """
-        users_UE = self.get_user_embeddings(
-            user_numeric, user_category_ids, user_set_ids, user_dense
-        )
         items_IE = self.get_item_embeddings(
             item_numeric, item_category_ids, item_set_ids, item_dense
         )
+        if user_history_places is not None:
+            user_history = F.embedding(user_history_places, items_IE)
+        embed_users = self.get_user_positions if all_positions else self.get_user_embeddings
+        users_UE = embed_users(
+            user_numeric, user_category_ids, user_set_ids, user_dense, user_history,
+            user_history_lengths, user_event_features,
+        )  # fmt: skip
+        if all_positions or not with_scores:
+            return FTMambaTwoTowerOutput(user_embeds=users_UE, item_embeds=items_IE)
         scores_UI = users_UE @ items_IE.T / self.temperature.to(users_UE.dtype)
         loss = None if labels is None else F.cross_entropy(scores_UI.float(), labels)
         return FTMambaTwoTowerOutput(

@@ -19,6 +19,14 @@ def init_uniform(parameter: Tensor, fan: int) -> None:
     init.uniform_(parameter, -(fan**-0.5), fan**-0.5)
 
 
+def init_vector(parameter: Tensor, initializer_range: float) -> None:
+    """Draw a token, or rows of tokens, as `init_uniform` does or, if given, from N(0, range^2)."""
+    if initializer_range:
+        init.normal_(parameter, std=initializer_range)
+    else:
+        init_uniform(parameter, parameter.shape[-1])
+
+
 def linear_of_each_column(x_BPT: Tensor, weight_PTD: Tensor) -> Tensor:
     """Multiply column p's components by its own matrix; return (B, P, D)."""
     # Not einsum, whose gradient of the weight is transposed in memory, which DDP has to copy.

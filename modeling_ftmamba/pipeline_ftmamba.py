@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 
 from .attribution import explain
 from .catalogue_file import CATALOGUE_NAME, Catalogue, load_catalogue, weights_fingerprint
+from .history_records import HistoryReader
 from .pipeline_files import add_pipeline
 from .pipeline_inputs import (
     WrongInputError,
@@ -88,6 +89,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         self._texts = text_table(catalogue.keys), text_table(catalogue.titles)
         self._items_IE = torch.from_numpy(catalogue.embeddings).to(self.device)
         self._temperature = float(model.temperature.detach())
+        self._read_history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
         columns = feature_extractor.columns("user")
         self._names = frozenset(column.name for column in columns)
         self._name_of_place = {place_of(column, "user"): column.name for column in columns}
@@ -146,7 +148,10 @@ class FTMambaRecommendationPipeline(Pipeline):
             ValueError: a wrong record, or no such item.
         """
         check_record(record, 0, self._names)
-        return explain(self.model, self.feature_extractor, self.catalogue, record, item_key)
+        history = self._read_history([record])
+        return explain(
+            self.model, self.feature_extractor, self.catalogue, record, item_key, history
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         """Save all that a pipeline is made of: model, extractor, catalogue and code."""
@@ -166,8 +171,9 @@ class FTMambaRecommendationPipeline(Pipeline):
         return {}, pipeline_parameters, {}
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
-        """Encode a list of records."""
-        return dict(self.feature_extractor(users=input_, return_tensors="pt"))
+        """Encode a list of records, and what their histories' events are of."""
+        encoded = dict(self.feature_extractor(users=input_, return_tensors="pt"))
+        return encoded | self._read_history(input_)
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         users_BE = self.model.get_user_embeddings(**input_tensors).to(self._items_IE.dtype)

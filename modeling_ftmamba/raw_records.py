@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrow_values import arrow_table, is_arrow_column
-from .columns import Column, near
+from .columns import HISTORY, Column, near
 
 _FORMS = "a record (dict), a list of records, a dict of columns, or a table (pyarrow, datasets)"
 
@@ -64,11 +64,11 @@ def raw_table(source: Any, columns: tuple[Column, ...], tower: str) -> RawColumn
     table = arrow_table(_narrow(source, columns)) if not isinstance(source, Mapping) else None
     if table is not None:
         keys = _check_known(table.column_names, columns, tower)
-        names = [column.name for column in columns if column.name in keys]
+        names = _names_to_read(columns, keys)
         return RawColumns({name: table.column(name) for name in names}, table.num_rows, keys)
     if isinstance(source, Mapping):
         keys = _check_known(source, columns, tower)
-        values = {column.name: source[column.name] for column in columns if column.name in source}
+        values = {name: source[name] for name in _names_to_read(columns, source)}
         for name, column_values in values.items():
             if not _is_column(column_values):
                 raise ValueError(
@@ -86,7 +86,7 @@ def _narrow(source: Any, columns: tuple[Column, ...]) -> Any:
     """Leave out a data set's columns that nobody asked for, before they are read."""
     if not (hasattr(source, "select_columns") and hasattr(source, "column_names")):
         return source
-    known = [column.name for column in columns if column.name in source.column_names]
+    known = _names_to_read(columns, source.column_names)
     return source.select_columns(known) if known else source
 
 
@@ -99,11 +99,17 @@ def _columns_of_list(records: Sequence[Any], columns: tuple[Column, ...], tower:
         )
     keys = _check_known(set().union(*records), columns, tower)
     values = {
-        column.name: list(map(methodcaller("get", column.name), records))
-        for column in columns
-        if column.name in keys
+        name: list(map(methodcaller("get", name), records))
+        for name in _names_to_read(columns, keys)
     }
     return RawColumns(values, len(records), keys)
+
+
+def _names_to_read(columns: tuple[Column, ...], given: Iterable[str]) -> list[str]:
+    """Return the columns that are given; the events of a history are read elsewhere."""
+    known = [column.name for column in columns if column.kind != HISTORY]
+    there = set(given)
+    return [name for name in known if name in there]
 
 
 def _check_known(
@@ -111,7 +117,8 @@ def _check_known(
 ) -> tuple[str, ...]:
     names = [column.name for column in columns]
     given = tuple(sorted(map(str, keys)))
-    if names and given and not set(names) & set(given):
+    reads_columns = any(column.kind != HISTORY for column in columns)
+    if reads_columns and given and not set(names) & set(given):
         guess = next(filter(None, (near(key, names) for key in given)), "")
         raise ValueError(
             f"the {tower} records have no known column, got: {', '.join(given[:10])}{guess}; "
@@ -129,6 +136,7 @@ def _is_column(value: object) -> bool:
 
 
 def _is_record(source: Mapping[str, Any], columns: tuple[Column, ...]) -> bool:
+    columns = tuple(column for column in columns if column.kind != HISTORY)
     given = [(column, source[column.name]) for column in columns if column.name in source]
     single = [value for column, value in given if column.kind not in ("categories", "vector")]
     if single or not given:

@@ -98,7 +98,8 @@ CPU_CONTRACT = 1
 CPU_CANNOT = "the cpu scan cannot run here: "
 
 
-def _cpu() -> Scan:
+def _cpu_plugin() -> Any:
+    """Return the functions of the package `ftmamba`'s compiled kernels."""
     found = entry_points(group="ftmamba.scans", name="cpu")
     if not found:
         raise CannotRun(CPU_CANNOT + "it comes with the package ftmamba; pip install ftmamba")
@@ -116,6 +117,11 @@ def _cpu() -> Scan:
         )
     if (reason := plugin.why_not()) is not None:
         raise CannotRun(CPU_CANNOT + reason)
+    return plugin
+
+
+def _cpu() -> Scan:
+    plugin = _cpu_plugin()
     return Scan("cpu", plugin.selective_scan, plugin.selective_scan_last, plugin.fused_layer)
 
 
@@ -151,6 +157,16 @@ def _made(name: str) -> Scan | str:
         return SCANS[name]()
     except CannotRun as error:
         return str(error)
+
+
+@functools.cache
+def cpu_dropout() -> Callable[[Tensor, float], Tensor] | None:
+    """Return the compiled dropout of float32 on CPUs, or None where it is not installed."""
+    try:
+        function: Callable[[Tensor, float], Tensor] | None = getattr(_cpu_plugin(), "dropout", None)
+    except CannotRun:
+        return None
+    return function
 
 
 def scan_named(name: str) -> Scan | AutoScan:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .category_columns import CategoricalEncoder, SetEncoder
 from .column_encoders import ENCODERS, ColumnEncoder
 from .column_words import in_words
-from .columns import Column, columns_of_tensor, near
+from .columns import HISTORY, Column, columns_of_tensor, near
 from .raw_records import RawColumns, raw_records, raw_table
 from .vocabulary_file import damaged_array
 
@@ -30,15 +30,23 @@ _WIDE = ("categories", "timestamp", "vector")
 class TowerEncoder:
     """The encoders of a tower's columns, in their order.
 
+    A history has none: its events are interactions, no value of a record.
+
     Attributes:
         tower: `user` or `item`.
-        columns: with their fitted fields.
+        columns: with their fitted fields, the history among them.
     """
 
-    def __init__(self, tower: str, encoders: Iterable[ColumnEncoder]) -> None:
+    def __init__(
+        self, tower: str, encoders: Iterable[ColumnEncoder], columns: Iterable[Column]
+    ) -> None:
         self.tower = tower
         self._encoders = {encoder.column.name: encoder for encoder in encoders}
-        self.columns = tuple(encoder.column for encoder in self._encoders.values())
+        self.columns = tuple(
+            column if column.kind == HISTORY else self._encoders[column.name].column
+            for column in columns
+        )
+        self._of_records = tuple(column for column in self.columns if column.kind != HISTORY)
 
     @classmethod
     def fit(cls, tower: str, columns: tuple[Column, ...], source: Any) -> Self:
@@ -47,8 +55,9 @@ class TowerEncoder:
         Raises:
             ValueError: a column is absent or empty, or a value has the wrong type.
         """
-        raw = raw_table(source, columns, tower) if columns else RawColumns({}, 0)
-        return cls(tower, [_fit_column(column, raw, tower) for column in columns])
+        fitted = tuple(column for column in columns if column.kind != HISTORY)
+        raw = raw_table(source, fitted, tower) if fitted else RawColumns({}, 0)
+        return cls(tower, [_fit_column(column, raw, tower) for column in fitted], columns)
 
     @classmethod
     def from_arrays(
@@ -62,6 +71,8 @@ class TowerEncoder:
         encoders: list[ColumnEncoder] = []
         parts_of = _parts(tower, columns, arrays)
         for column in columns:
+            if column.kind == HISTORY:
+                continue
             place = place_of(column, tower)
             encoder = ENCODERS[column.kind].from_arrays(column, place, parts_of[column.name])
             if encoder.column != column or (column.kind in _WIDE and not column.width):
@@ -69,7 +80,7 @@ class TowerEncoder:
                     place, "column", f"does not fit {column.to_dict()!r:.200} of the JSON file"
                 )
             encoders.append(encoder)
-        return cls(tower, encoders)
+        return cls(tower, encoders, columns)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the state to save."""
@@ -107,7 +118,7 @@ class TowerEncoder:
                 slots = arrays[f"{self.tower}_{tensor}"][0, slot : slot + column.width]
                 found[column.name] = in_words(self._encoders[column.name], slots)
                 slot += column.width
-        return {column.name: found[column.name] for column in self.columns}
+        return {column.name: found[column.name] for column in self._of_records}
 
     def encode_numeric(self, name: str, values: Any) -> NDArray[np.float32]:
         """Scale raw values (B,) of one numeric column."""

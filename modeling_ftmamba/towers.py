@@ -3,9 +3,11 @@
 `modeling_ftmamba` makes Transformers' models of it, which train, save and load. To recommend needs
 no more than this, and starts in half the time, for Transformers' models import much.
 
-Shapes: B batch, U users, I items, L tokens, D hidden, E embedding (`projection_size`).
+Shapes: B batch, U users, I items, L tokens, T events, S slots (T + 1), D hidden, E embedding
+(`projection_size`), F event features.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,13 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
+from .history import TokenRows
 from .layers import FTMambaLayer
 from .mixer_mamba import MambaMixer
 from .scans import scan_named
+from .streaming import StreamingTower, StreamingUsers
 from .tokens import FeatureTokenizer
+from .tower_inputs import GivenEvents, fitting_inputs
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +66,7 @@ class Scanning(nn.Module):
         return ", ".join(sorted(names)) or "none"
 
 
-class TowerNetwork(Scanning):
+class TowerNetwork(Scanning, StreamingTower):
     """One tower: tokens, mixer layers, pooling, norm, feed-forward head."""
 
     config: Any
@@ -82,7 +87,10 @@ class TowerNetwork(Scanning):
         self.layers = nn.ModuleList(
             layer_class(config, index, scan) for index in range(config.num_hidden_layers)
         )
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        with_norm = config.final_norm
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if with_norm else nn.Identity()
+        )
         self.head = _head(config)
 
     def forward(
@@ -91,14 +99,23 @@ class TowerNetwork(Scanning):
         category_ids: Tensor | None = None,
         set_ids: Tensor | None = None,
         dense: Tensor | None = None,
+        history: Tensor | None = None,
+        history_lengths: Tensor | None = None,
+        event_features: Tensor | None = None,
     ) -> FTMambaTowerOutput:
         """Embed encoded records; see `columns.py` for the tensors.
+
+        A row without any token, for it has no columns and no events yet, is pooled to 0.
 
         Args:
             numeric: float (B, P); NaN means missing.
             category_ids: int64 (B, C).
             set_ids: int64 (B, S), padded with 0.
             dense: float (B, Q); NaN means missing.
+            history: float (B, T, E), the item tower's embeddings of each user's events, oldest
+                first, padded on the right; None means no events.
+            history_lengths: int64 (B,), events of each user; None means T of all.
+            event_features: float (B, T, F), what the history's column names; NaN means missing.
 
         Raises:
             ValueError: a tensor is absent, superfluous or of another width than the columns'.
@@ -106,32 +123,71 @@ class TowerNetwork(Scanning):
         tensors = {
             "numeric": numeric, "category_ids": category_ids, "set_ids": set_ids, "dense": dense,
         }  # fmt: skip
-        self.tokenizer.check(tensors, self.name)
-        given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        n_rows = next((len(tensor) for tensor in given.values()), 1)
-        pooled_BD = self._pool(self.tokenizer(given, n_rows))
-        embeds_BE = self.head(self.norm(pooled_BD))
-        if self.config.normalize_embeddings:
-            embeds_BE = F.normalize(embeds_BE, dim=-1)
-        return FTMambaTowerOutput(embeds=embeds_BE, pooled=pooled_BD)
+        events = GivenEvents(history, history_lengths, event_features)
+        inputs = fitting_inputs(self, tensors, events)
+        pooled_BD = self.pool(self.tokenizer.rows(*inputs))
+        return FTMambaTowerOutput(embeds=self.embedding_of(pooled_BD), pooled=pooled_BD)
 
-    def _pool(self, hidden_BLD: Tensor) -> Tensor:
+    def forward_positions(
+        self,
+        numeric: Tensor | None = None,
+        category_ids: Tensor | None = None,
+        set_ids: Tensor | None = None,
+        dense: Tensor | None = None,
+        history: Tensor | None = None,
+        history_lengths: Tensor | None = None,
+        event_features: Tensor | None = None,
+    ) -> Tensor:
+        """Embed each user as of every event: all prefixes of a history at once.
+
+        The arguments are those of `forward`.
+
+        Returns:
+            (B, T + 1, E): slot t is what `forward` makes of the first t events. The slots beyond a
+            row's own events are to be ignored.
+
+        Raises:
+            ValueError: a tensor does not fit, or the tower does not embed its last token.
+        """
+        self.history_tokens("the embeddings of all positions", ("last",))
+        tensors = {
+            "numeric": numeric, "category_ids": category_ids, "set_ids": set_ids, "dense": dense,
+        }  # fmt: skip
+        events = GivenEvents(history, history_lengths, event_features)
+        inputs = fitting_inputs(self, tensors, events)
+        assert inputs.events is not None
+        n_slots = inputs.events.embeds.shape[1] + 1
+        hidden_BLD = self._through(self.layers, self.tokenizer.rows(*inputs))
+        if hidden_BLD.shape[1] < n_slots:
+            hidden_BLD = F.pad(hidden_BLD, (0, 0, 1, 0))
+        return self.embedding_of(hidden_BLD[:, -n_slots:])
+
+    def _through(self, layers: Iterable[Any], rows: TokenRows) -> Tensor:
+        """Return the tokens (B, L, D) that layers make of tokens."""
+        hidden_BLD = rows.hidden
+        if hidden_BLD.shape[1] == 0:
+            return hidden_BLD
+        for layer in layers:
+            hidden_BLD = layer(hidden_BLD) if rows.gaps is None else layer(hidden_BLD, rows.gaps)
+        return hidden_BLD
+
+    def pool(self, rows: TokenRows) -> Tensor:
         """Run the layers; compute the last one at the last token only where that is exact."""
         only_last = self.config.pooling != "mean" and not self.config.bidirectional
+        even = rows.lengths is None and rows.hidden.shape[1] > 0
         layers: list[Any] = list(self.layers)
-        final = layers.pop() if layers and only_last else None
-        for layer in layers:
-            hidden_BLD = layer(hidden_BLD)
+        final = layers.pop() if layers and only_last and even else None
+        hidden_BLD = self._through(layers, rows)
         if final is not None:
-            return final.forward_last(hidden_BLD)
+            return final.forward_last(hidden_BLD, rows.gaps)
         if self.config.pooling == "mean":
-            return hidden_BLD.mean(1)
+            return rows._replace(hidden=hidden_BLD).mean()
         if self.config.bidirectional:
             return (hidden_BLD[:, 0] + hidden_BLD[:, -1]) / 2
-        return hidden_BLD[:, -1]
+        return rows._replace(hidden=hidden_BLD).last()
 
 
-class TwoTowerNetwork(Scanning):
+class TwoTowerNetwork(Scanning, StreamingUsers):
     """A user tower and an item tower whose embeddings' inner product is the score."""
 
     config: Any
@@ -150,10 +206,32 @@ class TwoTowerNetwork(Scanning):
         user_category_ids: Tensor | None = None,
         user_set_ids: Tensor | None = None,
         user_dense: Tensor | None = None,
+        user_history: Tensor | None = None,
+        user_history_lengths: Tensor | None = None,
+        user_event_features: Tensor | None = None,
     ) -> Tensor:
-        """Embed encoded users; return (U, E)."""
-        output = self.user_tower(user_numeric, user_category_ids, user_set_ids, user_dense)
+        """Embed encoded users and, where the model has a history, their events; return (U, E)."""
+        output = self.user_tower(
+            user_numeric, user_category_ids, user_set_ids, user_dense, user_history,
+            user_history_lengths, user_event_features,
+        )  # fmt: skip
         return output.embeds
+
+    def get_user_positions(
+        self,
+        user_numeric: Tensor | None = None,
+        user_category_ids: Tensor | None = None,
+        user_set_ids: Tensor | None = None,
+        user_dense: Tensor | None = None,
+        user_history: Tensor | None = None,
+        user_history_lengths: Tensor | None = None,
+        user_event_features: Tensor | None = None,
+    ) -> Tensor:
+        """Embed users as of every event; return (U, S, E), see `TowerNetwork.forward_positions`."""
+        return self.user_tower.forward_positions(
+            user_numeric, user_category_ids, user_set_ids, user_dense, user_history,
+            user_history_lengths, user_event_features,
+        )  # fmt: skip
 
     def get_item_embeddings(
         self,
@@ -198,6 +276,8 @@ class TwoTowers(TwoTowerNetwork):
 
 
 def _head(config: FTMambaTowerConfig) -> nn.Module:
+    if not config.with_head:
+        return nn.Identity()
     if not config.head_hidden_size:
         return nn.Linear(config.hidden_size, config.projection_size)
     return nn.Sequential(

@@ -8,18 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from modeling_ftmamba import FTMambaTowerConfig
+from modeling_ftmamba.history import TokenRows
 from modeling_ftmamba.modeling_ftmamba import FTMambaModel
-
-
-class GivenTokens(nn.Module):
-    """Stands where the tokenizer does; the record is its tokens."""
-
-    def check(self, tensors: dict[str, Tensor | None], tower: str) -> None:
-        """Accept what is given."""
-
-    def forward(self, tensors: dict[str, Tensor], n_rows: int) -> Tensor:  # noqa: ARG002
-        """Return the tokens (B, L, D)."""
-        return tensors["dense"]
 
 
 class TokenTower(nn.Module):
@@ -27,14 +17,13 @@ class TokenTower(nn.Module):
 
     def __init__(self, model: FTMambaModel) -> None:
         super().__init__()
-        model.set_submodule("tokenizer", GivenTokens())
+        model.set_submodule("tokenizer", nn.Identity())
         model.set_submodule("head", nn.Identity())
         self.model = model
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
         """Return the embedding (B, D)."""
-        embedding: Tensor = self.model(dense=hidden_BLD).embeds
-        return embedding
+        return self.model.embedding_of(self.model.pool(TokenRows(hidden_BLD, None, None)))
 
 
 def own_tower(

@@ -4,12 +4,10 @@ Shapes: U users, I items, R interactions.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ftmamba.baselines.extra import require
 from ftmamba.baselines.fitted import (
     FittedBaseline,
     Scores,
@@ -19,6 +17,12 @@ from ftmamba.baselines.fitted import (
     with_popularity_for_cold,
 )
 from ftmamba.baselines.history import item_counts
+from ftmamba.baselines.transitions import (
+    ages_of,
+    sequences_of,
+    transition_counts,
+    weighted_histories,
+)
 from ftmamba.data.interactions import Interactions
 
 
@@ -53,11 +57,14 @@ class Markov:
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         check_train(self.name, train)
-        times_R = train.times if train.times is not None else np.zeros(len(train), np.int64)
-        order_R = np.lexsort((times_R, train.user_ids))
-        user_R, item_R = train.user_ids[order_R], train.item_ids[order_R]
-        transitions_II = self._transitions(user_R, item_R, train.n_items)
-        query_UI = self._last_items(user_R, item_R, (train.n_users, train.n_items))
+        sequences = sequences_of(train)
+        distance_weights = (1 / np.arange(1, self.max_distance + 1)).astype(np.float32)
+        transitions_II = transition_counts(sequences, train.n_items, distance_weights, self.name)
+        age_R = ages_of(sequences[0])
+        last = np.array((*self.last_weights, 0), np.float32)
+        weights_R = last[np.minimum(age_R, len(self.last_weights))]
+        shape = (train.n_users, train.n_items)
+        query_UI = weighted_histories(sequences, weights_R, shape, self.name)
         bias_I = np.float32(self.popularity_weight) * item_counts(train)
 
         def score_warm(user_ids: NDArray[np.int64]) -> Scores:
@@ -65,27 +72,3 @@ class Markov:
             return scores
 
         return with_popularity_for_cold(self.name, train, score_warm)
-
-    def _transitions(
-        self, user_R: NDArray[np.int64], item_R: NDArray[np.int64], n_items: int
-    ) -> Any:
-        """Return a CSR matrix (I, I) of summed weights, item -> later item of the same user."""
-        sparse = require("scipy.sparse", self.name)
-        transitions_II = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
-        for distance in range(1, self.max_distance + 1):
-            is_same = user_R[distance:] == user_R[:-distance]
-            pair = item_R[:-distance][is_same], item_R[distance:][is_same]
-            weights = np.full(len(pair[0]), 1 / distance, np.float32)
-            transitions_II += sparse.csr_matrix((weights, pair), shape=(n_items, n_items))
-        return transitions_II
-
-    def _last_items(
-        self, user_R: NDArray[np.int64], item_R: NDArray[np.int64], shape: tuple[int, int]
-    ) -> Any:
-        """Return a CSR matrix (U, I) of the weights of each user's last items."""
-        sparse = require("scipy.sparse", self.name)
-        counts_U = np.bincount(user_R, minlength=shape[0])
-        age_R = np.cumsum(counts_U)[user_R] - 1 - np.arange(len(user_R))
-        is_last_R = age_R < len(self.last_weights)
-        weights = np.array(self.last_weights, np.float32)[age_R[is_last_R]]
-        return sparse.csr_matrix((weights, (user_R[is_last_R], item_R[is_last_R])), shape=shape)

@@ -10,6 +10,7 @@ from ftmamba.baselines.fitted import Baseline
 from ftmamba.baselines.ials import IALS
 from ftmamba.baselines.item_knn import ItemKNN
 from ftmamba.baselines.markov import Markov
+from ftmamba.baselines.pctm import PCTM
 from ftmamba.baselines.popularity import Popularity, RecentPopularity
 from ftmamba.named import make_named
 
@@ -21,7 +22,14 @@ BASELINES: Mapping[str, Callable[..., Baseline]] = {
     "ease": EASE,
     "ials": IALS,
     "markov": Markov,
+    "pctm": PCTM,
 }
+
+PCTM_SHAPES: tuple[Mapping[str, Any], ...] = (
+    {"max_distance": 20, "distance_power": 1.0, "n_recent": 7, "recent_share": 0.8},
+    {"max_distance": 10, "distance_power": 0.5, "n_recent": 50, "recent_share": 1.0},
+)
+"""How far transitions count and how far back the history does: as for long and short histories."""
 
 GRIDS: Mapping[str, tuple[Baseline, ...]] = {
     "item-knn": (ItemKNN(50, 0), ItemKNN(100, 10), ItemKNN(200, 50), ItemKNN(400, 100)),
@@ -33,6 +41,10 @@ GRIDS: Mapping[str, tuple[Baseline, ...]] = {
         )
     ),
     "markov": (Markov(), Markov((1.0, 0.5)), Markov((1.0, 0.5, 0.25))),
+    "pctm": tuple(
+        PCTM(tau=tau, popularity_weight=beta, **shape)
+        for shape, tau, beta in product(PCTM_SHAPES, (150.0, 1_500.0, 11_250.0), (-0.4, -0.04))
+    ),
 }
 """What `tune` chooses from; a baseline without a grid has nothing to tune."""
 

@@ -10,6 +10,7 @@ from ftmamba.commands import (
     runs,
     schema,
     space,
+    stream,
 )
 from ftmamba.commands.command import Command
 
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Command] = {
     "dataset-card": dataset_card.COMMAND,
     "runs": runs.COMMAND,
     "space": space.COMMAND,
+    "stream": stream.COMMAND,
 }
 
 __all__ = ["COMMANDS", "Command"]

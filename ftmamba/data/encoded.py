@@ -18,6 +18,7 @@ from torch import Tensor
 from ftmamba.data.arrow_tensors import map_table, read_tensors, write_arrays
 from ftmamba.data.cache import cache_folder, place_folder
 from ftmamba.data.content_hash import content_hash
+from ftmamba.data.histories import Histories, histories_of
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.tables import Tables
@@ -42,9 +43,11 @@ class EncodedData:
         popularity_slots: where each popularity column lies in `items["numeric"]`.
         popularity_names: the popularity columns, in that order.
         popularity_days: their windows, in that order.
-        history: counts of the training interactions, or None without popularity columns.
+        popularity_history: counts of the training interactions, or None without popularity columns.
         item_counts: int64 (I,), training interactions of each item.
         as_of: the moment as of which the catalogue is embedded, or None without times.
+        n_users: rows of the table of users.
+        histories: the training interactions of each user in order, where the schema has a history.
     """
 
     extractor: FTMambaFeatureExtractor
@@ -54,14 +57,11 @@ class EncodedData:
     popularity_slots: tuple[int, ...]
     popularity_names: tuple[str, ...]
     popularity_days: tuple[int, ...]
-    history: PopularityHistory | None
+    popularity_history: PopularityHistory | None
     item_counts: NDArray[np.int64]
     as_of: int | None
-
-    @property
-    def n_users(self) -> int:
-        """Rows of the table of users."""
-        return len(next(iter(self.users.values())))
+    n_users: int
+    histories: Histories | None = None
 
     @property
     def n_items(self) -> int:
@@ -116,11 +116,11 @@ class EncodedData:
         self, item_ids: NDArray[np.int64], times: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Return the scaled popularity (B, W) of items, each at a moment of its own."""
-        if self.history is None:
+        if self.popularity_history is None:
             raise ValueError(
                 "the items have no popularity columns; declare popularity_days in the schema"
             )
-        raw_BW = self.history.columns(item_ids, times, self.popularity_days)
+        raw_BW = self.popularity_history.columns(item_ids, times, self.popularity_days)
         return self.scaled_popularity(raw_BW)
 
     def training_pairs(self) -> tuple[Tensor, Tensor]:
@@ -172,9 +172,11 @@ def encode(
         popularity_slots=tuple(extractor.numeric_slots("item", list(names))),
         popularity_names=names,
         popularity_days=tuple(days),
-        history=history,
+        popularity_history=history,
         item_counts=np.bincount(train.item_ids, minlength=train.n_items),
         as_of=as_of,
+        n_users=train.n_users,
+        histories=None if tables.schema.users.history_column is None else histories_of(train),
     )
 
 

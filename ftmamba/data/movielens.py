@@ -11,6 +11,7 @@ import pyarrow.csv
 
 from ftmamba.data.cache import cache_folder, place_folder
 from ftmamba.data.movielens_files import OFFICIAL_FILES, RECBOLE_FILES, check_digest, download
+from ftmamba.data.sasrec_file import amazon_beauty, ml_1m
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 
@@ -163,5 +164,9 @@ def _tell_licence() -> None:
     logger.warning(LICENCE)
 
 
-NAMED_DATASETS: dict[str, Callable[..., Tables]] = {"movielens-100k": movielens_100k}
+NAMED_DATASETS: dict[str, Callable[..., Tables]] = {
+    "movielens-100k": movielens_100k,
+    "ml-1m": ml_1m,
+    "amazon-beauty": amazon_beauty,
+}
 """The data sets that are known by name."""

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ftmamba.data.suggestion import suggestion
-from modeling_ftmamba.columns import Column, column_from_dict
+from modeling_ftmamba.columns import HISTORY, Column, column_from_dict, history_of
 
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Units of a numeric time, and how many of them make a second."""
@@ -37,7 +37,12 @@ class TableSchema:
     @property
     def raw_columns(self) -> tuple[Column, ...]:
         """The columns that lie in the raw table."""
-        return tuple(column for column in self.columns if not column.popularity_days)
+        return tuple(column for column in self._declared if column.kind != HISTORY)
+
+    @property
+    def history_column(self) -> Column | None:
+        """The column made of a user's earlier interactions, if there is one."""
+        return history_of(self.columns)
 
     @property
     def popularity_columns(self) -> tuple[Column, ...]:
@@ -51,8 +56,13 @@ class TableSchema:
             values["title"] = self.title
         if self.popularity_columns:
             values["popularity_days"] = [c.popularity_days for c in self.popularity_columns]
-        values["columns"] = {column.name: _column_values(column) for column in self.raw_columns}
+        values["columns"] = {column.name: _column_values(column) for column in self._declared}
         return values
+
+    @property
+    def _declared(self) -> tuple[Column, ...]:
+        """The columns that a recipe lists by name."""
+        return tuple(column for column in self.columns if not column.popularity_days)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,11 @@ class Schema:
             raise ValueError(
                 f"schema of 'users': column {column.name!r} counts an item's popularity; "
                 "popularity_days belongs to 'items'"
+            )
+        if self.items.history_column is not None:
+            raise ValueError(
+                f"schema of 'items': column {self.items.history_column.name!r} is a history, which "
+                "users have; move it to 'users'"
             )
         if self.items.popularity_columns and not self.interactions.time:
             raise ValueError(

@@ -90,14 +90,16 @@ class RandomPerUser:
 class LeaveLastOut:
     """Each user's last interaction is test, the one before it validation.
 
-    Equal times keep the order of the file. Users with fewer than three interactions stay in
-    training whole. Users are cut at different instants, so a model may learn from what others did
-    after a user's test.
+    Equal times keep the order of the file; where the interactions have no time, the order of the
+    file is the order. A repeated event is an event. Users with fewer than three interactions stay
+    in training whole. Users are cut at different instants, so a model may learn from what others
+    did after a user's test.
     """
 
     def split(self, interactions: Interactions) -> Split:
-        times_R = _times(interactions, "leave-last-out")
-        order_R = np.lexsort((times_R, interactions.user_ids))
+        order_R = np.argsort(interactions.user_ids, kind="stable")
+        if interactions.times is not None:
+            order_R = np.lexsort((interactions.times, interactions.user_ids))
         counts = np.bincount(interactions.user_ids, minlength=interactions.n_users)
         ends = np.cumsum(counts)[counts >= 3]
         is_train_R = np.ones(len(interactions), bool)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import EmbeddingScorer, Split
@@ -99,7 +100,12 @@ def train_rival(
 def held_out_scorer(trained: Trained, split: Split) -> EmbeddingScorer:
     """Embed the users of the test part and, as of the test, every item."""
     user_ids = np.unique(split.test.user_ids)
-    return embedding_scorer(trained.model, trained.data, split.test_time, user_ids=user_ids)
+    histories = None
+    if trained.data.histories is not None:
+        histories = histories_of(split.before_test)
+    return embedding_scorer(
+        trained.model, trained.data, split.test_time, user_ids=user_ids, histories=histories
+    )
 
 
 def ids_only(schema: Schema) -> Schema:

@@ -47,6 +47,17 @@ class ScanCall(ctypes.Structure):
     )  # fmt: skip
 
 
+class DropoutCall(ctypes.Structure):
+    """`Dropout` of csrc/kernels.h."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("count", "threads")),
+        ("seed", ctypes.c_uint64),
+        ("rate", ctypes.c_double),
+        *((name, _POINTER) for name in ("x", "out")),
+    )  # fmt: skip
+
+
 class KernelLibrary:
     """The library's functions at one instruction set.
 
@@ -79,8 +90,8 @@ class KernelLibrary:
             names.append(name.decode())
         return names
 
-    def run(self, function: str, call: LayerCall | ScanCall) -> None:
-        """Call `layer_forward`, `layer_backward`, `scan_forward` or `scan_backward`.
+    def run(self, function: str, call: LayerCall | ScanCall | DropoutCall) -> None:
+        """Call `layer_forward`, `layer_backward`, `scan_forward`, `scan_backward` or `dropout`.
 
         Raises:
             MemoryError: the library could not get its working memory.
@@ -88,16 +99,20 @@ class KernelLibrary:
         """
         code = getattr(self._library, f"ftmamba_{function}")(self._index, ctypes.byref(call))
         if code == 1:
-            raise MemoryError(f"{function}: no working memory for {call.rows} rows")
+            raise MemoryError(f"{function}: no working memory for {_sizes(call)}")
         if code:
-            sizes = {field[0]: getattr(call, field[0]) for field in call._fields_[:6]}
-            raise ValueError(f"{function} does not take these sizes: {sizes}")
+            raise ValueError(f"{function} does not take these sizes: {_sizes(call)}")
 
     def threads_for(self, work: int) -> int:
         """How many threads pay for `work` elements of the scan."""
         if not self.has_threads:
             return 1
         return max(1, min(torch.get_num_threads(), MOST_THREADS, work // 100_000))
+
+
+def _sizes(call: LayerCall | ScanCall | DropoutCall) -> dict[str, int]:
+    names = [field[0] for field in call._fields_ if field[1] is _INT]
+    return {name: getattr(call, name) for name in names}
 
 
 def library_path() -> Path | None:

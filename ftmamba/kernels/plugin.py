@@ -1,5 +1,6 @@
 """What `modeling_ftmamba` finds as the entry point `cpu` of the group `ftmamba.scans`."""
 
+from .dropout_op import dropout
 from .layer_op import fused_layer
 from .library import installed_library
 from .scan_op import selective_scan, selective_scan_last
@@ -7,7 +8,7 @@ from .scan_op import selective_scan, selective_scan_last
 CONTRACT = 1
 """Version of the functions' signatures; checkpoints carry code of their own age."""
 
-__all__ = ["CONTRACT", "fused_layer", "selective_scan", "selective_scan_last", "why_not"]
+__all__ = ["CONTRACT", "dropout", "fused_layer", "selective_scan", "selective_scan_last", "why_not"]
 
 
 def why_not() -> str | None:

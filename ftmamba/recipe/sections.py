@@ -97,10 +97,29 @@ class TrainingRecipe:
     loss: str = option(
         "in_batch",
         "objective",
-        choices=("in_batch", "full_softmax", "full_mse", "bce", "mse"),
+        choices=(
+            "in_batch", "full_softmax", "full_mse", "bce", "mse", "sampled_softmax", "gbce",
+        ),
+    )  # fmt: skip
+    sequences: str = option(
+        "", "for users with a history: foretell after every event of each user's 'newest' ones, "
+        "or every event once an epoch; empty: rows are interactions",
+        choices=("", "newest", "every"),
+    )  # fmt: skip
+    n_negatives: int = option(
+        4, "bce, mse: negatives for each positive; sampled_softmax, gbce: for a step", least=1
     )
-    n_negatives: int = option(4, "bce, mse: uniform negatives for each positive", least=1)
-    log_q: bool = option(True, "in_batch: correct for how often each item is drawn")
+    negatives: str = option(
+        "uniform", "sampled_softmax: how they are drawn; mixed: half uniform, half by popularity",
+        choices=("uniform", "popularity", "mixed"),
+    )  # fmt: skip
+    gbce_t: float = option(0.75, "gbce: 0 is plain cross-entropy, 1 calibrates", least=0, most=1)
+    label_smoothing: float = option(
+        0.0, "full_softmax of sequences: share of a label spread over all items", least=0, most=0.99
+    )
+    log_q: bool = option(
+        True, "in_batch, sampled_softmax: correct for how often each item is drawn"
+    )
     mask_known_positives: bool = option(
         False, "all but full_mse: a user's other training items are never negatives"
     )

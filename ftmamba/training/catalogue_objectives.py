@@ -38,7 +38,9 @@ class CatalogueEmbedder:
     embedder: PairEmbedder
 
     def prepare(self, batch: Batch, step: int) -> Prepared:
-        return Prepared(batch, step, self.embedder.gather_users(batch["user_ids"]))
+        if self.embedder.data.histories is None:
+            return Prepared(batch, step, self.embedder.gather_users(batch["user_ids"]))
+        return Prepared(batch, step, self.embedder.gather_prefixes(batch))
 
     def embed(self, prepared: Prepared, item_ids_M: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the users (B, D), divided by the temperature, and items (M, D), by default all."""

@@ -5,15 +5,19 @@ W popularity columns.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ftmamba.data.encoded import EncodedData
+from ftmamba.data.histories import Events, Histories
 from ftmamba.data.read_ahead import to_device
 from ftmamba.table_embedding import embed_table
-from ftmamba.training.feed import Inputs
+from ftmamba.training.feed import Batch, Inputs
+from modeling_ftmamba.columns import history_of
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 
@@ -58,6 +62,24 @@ class PairEmbedder:
         distinct_U, places_B = _distinct(user_ids_B)
         return {**self.data.gather_users(distinct_U), "places_of_users": places_B}
 
+    def gather_prefixes(self, batch: Batch) -> Inputs:
+        """Gather each row's user with the history that the user had before that interaction.
+
+        With times, what happened in the same second is no part of it. The events' items are rows
+        of the catalogue, which has to be embedded whole.
+        """
+        histories, user_ids_B = self.data.histories, batch["user_ids"]
+        assert histories is not None
+        if "times" in batch:
+            before = {"before": batch["times"].numpy()}
+        else:
+            before = {"n_first": histories.places[batch["rows"].numpy()]}
+        return {
+            **self.data.gather_users(user_ids_B),
+            **history_inputs(histories, self.data, user_ids_B, **before),
+            "places_of_users": torch.arange(len(user_ids_B)),
+        }
+
     def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Return the users (B, D), divided by the temperature, and the items (M, D).
 
@@ -67,7 +89,7 @@ class PairEmbedder:
         """
         on_device = to_device(inputs, self.device)
         records = {k: v for k, v in on_device.items() if k.startswith(("user_", "item_"))}
-        output = self.model(**records)
+        output = self.model(**records, with_scores=False)
         users_UD, items = output.user_embeds / self.base.temperature, output.item_embeds
         if "places_of_items" in on_device:
             items = items[on_device["places_of_items"]]
@@ -81,11 +103,64 @@ def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(distinct), torch.from_numpy(places)
 
 
-def user_embeddings(model: FTMambaTwoTowerModel, data: EncodedData, user_ids: Tensor) -> Tensor:
-    """Embed users in evaluation mode; return float32 (U, D) on the CPU."""
-    return embed_table(
-        model, "user", len(user_ids), lambda start, stop: data.gather_users(user_ids[start:stop])
-    )
+def history_inputs(
+    histories: Histories, data: EncodedData, user_ids_B: Tensor, **before: NDArray[np.int64]
+) -> dict[str, Tensor]:
+    """Return the newest events of users as the model's arguments, items as rows of the catalogue.
+
+    Args:
+        histories: of the users.
+        data: whose column says how many events, and what stands beside them.
+        user_ids_B: rows of the table of users, repeats allowed.
+        before: which events count, as `Histories.newest` takes it.
+    """
+    column = history_of(data.extractor.columns("user"))
+    assert column is not None
+    longest = column.max_length or len(histories.items.item_ids)
+    events: Events = histories.newest(user_ids_B.numpy(), longest, **before)
+    inputs: dict[str, NDArray[Any]] = {
+        "user_history_places": events.item_ids,
+        "user_history_lengths": events.lengths,
+    }
+    if column.event_features:
+        inputs["user_event_features"] = events.features(column.event_features)
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+
+def user_embeddings(
+    model: FTMambaTwoTowerModel,
+    data: EncodedData,
+    user_ids: Tensor,
+    items: Tensor | None = None,
+    histories: Histories | None = None,
+) -> Tensor:
+    """Embed users in evaluation mode; return float32 (U, D) on the CPU.
+
+    Args:
+        model: put back into training mode afterwards if it was in it.
+        data: the tables as the model reads them.
+        user_ids: rows of the table of users.
+        items: embeddings (I, D) of the catalogue, of which histories are made; of no use without.
+        histories: what users are known to have done; read where the model has a history.
+    """
+    if data.histories is None or histories is None or items is None:
+        return embed_table(
+            model, "user", len(user_ids),
+            lambda start, stop: data.gather_users(user_ids[start:stop]),
+        )  # fmt: skip
+    # Neighbours in length share a block, of which little is then padding.
+    order_U = torch.from_numpy(np.argsort(histories.counts[user_ids.numpy()], kind="stable"))
+    sorted_U = user_ids[order_U]
+
+    def rows(start: int, stop: int) -> dict[str, Tensor]:
+        ids_B = sorted_U[start:stop]
+        inputs = history_inputs(histories, data, ids_B)
+        inputs["user_history"] = items[inputs.pop("user_history_places")]
+        return {**data.gather_users(ids_B), **inputs}
+
+    embeds_UD = items.new_empty(len(user_ids), items.shape[1])
+    embeds_UD[order_U] = embed_table(model, "user", len(user_ids), rows)
+    return embeds_UD
 
 
 def catalogue_embeddings(

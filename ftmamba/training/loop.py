@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ftmamba.data.batches import InteractionBatches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.recipe import TrainingRecipe
+from ftmamba.training.batching import make_batches
 from ftmamba.training.checkpoints import CheckpointStore, load_weights, read_best, read_state
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.feed import Batch, Prepared, feed
@@ -61,13 +61,12 @@ class TrainingLoop:
         self.model, self.optimizer = accelerator.prepare(
             self.base, make_optimizer(self.base, recipe)
         )
-        self.batches = InteractionBatches(
-            data.interactions,
-            batch_size=recipe.batch_size,
+        self.batches = make_batches(
+            recipe,
+            data,
             seed=seed,
             rank=accelerator.process_index,
             n_ranks=accelerator.num_processes,
-            in_stretches=recipe.batch_order == "time",
         )
         self.steps_per_epoch = -(-self.batches.n_batches // recipe.gradient_accumulation_steps)
         self.n_steps = self.steps_per_epoch * recipe.num_epochs

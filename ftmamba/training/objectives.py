@@ -27,6 +27,7 @@ from ftmamba.training.catalogue_objectives import (
 )
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.feed import Batch, Objective, Prepared
+from ftmamba.training.sequence_objectives import make_sequence_objective
 
 
 def make_objective(
@@ -38,6 +39,9 @@ def make_objective(
     known: KnownPositives | None,
 ) -> Objective:
     """Build the objective that the recipe names."""
+    if recipe.sequences:
+        return make_sequence_objective(recipe, embedder, rank=rank, seed=seed)
+    _check_rows(recipe, embedder.data)
     if recipe.loss == "in_batch":
         log_q = log_sampling_probability(embedder.data) if recipe.log_q else None
         return InBatchObjective(embedder, rank, log_q, known)
@@ -55,6 +59,22 @@ def make_objective(
         )
     pair_loss = {"bce": bce_loss, "mse": mse_loss}[recipe.loss]
     return PairObjective(embedder, pair_loss, recipe.n_negatives, seed, known)
+
+
+def _check_rows(recipe: TrainingRecipe, data: EncodedData) -> None:
+    """Check a recipe whose rows are interactions."""
+    if recipe.loss in ("sampled_softmax", "gbce"):
+        raise ValueError(
+            f"training.loss {recipe.loss!r} is of sequences; set training.sequences to 'newest' or "
+            "'every', or choose another loss"
+        )
+    catalogue_is_there = recipe.loss in ("full_softmax", "full_mse") and not recipe.n_sampled_items
+    if data.histories is not None and not catalogue_is_there:
+        raise ValueError(
+            "users with a history need training.sequences, or the loss full_softmax or full_mse "
+            f"with n_sampled_items 0, got {recipe.loss!r} with {recipe.n_sampled_items}; set "
+            "training.sequences to 'newest' or 'every'"
+        )
 
 
 def log_sampling_probability(data: EncodedData) -> Tensor:

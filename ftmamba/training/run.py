@@ -15,6 +15,7 @@ from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
 from numpy.typing import NDArray
 
 from ftmamba.data.encoded import EncodedData, encode
+from ftmamba.data.histories import Histories
 from ftmamba.data.movielens import NAMED_DATASETS
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
@@ -195,7 +196,9 @@ def make_validation(
 
     def validate(model: FTMambaTwoTowerModel) -> float:
         user_ids = np.unique(split.validation.user_ids)
-        scorer = embedding_scorer(model, data, split.validation_time, user_ids=user_ids)
+        scorer = embedding_scorer(
+            model, data, split.validation_time, user_ids=user_ids, histories=data.histories
+        )
         evaluation = evaluate(scorer, test=split.validation, seen=split.train, protocol=protocol)
         return evaluation.mean(recipe.selection_metric)
 
@@ -208,6 +211,7 @@ def embedding_scorer(
     as_of: int | None,
     *,
     user_ids: NDArray[np.int64],
+    histories: Histories | None = None,
 ) -> EmbeddingScorer:
     """Embed the users who will be asked about and, as of a time, every item.
 
@@ -216,12 +220,13 @@ def embedding_scorer(
         data: the tables as the model reads them.
         as_of: UTC seconds of the items' popularity; None takes the end of training.
         user_ids: rows of the users; the scores of others are NaN, which the evaluation refuses.
+        histories: what users are known to have done by then; read where the model has a history.
     """
     rows = torch.from_numpy(user_ids)
-    embedded = user_embeddings(model, data, rows)
+    items = catalogue_embeddings(model, data, as_of)
+    embedded = user_embeddings(model, data, rows, items, histories)
     users = embedded.new_full((data.n_users, embedded.shape[1]), torch.nan)
     users[rows] = embedded
-    items = catalogue_embeddings(model, data, as_of)
     return EmbeddingScorer(users, items, float(model.temperature.detach()))
 
 

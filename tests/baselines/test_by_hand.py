@@ -8,6 +8,7 @@ from ftmamba.baselines.extra import require
 from ftmamba.baselines.ials import IALS
 from ftmamba.baselines.item_knn import ItemKNN
 from ftmamba.baselines.markov import Markov
+from ftmamba.baselines.pctm import PCTM
 from ftmamba.baselines.popularity import Popularity, RecentPopularity
 from ftmamba.data.interactions import Interactions
 
@@ -138,6 +139,38 @@ def test_markov_goes_by_time_and_then_by_the_order_of_the_file():
     # by the order of the file alone 2, 0, 1
     untimed = markov.fit(interactions_of(*rows, times=False)).scores(np.array([0, 1, 2]))
     assert untimed.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+
+
+def test_pctm_adds_smoothed_evidence_over_the_history():
+    # user 1 took 0, 1, 2, 0; user 2 took 2, 1: so 0 -> 1 (1), 0 -> 2 (1/2), 1 -> 2 (1),
+    # 1 -> 0 (1/2), 2 -> 0 (1) and 2 -> 1 (1), those three apart being out of reach
+    rows = (1, 0, 1), (1, 1, 2), (1, 2, 3), (1, 0, 4), (2, 2, 1), (2, 1, 2)
+    pctm = PCTM(
+        max_distance=2, tau=8, ratio=0.5, n_recent=2, recent_share=0.9, popularity_weight=-0.3
+    )
+    counts = np.array(
+        [[0, 1, 1 / 2, 0], [1 / 2, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=np.float64
+    )
+    evidence = np.log(1 + counts * 4 / 8)
+    popularity = -0.3 * np.log(np.array([3, 3, 3, 1]) / 10)
+    # newest first user 1 has 0 and 2, which share .9 as 2 : 1, then 1 and 0, which share .1
+    expected = [
+        0.6 * evidence[0] + 0.3 * evidence[2] + 0.05 * (evidence[1] + evidence[0]) + popularity,
+        0.6 * evidence[1] + 0.3 * evidence[2] + popularity,
+    ]
+    scores = pctm.fit(interactions_of(*rows)).scores(np.array([1, 2]))
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_pctm_forgets_what_is_older_than_its_history():
+    rows = (0, 3, 0), (0, 0, 1), (0, 1, 2), (1, 0, 1), (1, 1, 2), (2, 3, 1), (2, 2, 2)
+    options = {"n_recent": 2, "recent_share": 0.5, "popularity_weight": 0}
+    whole, two = (
+        PCTM(max_history=n, **options).fit(interactions_of(*rows)).scores(np.array([0, 1]))
+        for n in (3, 2)
+    )
+    assert whole[0].tolist() != whole[1].tolist()
+    assert two[0].tolist() == two[1].tolist()
 
 
 def test_popularity_orders_what_never_followed():

@@ -39,7 +39,7 @@ def checkerboard():
 
 
 def test_there_are_baselines_to_test():
-    assert {"item-knn", "ease", "ials", "markov"} <= set(PERSONAL)
+    assert {"item-knn", "ease", "ials", "markov", "pctm"} <= set(PERSONAL)
     assert {"popularity", "popularity-7d", "popularity-14d"} <= set(BASELINES)
 
 
@@ -128,6 +128,10 @@ def test_fitting_on_nothing_is_refused(name):
         ("item-knn", {"shrink": -1}, "shrink must be >= 0, got -1"),
         ("markov", {"last_weights": ()}, "last_weights is empty"),
         ("markov", {"max_distance": 0}, "max_distance must be a positive number, got 0"),
+        ("pctm", {"max_history": 1.5}, "max_history must be a whole number, got 1.5"),
+        ("pctm", {"tau": 0}, "tau must be a positive number, got 0"),
+        ("pctm", {"n_recent": 0}, "n_recent must be a positive number, got 0"),
+        ("pctm", {"recent_share": 1.5}, r"recent_share must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_wrong_options_are_refused_by_name(name, options, message):

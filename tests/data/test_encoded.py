@@ -108,7 +108,7 @@ def test_stretches_of_the_catalogue_make_it_up(data, train, moment, size):
 
     stretches = [rows(start, min(start + size, 30)) for start in range(0, 30, size)]
 
-    raw_IW = data.history.catalogue(data.as_of if as_of is None else as_of, DAYS)
+    raw_IW = data.popularity_history.catalogue(data.as_of if as_of is None else as_of, DAYS)
     expected = data.gather_items(torch.arange(30), torch.from_numpy(data.scaled_popularity(raw_IW)))
     joined = {name: torch.cat([part[name] for part in stretches]) for name in expected}
     assert_equal(joined, expected)
@@ -213,7 +213,7 @@ def test_tables_without_times_or_popularity_are_encoded(train, tmp_path):
 
     data = encode(tables, bare, cache_dir=tmp_path)
 
-    assert (data.history, data.as_of, data.popularity_slots) == (None, None, ())
+    assert (data.popularity_history, data.as_of, data.popularity_slots) == (None, None, ())
     batch = next(InteractionBatches(data.interactions, batch_size=8, seed=0).epoch(0))
     assert set(batch) == {"user_ids", "item_ids", "rows"}
     assert_equal(data.catalogue(), data.gather_items(torch.arange(30)))

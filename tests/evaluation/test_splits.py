@@ -134,10 +134,21 @@ def test_rolling_cuts_share_no_test_row_and_reach_the_end_of_the_data(random_int
     assert set(rows) == set(np.flatnonzero(times > np.quantile(times, 0.5)).tolist())
 
 
-@pytest.mark.parametrize("name", ["leave-last-out", "global-time"])
-def test_a_split_by_time_refuses_interactions_without_time(name):
-    with pytest.raises(ValueError, match=rf"split '{name}' needs the time .* name their time col"):
-        make_split(name).split(interactions_of([0, 0, 0], [0, 1, 2]))
+def test_a_split_by_time_refuses_interactions_without_time():
+    message = "split 'global-time' needs the time .* name their time col"
+    with pytest.raises(ValueError, match=message):
+        GlobalTime().split(interactions_of([0, 0, 0], [0, 1, 2]))
+
+
+def test_leave_last_out_without_times_goes_by_the_order_of_the_file_and_keeps_repeats():
+    users, items = [1, 0, 1, 0, 1, 0, 1, 2], [5, 3, 1, 3, 1, 3, 1, 0]
+    split = LeaveLastOut().split(interactions_of(users, items))
+    assert (split.test.user_ids.tolist(), rows_of(split.test)) == ([0, 1], [3, 1])
+    assert (split.validation.user_ids.tolist(), rows_of(split.validation)) == ([0, 1], [3, 1])
+    assert split.train.user_ids.tolist() == [1, 0, 1, 2]
+    assert rows_of(split.train) == [5, 3, 1, 0]
+    # in this order a history has validation after training
+    assert rows_of(split.before_test) == [5, 3, 1, 0, 3, 1]
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,28 @@ def make_tensors(n_rows, prefix="", seed=0, dtype=torch.float32):
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def make_config(**architecture):
+HISTORY = {
+    "name": "history", "kind": "history", "max_length": 20, "event_features": ["gap", "weight"],
+}  # fmt: skip
+
+
+def make_events(lengths, size=8, seed=0, dtype=torch.float32, max_length=None):
+    """Return a history of random items, with a feature that is missing here and there."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), max(lengths) if max_length is None else max_length)
+    features = torch.randn(*shape, 2, generator=generator, dtype=dtype)
+    features[..., 0] = features[..., 0].abs()
+    missing = torch.rand(*shape, 2, generator=generator) < 0.2
+    return {
+        "user_history": torch.randn(*shape, size, generator=generator, dtype=dtype),
+        "user_history_lengths": torch.tensor(lengths),
+        "user_event_features": features.masked_fill(missing, torch.nan),
+    }
+
+
+def make_config(*, user_columns=COLUMNS, **architecture):
     sizes = {"hidden_size": 16, "state_size": 4, "projection_size": 8, "head_hidden_size": 12}
-    return FTMambaConfig.from_columns(COLUMNS, COLUMNS[::-1], **(sizes | architecture))
+    return FTMambaConfig.from_columns(user_columns, COLUMNS[::-1], **(sizes | architecture))
 
 
 def make_batch(n_users=5, n_items=7, seed=0, dtype=torch.float32):

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from modeling_ftmamba import FTMambaConfig, FTMambaTowerConfig, FTMambaTwoTowerModel
 from modeling_ftmamba.configuration_ftmamba import FTMambaArchitecture
 
-from .conftest import COLUMNS, make_batch, make_config, shake
+from .conftest import COLUMNS, HISTORY, make_batch, make_config, make_events, shake
 
 BAD = [
     ({"hiden_size": 8}, "no field 'hiden_size'.*did you mean 'hidden_size'"),
@@ -28,6 +28,24 @@ BAD = [
     ({"mixer": "ssd", "ssd_head_size": 48}, "ssd_head_size must divide.*48 and 128.*set 0"),
     ({"mixer": "ssd", "ssd_head_size": -1}, "ssd_head_size must be >= 0, got -1"),
     ({"num_hidden_layers": 0}, "pooling must be 'mean' where num_hidden_layers is 0"),
+    ({"with_head": False, "projection_size": 8}, "must equal hidden_size.*8 and 64"),
+    ({"max_positions": -1}, "max_positions must be >= 0, got -1"),
+    ({"initializer_range": -0.1}, "initializer_range must be >= 0, got -0.1"),
+    ({"user_tower": {"columns": [HISTORY]}, "bidirectional": True}, "set bidirectional to False"),
+    ({"user_tower": {"columns": [HISTORY]}, "mixer": "attention"}, "set causal_attention"),
+    ({"user_tower": {"columns": [HISTORY]}, "max_positions": 9}, "in 1..max_positions, got 20"),
+    (
+        {"user_tower": {"columns": [{**HISTORY, "event_features": []}]}, "time_decay": True},
+        r"time_decay needs.*'gap', got mixer 'mamba' and event_features \[\]",
+    ),
+    ({"user_tower": {"columns": [HISTORY, {**HISTORY, "name": "b"}]}}, "histories history, b"),
+    ({"item_tower": {"columns": [HISTORY]}}, "item_tower: column 'history'.*move it to user"),
+    ({"user_tower": {"columns": [{**HISTORY, "event_features": ["gab"]}]}}, "mean 'gap'"),
+    (
+        {"user_tower": {"columns": [{**HISTORY, "event_features": "gap"}]}},
+        "must be a list of gap, weight",
+    ),
+    ({"user_tower": {"columns": [{**HISTORY, "kind": "numeric"}]}}, "needs kind 'history'"),
     ({"user_tower": {"colums": []}}, "user_tower.*no field 'colums'.*'columns'"),
     ({"user_tower": {"columns": [{"name": "a", "kind": "numric"}]}}, "user_tower.*'numeric'"),
     ({"item_tower": {"columns": [{"name": "a", "knd": "numeric"}]}}, "unknown key 'knd'"),
@@ -72,6 +90,13 @@ def test_from_columns_is_the_sections_spelt_out():
     assert short.to_dict() == long.to_dict()
 
 
+def test_sections_of_their_own_join_the_columns_and_columns_come_once():
+    config = FTMambaConfig.from_columns(COLUMNS, [], item_tower={"hidden_size": 24})
+    assert config.item_tower == {"hidden_size": 24, "columns": []}
+    with pytest.raises(ValueError, match="user_tower holds columns beside user_columns"):
+        FTMambaConfig.from_columns([], [], user_tower={"columns": []})
+
+
 def test_config_types_are_their_own():
     assert FTMambaConfig.model_type == "ftmamba"
     assert FTMambaTowerConfig.model_type == "ftmamba_tower"
@@ -107,6 +132,7 @@ def test_a_config_file_of_before_keeps_its_heads(tmp_path):
     assert FTMambaConfig.from_pretrained(tmp_path).tower("user").n_attention_heads == 4
 
 
+WITH_HISTORY = {"user_columns": [*COLUMNS, HISTORY]}
 # For each field: a base config under which it matters, and another value for it.
 FLIPS = {
     "hidden_size": ({}, 24),
@@ -124,6 +150,9 @@ FLIPS = {
     "pooling": ({}, "mean"),
     "norm_position": ({}, "post"),
     "first_layer_norm": ({}, False),
+    "mixer_residual": ({}, False),
+    "mixer_feed_forward": ({}, True),
+    "causal_attention": ({"mixer": "attention"}, True),
     "num_attention_heads": ({"mixer": "attention"}, 2),
     "feed_forward": ({"mixer": "attention", "intermediate_size": 8}, "gelu"),
     "intermediate_size": ({"mixer": "attention"}, 8),
@@ -131,13 +160,21 @@ FLIPS = {
     "feed_forward_dropout": ({"mixer": "attention"}, 0.5),
     "residual_dropout": ({}, 0.5),
     "token_dropout": ({}, 0.5),
+    "token_norm": ({}, True),
+    "category_bias": ({}, False),
     "unseen_probability": ({}, 0.5),
+    "history_start": (WITH_HISTORY, True),
+    "max_positions": (WITH_HISTORY, 20),
+    "time_decay": (WITH_HISTORY, True),
     "numeric_embedding": ({}, "ple"),
     "n_frequencies": ({"numeric_embedding": "periodic"}, 6),
     "frequency_scale": ({"numeric_embedding": "periodic"}, 0.5),
+    "final_norm": ({}, False),
+    "with_head": ({"projection_size": 16}, False),
     "head_hidden_size": ({}, 0),
     "projection_size": ({}, 5),
     "normalize_embeddings": ({}, True),
+    "initializer_range": ({}, 0.5),
     "layer_norm_eps": ({}, 0.1),
     "user_tower": ({}, {"columns": COLUMNS, "num_hidden_layers": 1}),
     "item_tower": ({}, {"columns": COLUMNS[::-1], "num_hidden_layers": 1}),
@@ -150,7 +187,8 @@ def fingerprint(config):
     torch.manual_seed(0)
     model = shake(FTMambaTwoTowerModel(config)).train()
     torch.manual_seed(1)
-    output = model(**make_batch())
+    events = make_events([3, 0, 2, 4, 4]) if model.user_tower.tokenizer.history else {}
+    output = model(**make_batch(), **events)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return trained, output.user_embeds, output.item_embeds, output.scores
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from tests.streaming.history_checkpoint import make_checkpoint
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
 
 __all__ = ["checkpoint_folder", "tiny_checkpoint", "tiny_items"]
@@ -17,6 +18,14 @@ def sharded_folder(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("sharded") / "tiny"
     save_checkpoint(folder, tiny_checkpoint, max_shard_size="4KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture(scope="session")
+def history_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a checkpoint whose users have a history is saved; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("history") / "tiny"
+    save_checkpoint(folder, make_checkpoint())
     return folder
 
 

@@ -22,7 +22,7 @@ from .tensor_files import sign_again
 from .watch import limited, refusal
 
 N_EXAMPLES = int(os.environ.get("FTMAMBA_FUZZ_EXAMPLES", "2000"))
-RECORD = {"age": 31, "gender": "F", "occupation": "never seen"}
+RECORD = {"age": 31, "gender": "F", "occupation": "never seen", "taken": ["i01", "new"]}
 
 
 def use_recommender(folder: Path) -> None:
@@ -79,18 +79,19 @@ def try_one(source: Path, changes: list[Mutation], use: Callable[[Path], None]) 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_thousands_of_broken_checkpoints_load_or_are_refused(
-    checkpoint_folder: Path, sharded_folder: Path
+    checkpoint_folder: Path, sharded_folder: Path, history_folder: Path
 ) -> None:
+    folders = [checkpoint_folder, sharded_folder, history_folder]
     refused: list[str] = []
 
     @settings(common, max_examples=N_EXAMPLES)
-    @given(st.booleans(), mutations(), st.sampled_from((*USES, use_recommender)))
-    def run(is_sharded: bool, changes: list[Mutation], use: Callable[[Path], None]) -> None:
-        refused.append(try_one(sharded_folder if is_sharded else checkpoint_folder, changes, use))
+    @given(st.sampled_from(folders), mutations(), st.sampled_from((*USES, use_recommender)))
+    def run(folder: Path, changes: list[Mutation], use: Callable[[Path], None]) -> None:
+        refused.append(try_one(folder, changes, use))
         event("refused" if refused[-1] else "works")
 
-    for use in USES:
-        assert try_one(checkpoint_folder, [], use) == ""
+    for folder in folders:
+        assert [try_one(folder, [], use) for use in USES] == ["", "", ""]
     with limited():
         run()
     n_refused = sum(map(bool, refused))

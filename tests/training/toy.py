@@ -65,9 +65,10 @@ def encoded(folder: Path, *, with_popularity: bool = False) -> EncodedData:
         popularity_slots=(1,) * with_popularity,
         popularity_names=("popularity",) * with_popularity,
         popularity_days=(7,) * with_popularity,
-        history=history,
+        popularity_history=history,
         item_counts=np.bincount(train.item_ids, minlength=N_ITEMS),
         as_of=int(train.times.max()) + 1,
+        n_users=N_USERS,
     )
 
 

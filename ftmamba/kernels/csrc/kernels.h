@@ -47,6 +47,15 @@ typedef struct {
     float *d_u, *d_dt, *d_A, *d_B, *d_C;
 } Scan;
 
+/* out = x, each number set to 0 at the rate given and the others divided by 1 - rate. */
+typedef struct {
+    int64_t count, threads;
+    uint64_t seed;
+    double rate; /* in [0, 1) */
+    const float *x;
+    float *out;
+} Dropout;
+
 #define MOST_THREADS 256
 
 /* Tasks 0 .. count - 1, each once, on at most `count` threads. */
@@ -70,4 +79,5 @@ typedef struct {
     int (*layer_backward)(const Layer *);
     int (*scan_forward)(const Scan *);
     int (*scan_backward)(const Scan *);
+    int (*dropout)(const Dropout *);
 } Variant;

@@ -54,6 +54,11 @@ static int bad_scan(const Scan *scan) {
            scan->threads < 1 || scan->threads > MOST_THREADS || scan->threads > scan->rows;
 }
 
+static int bad_dropout(const Dropout *dropout) {
+    return dropout->count < 1 || dropout->threads < 1 || dropout->threads > MOST_THREADS ||
+           !(dropout->rate >= 0.0 && dropout->rate < 1.0);
+}
+
 #define CALL(FUNCTION, ARGUMENT, BAD) \
     const Variant *chosen = runnable(variant); \
     if (!chosen || BAD(ARGUMENT)) return BAD_SIZES; \
@@ -73,4 +78,8 @@ EXPORT int ftmamba_scan_forward(int64_t variant, const Scan *scan) {
 
 EXPORT int ftmamba_scan_backward(int64_t variant, const Scan *scan) {
     CALL(scan_backward, scan, bad_scan)
+}
+
+EXPORT int ftmamba_dropout(int64_t variant, const Dropout *dropout) {
+    CALL(dropout, dropout, bad_dropout)
 }

@@ -1,4 +1,5 @@
 /* The whole kernel for the instruction set that the including file has set. */
+#include "dropout.h"
 #include "layer_backward.h"
 #include "plain_scan.h"
 
@@ -8,5 +9,5 @@
 #define TEXT(a) TEXT_(a)
 
 const Variant JOIN(variant_, VARIANT) = {
-    TEXT(VARIANT), layer_forward, layer_backward, plain_scan_forward, plain_scan_backward,
+    TEXT(VARIANT), layer_forward, layer_backward, plain_scan_forward, plain_scan_backward, dropout,
 };

@@ -1,0 +1,35 @@
+"""Softmax over the whole catalogue at every position.
+
+Shapes: M positions, I items, D embedding.
+"""
+
+from torch import Tensor
+
+from ftmamba.losses.sequences.fused_linear_cross_entropy import fused_linear_cross_entropy
+
+
+def sequence_full_softmax(
+    positions_MD: Tensor,
+    targets_M: Tensor,
+    items_ID: Tensor,
+    *,
+    bias_I: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    weights_M: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy over every item, as Mamba4Rec trains (Liu et al., arXiv 2403.03900).
+
+    Args:
+        positions_MD: outputs of positions, already divided by the temperature.
+        targets_M: int64, the item that came next, a row of `items_ID`.
+        items_ID: embeddings of all items.
+        bias_I: added to each item's logits.
+        label_smoothing: share of a label that is spread over all items.
+        weights_M: weight of each position's loss; None weighs all alike.
+
+    Returns:
+        Mean loss, in nats; 0 if there is no position.
+    """
+    return fused_linear_cross_entropy(
+        positions_MD, items_ID, targets_M, bias_I, label_smoothing, weights_M=weights_M
+    )

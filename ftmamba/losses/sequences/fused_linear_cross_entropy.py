@@ -1,0 +1,205 @@
+"""Cross-entropy of inner products with every item, without ever holding all of the logits.
+
+Shapes: M positions, C positions of a chunk, I items, D embedding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from modeling_ftmamba.linears import product_into
+
+LOGITS_AT_ONCE = 2**21
+"""8 MB of float32: what a chunk writes is still in the cache when it is read."""
+
+LEAST_CHUNK = 256
+"""Positions; fewer make the matrix products slow."""
+
+
+def fused_linear_cross_entropy(
+    hidden_MD: Tensor,
+    items_ID: Tensor,
+    targets_M: Tensor,
+    bias_I: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    *,
+    weights_M: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Compute `F.cross_entropy(hidden @ items.T + bias, targets)` in memory for one chunk.
+
+    The logits of a chunk of positions turn into their own gradient while they are there, as in
+    Liger Kernel (Hsu et al., arXiv 2410.10989), so that backward only scales what forward found
+    and no logit is computed twice.
+
+    Half precision is computed in float32, also under autocast; float64 stays.
+
+    Args:
+        hidden_MD: outputs of positions, already divided by the temperature.
+        items_ID: embeddings of all items.
+        targets_M: int64, the item that came next.
+        bias_I: added to each item's logits.
+        label_smoothing: this share of a position's label is spread over all items.
+        weights_M: weight of each position's loss, without gradient; None weighs all alike.
+        chunk: positions at once; by default as many as are fast.
+
+    Returns:
+        Mean over the positions of weight times loss, in nats; 0 if there is no position.
+    """
+    loss, _ = fused_linear_cross_entropy_of_each(
+        hidden_MD,
+        items_ID,
+        targets_M,
+        bias_I,
+        label_smoothing,
+        weights_M=weights_M,
+        chunk=chunk,
+    )
+    return loss
+
+
+def fused_linear_cross_entropy_of_each(
+    hidden_MD: Tensor,
+    items_ID: Tensor,
+    targets_M: Tensor,
+    bias_I: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    *,
+    weights_M: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute `fused_linear_cross_entropy`, and beside it the loss of each position.
+
+    Returns:
+        The loss, and the positions' losses (M,), not weighted and without gradient.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1 position, got {chunk}")
+    inputs = [hidden_MD, items_ID] if bias_I is None else [hidden_MD, items_ID, bias_I]
+    with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    with torch.autocast(hidden_MD.device.type, enabled=False):
+        outputs: tuple[Tensor, Tensor] = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            _exact(hidden_MD),
+            _exact(items_ID),
+            targets_M,
+            None if bias_I is None else _exact(bias_I),
+            weights_M,
+            label_smoothing,
+            chunk or max(LEAST_CHUNK, LOGITS_AT_ONCE // len(items_ID)),
+            with_gradient,
+        )
+    return outputs
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class _FusedLinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0913 - autograd's
+        ctx: Any,
+        hidden_MD: Tensor,
+        items_ID: Tensor,
+        targets_M: Tensor,
+        bias_I: Tensor | None,
+        weights_M: Tensor | None,
+        label_smoothing: float,
+        chunk: int,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        share_M = hidden_MD.new_full((len(hidden_MD),), 1 / max(1, len(hidden_MD)))
+        if weights_M is not None:
+            share_M *= weights_M
+        work = _Work(items_ID, bias_I, label_smoothing, with_gradient)
+        hidden_MD = hidden_MD.detach()
+        rows = [torch.split(tensor, chunk) for tensor in (hidden_MD, targets_M, share_M)]
+        chunks = [work.add(*one) for one in zip(*rows, strict=True)] if len(hidden_MD) else []
+        losses_M = torch.cat([losses for losses, _ in chunks]) if chunks else share_M
+        if with_gradient:
+            d_hidden_MD = torch.cat([d for _, d in chunks]) if chunks else hidden_MD
+            ctx.save_for_backward(d_hidden_MD, work.d_items_DI.t(), work.d_bias_I)
+        ctx.mark_non_differentiable(losses_M)
+        ctx.has_bias = bias_I is not None
+        return losses_M @ share_M, losses_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden_MD, d_items_ID, d_bias_I = (tensor * d_loss for tensor in ctx.saved_tensors)
+        d_bias = d_bias_I if ctx.has_bias else None
+        return d_hidden_MD, d_items_ID, None, d_bias, None, None, None, None
+
+
+class _Work:
+    """Goes through chunks of positions and adds up the gradients of what they share."""
+
+    def __init__(
+        self, items_ID: Tensor, bias_I: Tensor | None, label_smoothing: float, with_gradient: bool
+    ) -> None:
+        self.items_ID, self.bias_I = items_ID.detach(), bias_I
+        self.smoothing, self.with_gradient = label_smoothing, with_gradient
+        self.mean_item_D = self.items_ID.mean(0)
+        self.mean_bias = 0.0 if bias_I is None else bias_I.detach().mean()
+        # Items last: this product is twice as fast as its transpose.
+        self.d_items_DI = torch.zeros_like(self.items_ID.t(), memory_format=torch.contiguous_format)
+        self.d_bias_I = items_ID.new_zeros(len(items_ID))
+
+    def add(self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses (C,) of a chunk and the gradient (C, D) of its outputs."""
+        logits_CI = hidden_CD.new_empty(len(hidden_CD), len(self.items_ID))
+        _product_into(logits_CI, hidden_CD, self.items_ID)
+        if self.bias_I is not None:
+            logits_CI += self.bias_I
+        target_C = logits_CI.gather(1, targets_C[:, None])[:, 0]
+        largest_C = logits_CI.amax(1)
+        exponentials_CI = logits_CI.sub_(largest_C[:, None]).exp_()
+        sum_C = exponentials_CI.sum(1)
+        losses_C = sum_C.log() + largest_C - (1 - self.smoothing) * target_C
+        if self.smoothing:
+            losses_C -= self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
+        if not self.with_gradient:
+            return losses_C, hidden_CD
+        return losses_C, self._gradients(hidden_CD, targets_C, share_C, exponentials_CI, sum_C)
+
+    def _gradients(
+        self,
+        hidden_CD: Tensor,
+        targets_C: Tensor,
+        share_C: Tensor,
+        exponentials_CI: Tensor,
+        sum_C: Tensor,
+    ) -> Tensor:
+        """Add a chunk's gradients of items and bias, and return that of its outputs.
+
+        The gradient of a logit is its probability less its label. Probabilities are exponentials
+        whose row is divided by its sum, which is done to the narrow factor of each product; the
+        labels are products of their own, with one item or with the mean of all.
+        """
+        scale_C, label_C = share_C / sum_C, share_C * (1 - self.smoothing)
+        d_hidden_CD = torch.empty_like(hidden_CD)
+        _product_into(d_hidden_CD, exponentials_CI, self.items_ID.t())
+        d_hidden_CD *= scale_C[:, None]
+        d_hidden_CD -= label_C[:, None] * self.items_ID[targets_C]
+        self.d_items_DI.addmm_((hidden_CD * scale_C[:, None]).t(), exponentials_CI)
+        self.d_items_DI.t().index_add_(0, targets_C, label_C[:, None] * hidden_CD, alpha=-1)
+        if self.bias_I is not None:
+            self.d_bias_I.addmv_(exponentials_CI.t(), scale_C)
+            self.d_bias_I.index_add_(0, targets_C, label_C, alpha=-1)
+        if self.smoothing:
+            spread_C = share_C * self.smoothing
+            d_hidden_CD -= spread_C[:, None] * self.mean_item_D
+            self.d_items_DI -= (spread_C @ hidden_CD)[:, None] / len(self.items_ID)
+            self.d_bias_I -= spread_C.sum() / len(self.items_ID)
+        return d_hidden_CD
+
+
+def _product_into(out_CO: Tensor, x_CK: Tensor, weight_OK: Tensor) -> None:
+    if x_CK.device.type == "cpu":
+        product_into(out_CO, x_CK, weight_OK)
+    else:
+        torch.mm(x_CK, weight_OK.t(), out=out_CO)

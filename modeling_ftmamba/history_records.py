@@ -1,0 +1,153 @@
+"""Histories as people hand them over: from lists of events to what the user tower reads.
+
+An event is the key of an item, or a dict with what else is known of it:
+
+    "50"
+    {"item": "50", "time": "2024-03-01", "weight": 4}
+    {"item": {"title": "Dune", "genres": ["sci-fi"]}}     an item that is in no catalogue
+
+Events stand oldest first. Where each of a record's events has a time, they are put in order of
+time, those of one second as they stand; otherwise they stay as they are, and gaps are missing.
+
+Shapes: B records, T events of the longest, I items, E embedding, F event features.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .catalogue_file import Catalogue
+from .columns import history_of, near
+from .texts import WrongValueError
+from .time_columns import seconds_of
+from .tower_encoder import place_of
+
+Event = tuple[Any, float, float]
+"""Item (a key, columns, or a row of the catalogue), UTC seconds and weight, NaN where unknown."""
+
+_KEYS = ("item", "time", "weight")
+_RULE = "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
+_MOST_EVENTS = 10**6
+
+
+class HistoryReader:
+    """Reads the history of raw records, if the model has one.
+
+    Args:
+        model: both towers.
+        extractor: of the same checkpoint.
+        catalogue: of the same checkpoint.
+        items: the catalogue's embeddings (I, E) on the model's device.
+    """
+
+    def __init__(self, model: Any, extractor: Any, catalogue: Catalogue, items: Tensor) -> None:
+        self.column = history_of(extractor.columns("user"))
+        self._model, self._extractor = model, extractor
+        self._catalogue, self._items_IE = catalogue, items
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return `user_history` and what belongs to it; nothing where the model has no history.
+
+        Args:
+            records: raw records; a record without a history, or with None, has no events.
+
+        Raises:
+            WrongValueError: what a record has is no list of events.
+        """
+        if self.column is None:
+            return {}
+        place, name = place_of(self.column, "user"), self.column.name
+        histories = [_events(record.get(name), place, row) for row, record in enumerate(records)]
+        return self.of_events(histories)
+
+    def of_events(self, histories: Sequence[Sequence[Event]]) -> dict[str, Tensor]:
+        """Return the tensors of events in order; the newest of them, as the column says."""
+        assert self.column is not None
+        kept = self.column.max_length or _MOST_EVENTS
+        newest = [events[-kept:] for events in histories]
+        length = max(map(len, newest), default=0)
+        device, width = self._items_IE.device, self._items_IE.shape[1]
+        history_BTE = self._items_IE.new_zeros(len(newest), length, width)
+        is_event_BT = torch.tensor(
+            [[place < len(events) for place in range(length)] for events in newest],
+            dtype=torch.bool, device=device,
+        ).view(len(newest), length)  # fmt: skip
+        history_BTE[is_event_BT] = self._embed([event[0] for events in newest for event in events])
+        tensors = {
+            "user_history": history_BTE,
+            "user_history_lengths": torch.tensor([len(events) for events in newest]).to(device),
+        }
+        if self.column.event_features:
+            features = np.full((len(newest), length, len(self.column.event_features)), np.nan)
+            for row, (events, everything) in enumerate(zip(newest, histories, strict=True)):
+                known = {"gap": _gaps(everything)[-kept:], "weight": [event[2] for event in events]}
+                for place, feature in enumerate(self.column.event_features):
+                    features[row, : len(events), place] = known[feature]
+            tensors["user_event_features"] = torch.from_numpy(features).float().to(device)
+        return tensors
+
+    def _embed(self, items: Sequence[Any]) -> Tensor:
+        """Return the embeddings (T, E) of rows and keys of the catalogue, other keys, columns."""
+        found = self._catalogue.rows_or_none(one if isinstance(one, str) else "" for one in items)
+        rows = [
+            item if isinstance(item, int) else row for item, row in zip(items, found, strict=True)
+        ]
+        unknown = [place for place, row in enumerate(rows) if row is None]
+        embeds_TE = self._items_IE[[row or 0 for row in rows]]
+        if unknown:
+            records = [self._record(items[place]) for place in unknown]
+            encoded = self._extractor(items=records, return_tensors="pt")
+            inputs = {name: tensor.to(embeds_TE.device) for name, tensor in encoded.items()}
+            embeds_TE[unknown] = self._model.get_item_embeddings(**inputs).to(embeds_TE.dtype)
+        return embeds_TE
+
+    def _record(self, item: Any) -> dict[str, Any]:
+        """Return the columns of an item that is not in the catalogue."""
+        absent = {column.name: None for column in self._extractor.columns("item")}
+        if isinstance(item, Mapping):
+            return {**absent, **{name: item[name] for name in item if name in absent}}
+        own = {self._extractor.item_key: item} if self._extractor.item_key in absent else {}
+        return {**absent, **own}
+
+
+def _events(given: Any, place: str, row: int) -> list[Event]:
+    """Return a record's events in order."""
+    if given is None:
+        return []
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence | np.ndarray):
+        raise WrongValueError(place, row, given, rule="must be a list of events, oldest first")
+    events = [_event(one, place, row) for one in given]
+    if events and not any(math.isnan(time) for _, time, _ in events):
+        events.sort(key=lambda event: event[1])
+    return events
+
+
+def _event(given: Any, place: str, row: int) -> Event:
+    if isinstance(given, str):
+        return given, math.nan, math.nan
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        return str(given), math.nan, math.nan
+    if not isinstance(given, Mapping) or not isinstance(given.get("item"), str | int | Mapping):
+        raise WrongValueError(place, row, given, rule=_RULE)
+    for key in given:
+        if key not in _KEYS:
+            rule = f"an event has no {key!r:.40}{near(key, _KEYS)}; it may have {', '.join(_KEYS)}"
+            raise WrongValueError(place, row, given, rule=rule)
+    item, weight = given["item"], given.get("weight")
+    try:
+        time = seconds_of(given.get("time"))
+        number = math.nan if weight is None else float(weight)
+    except (TypeError, ValueError, OverflowError):
+        rule = "an event's time must be UTC seconds or an ISO text, its weight a number"
+        raise WrongValueError(place, row, given, rule=rule) from None
+    return (str(item) if isinstance(item, int) else item), time, number
+
+
+def _gaps(events: Sequence[Event]) -> list[float]:
+    """Return log(1 + seconds since the event before) of each, 0 for the first."""
+    times = np.array([event[1] for event in events])
+    return np.log1p(np.diff(times, prepend=times[:1])).tolist()

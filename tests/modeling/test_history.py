@@ -1,0 +1,331 @@
+"""Laws of a tower that reads a history."""
+
+import json
+
+import pytest
+import torch
+
+from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
+from modeling_ftmamba.history import Events
+
+from .conftest import (
+    COLUMNS,
+    HISTORY,
+    make_batch,
+    make_config,
+    make_events,
+    make_tensors,
+    shake,
+)
+
+PROFILE = [*COLUMNS[:2], HISTORY, *COLUMNS[2:]]
+LENGTHS = [3, 0, 6, 1]
+CAUSAL = [
+    {"pooling": "last"},
+    {"pooling": "last", "mixer": "ssd", "norm_position": "sum", "mixer_feed_forward": True},
+    {"pooling": "last", "mixer": "attention", "causal_attention": True, "max_positions": 20},
+    {"pooling": "last", "time_decay": True, "history_start": True, "normalize_embeddings": True},
+    {"pooling": "last", "mixer": "ssd", "time_decay": True, "token_norm": True},
+    {"pooling": "last", "mixer_residual": False, "norm_position": "post", "projection_size": 16},
+]
+VARIANTS = [
+    *CAUSAL,
+    {},
+    {"mixer": "attention", "causal_attention": True},
+    {"pooling": "mean", "mixer": "ssd"},
+    {"pooling": "mean", "num_hidden_layers": 0},
+]
+
+
+def make_model(columns=PROFILE, **architecture):
+    torch.manual_seed(0)
+    config = make_config(user_columns=columns, **architecture)
+    return shake(FTMambaTwoTowerModel(config)).double().eval()
+
+
+def make_users(model, lengths, **options):
+    size = model.config.projection_size
+    events = make_events(lengths, size=size, dtype=torch.float64, **options)
+    columns = model.user_tower.config.columns
+    if columns == [HISTORY]:
+        return events
+    return make_tensors(len(lengths), "user_", dtype=torch.float64) | events
+
+
+def row_of(users, row, n_events=None):
+    """Return one user alone, without padding, as of so many events."""
+    alone = {name: tensor[row : row + 1] for name, tensor in users.items()}
+    length = int(alone.pop("user_history_lengths")[0]) if n_events is None else n_events
+    alone.pop("user_history_lengths", None)
+    for name in ("user_history", "user_event_features"):
+        alone[name] = alone[name][:, :length]
+    return alone
+
+
+def assert_near(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [PROFILE, [HISTORY]], ids=["profile", "alone"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_ragged_batch_equals_its_users_one_by_one_with_gradients(variant, columns):
+    model = make_model(columns, **variant)
+    users = make_users(model, LENGTHS)
+    together = model.get_user_embeddings(**users)
+    alone = torch.cat([model.get_user_embeddings(**row_of(users, row)) for row in range(4)])
+    assert_near(together, alone)
+    wanted = [p for p in model.user_tower.parameters() if p.requires_grad]
+    gradients = [
+        torch.autograd.grad(embeds.sin().sum(), wanted, allow_unused=True)
+        for embeds in (together, alone)
+    ]
+    used = 0
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_near(a, b)
+            used += 1
+    assert used >= len(wanted) - 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_stands_in_the_padding_changes_nothing(variant):
+    model = make_model(**variant)
+    users = make_users(model, LENGTHS, max_length=8)
+    before = model.get_user_embeddings(**users)
+    beyond = torch.arange(8) >= users["user_history_lengths"][:, None]
+    for name, junk in (("user_history", 1e3), ("user_event_features", torch.nan)):
+        users[name] = users[name].masked_fill(beyond[..., None], junk)
+    assert beyond.sum() == 22
+    assert torch.equal(model.get_user_embeddings(**users), before)
+
+
+@pytest.mark.parametrize("columns", [PROFILE, [HISTORY]], ids=["profile", "alone"])
+@pytest.mark.parametrize("variant", CAUSAL)
+def test_every_position_is_the_embedding_of_its_prefix(variant, columns):
+    model = make_model(columns, **variant)
+    users = make_users(model, LENGTHS)
+    positions = model.get_user_positions(**users)
+    assert positions.shape[:2] == (4, 7)
+    for row, length in enumerate(LENGTHS):
+        for n_events in range(length + 1):
+            alone = model.get_user_embeddings(**row_of(users, row, n_events))
+            assert_near(positions[row, n_events], alone[0])
+
+
+@pytest.mark.parametrize("variant", CAUSAL)
+def test_a_planted_future_item_never_changes_an_earlier_embedding(variant):
+    model = make_model(**variant)
+    users = make_users(model, [9, 9])
+    before = model.get_user_positions(**users)
+    users["user_history"][:, 5] += 1
+    users["user_event_features"][:, 5] = 7
+    moved = (model.get_user_positions(**users) - before).abs().amax((0, 2))
+    assert (moved[:6] == 0).all()
+    assert (moved[6:] > 1e-9).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_event_and_feature_moves_the_embedding(variant):
+    model = make_model(**variant)
+    users = make_users(model, [3])
+    users["user_event_features"].nan_to_num_(0)
+    before = model.get_user_embeddings(**users)
+    for name in ("user_history", "user_event_features"):
+        for event in range(3):
+            for slot in range(users[name].shape[2]):
+                changed = users[name].clone()
+                changed[0, event, slot] += 1
+                after = model.get_user_embeddings(**(users | {name: changed}))
+                assert (after - before).abs().max() > 1e-8, (name, event, slot)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_history_is_an_empty_one(variant):
+    model = make_model(**variant)
+    users = make_users(model, [0, 0])
+    assert users["user_history"].shape[1] == 0
+    profile = {k: v for k, v in users.items() if k in make_tensors(1, "user_")}
+    absent = model.get_user_embeddings(**profile)
+    assert_near(model.get_user_embeddings(**users), absent)
+    padded = make_users(model, [0, 0], max_length=4)
+    assert_near(model.get_user_embeddings(**padded), absent)
+
+
+def test_a_row_without_any_token_is_pooled_to_zero():
+    tower = make_model([HISTORY], pooling="last").user_tower
+    users = make_users(make_model([HISTORY]), [2, 0])
+    events = [users[name] for name in make_events([1])]
+    output = tower(None, None, None, None, *events)
+    assert (output.pooled[1] == 0).all()
+    assert (output.pooled[0] != 0).any()
+    assert_near(tower().embeds[0], output.embeds[1])
+    assert_near(tower.forward_positions(None, None, None, None, *events)[0, 0], output.embeds[1])
+
+
+def test_tokens_stand_in_order_and_cls_right_after_each_own_last_event():
+    model = make_model(history_start=True, time_decay=True)
+    tokenizer = model.user_tower.tokenizer
+    users = make_users(model, [2, 0])
+    profile = {name: users[f"user_{name}"] for name in make_tensors(1)}
+    events = tokenizer.history.events(*(users[name] for name in make_events([1])))
+    rows = tokenizer.rows(profile, 2, events)
+    n_columns, start = len(COLUMNS), tokenizer.history.start
+    assert rows.lengths.tolist() == [n_columns + 1 + 2 + 1, n_columns + 1 + 0 + 1]
+    assert_near(rows.hidden[:, n_columns], start.expand(2, -1))
+    first = n_columns + 1
+    made = tokenizer.history(events)
+    assert_near(rows.hidden[0, first : first + 2], made[0])
+    assert_near(rows.hidden[0, first + 2], tokenizer.cls)
+    assert_near(rows.hidden[1, first], tokenizer.cls)
+    gaps = users["user_event_features"][0, :, 0].nan_to_num(0)
+    assert_near(rows.gaps[0, first : first + 2], gaps)
+    assert (rows.gaps[0, :first] == 0).all()
+    assert rows.gaps[0, first + 2] == rows.gaps[1, first] == 0
+
+
+def test_a_token_of_an_event_by_hand():
+    history = make_model().user_tower.tokenizer.history
+    users = make_users(make_model(), [2])
+    features = torch.tensor([[[0.5, 3.0], [float("nan"), 4.0]]], dtype=torch.float64)
+    events = users["user_history"], None, features
+    tokens = history(Events(*events))
+    items = users["user_history"][0] @ history.projection.weight.T
+    gap, weight = history.feature_weight
+    assert_near(tokens[0, 0], items[0] + 0.5 * gap + 3 * weight)
+    assert_near(tokens[0, 1], items[1] + 4 * weight + history.missing[0])
+
+
+def test_the_item_tower_learns_through_histories():
+    model = make_model()
+    items = model.get_item_embeddings(**make_tensors(5, "item_", dtype=torch.float64))
+    users = make_tensors(2, "user_", dtype=torch.float64)
+    taken = torch.tensor([[0, 3], [3, 4]])
+    users["user_history"] = items[taken]
+    model.get_user_embeddings(**users).sin().sum().backward()
+    assert all(
+        parameter.grad is not None and (parameter.grad != 0).any()
+        for name, parameter in model.item_tower.layers.named_parameters()
+    )
+
+
+def test_positions_are_added_oldest_first_and_run_out_with_a_remedy():
+    model = make_model(mixer="attention", causal_attention=True, max_positions=20)
+    history = model.user_tower.tokenizer.history
+    events = Events(torch.zeros(1, 20, 8, dtype=torch.float64), None, None)
+    tokens = history(events)[0] - history.missing.sum(0)
+    assert_near(tokens, history.positions.weight)
+    with pytest.raises(ValueError, match="21 events is longer than max_positions, 20; give"):
+        history(Events(torch.zeros(1, 21, 8, dtype=torch.float64), None, None))
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "ssd"])
+def test_time_decay_starts_silent_and_then_lengthens_the_steps(mixer):
+    model = make_model(pooling="last", mixer=mixer, time_decay=True)
+    users = make_users(model, [5, 5])
+    weights = [layer.mixer.gap_weight for layer in model.user_tower.layers]
+    fresh = FTMambaTwoTowerModel(model.config).user_tower.layers[0].mixer.gap_weight
+    assert (fresh == 0).all()
+    mixer_module = model.user_tower.layers[0].mixer
+    rank = 1 if mixer == "mamba" else len(weights[0])
+    low = torch.randn(2, 9, rank, dtype=torch.float64)
+    gaps = torch.rand(2, 9, dtype=torch.float64)
+    plain, longer = mixer_module.steps(low, None), mixer_module.steps(low, gaps)
+    assert_near(longer, plain * (gaps[..., None] * weights[0]).exp())
+    before = model.get_user_embeddings(**users)
+    with torch.no_grad():
+        for weight in weights:
+            weight.zero_()
+    silent = model.get_user_embeddings(**users)
+    model.user_tower.tokenizer.history.gap_slot = None
+    assert_near(model.get_user_embeddings(**users), silent)
+    assert (before - silent).abs().max() > 1e-6
+
+
+def test_the_model_scores_and_saves_with_a_history(tmp_path):
+    model = make_model(pooling="last", history_start=True, time_decay=True).float()
+    events = make_events([3, 0, 2, 4, 4])
+    batch = make_batch() | events
+    output = model(**batch)
+    users = model.get_user_embeddings(**{k: v for k, v in batch.items() if k[:4] == "user"})
+    assert torch.equal(output.user_embeds, users)
+    model.save_pretrained(tmp_path)
+    loaded = FTMambaTwoTowerModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).scores, output.scores)
+
+
+def test_a_config_of_before_histories_means_what_it_meant(tmp_path):
+    model = make_model(COLUMNS).float()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    new = (
+        "mixer_residual", "mixer_feed_forward", "causal_attention", "token_norm", "category_bias",
+        "history_start", "max_positions", "time_decay", "final_norm", "with_head",
+        "initializer_range",
+    )  # fmt: skip
+    for name in new:
+        del fields[name]
+    path.write_text(json.dumps(fields))
+    loaded = FTMambaTwoTowerModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**make_batch()).scores, model(**make_batch()).scores)
+
+
+def wrong(users, **changes):
+    return {k: v for k, v in (users | changes).items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user_history": torch.zeros(2, 3, 5)}, r"shape \(users, events, 8\).*\(2, 3, 5\)"),
+        ({"user_history": torch.zeros(2, 3, 8).long()}, "must be floats.*int64"),
+        ({"user_history": torch.zeros(3, 3, 8)}, "one number of records, got.*'history': 3"),
+        ({"user_history_lengths": torch.tensor([1, 4])}, r"in 0..3.*got 4 in row 1"),
+        ({"user_history_lengths": torch.tensor([1, -1])}, "got -1 in row 1"),
+        ({"user_history_lengths": torch.tensor([1.0, 2.0])}, "must be whole numbers.*float32"),
+        ({"user_history_lengths": torch.tensor([1])}, r"shape \(2,\), got.*\(1,\)"),
+        ({"user_event_features": torch.zeros(2, 3, 1)}, r"shape \(2, 3, 2\), got \(2, 3, 1\)"),
+    ],
+)
+def test_histories_that_do_not_fit_are_refused(changes, message):
+    model = make_model()
+    users = make_users(model, [3, 2])
+    with pytest.raises(ValueError, match=message):
+        model.get_user_embeddings(**wrong(users, **changes))
+
+
+def test_a_tower_without_a_history_refuses_one_and_positions_need_the_last_token():
+    model = make_model(COLUMNS)
+    users = make_users(model, [3, 2])
+    with pytest.raises(ValueError, match="user tower has no column of kind 'history', got a hi"):
+        model.get_user_embeddings(**users)
+    with pytest.raises(ValueError, match="need a column of kind 'history', the user tower has no"):
+        model.get_user_positions()
+    with pytest.raises(ValueError, match="need pooling 'last', the user tower has 'cls'"):
+        make_model().get_user_positions(**users)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, {"history_start": True}])
+def test_every_suffix_is_the_shape(checked_shapes, variant):
+    model = make_model(**variant).float().train()
+    with checked_shapes("modeling_ftmamba"):
+        model(**make_batch(4), **make_events(LENGTHS, model.config.projection_size))
+        if model.config.pooling == "last":
+            users = make_tensors(4, "user_") | make_events(LENGTHS, model.config.projection_size)
+            model.get_user_positions(**users).sum().backward()
+
+
+def test_bfloat16_stays_near_float32():
+    model = make_model(pooling="last", time_decay=True).float()
+    batch = make_batch(4) | make_events(LENGTHS)
+    exact = model(**batch).scores
+    half = model.bfloat16()(**batch).scores
+    assert half.dtype is torch.bfloat16
+    assert (half.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_tower_may_be_told_by_columns_alone():
+    config = FTMambaConfig.from_columns([HISTORY], COLUMNS, pooling="last")
+    users = make_events([4, 2], size=64)
+    assert FTMambaTwoTowerModel(config).get_user_embeddings(**users).shape == (2, 64)

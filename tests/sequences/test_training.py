@@ -1,0 +1,97 @@
+"""Towers that read a history learn what comes next, by every loss, and never see it beforehand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ftmamba.data.histories import histories_of
+from ftmamba.evaluation import evaluate
+from ftmamba.experiment.rivals import held_out_scorer
+from ftmamba.training.run import make_protocol, split_tables, train
+
+from .conftest import N_ITEMS, ring_recipe, ring_tables
+
+
+def hit_rate(recipe, split, trained):
+    scorer = held_out_scorer(trained, split)
+    protocol = make_protocol(recipe.evaluation)
+    return evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol).mean("HR@1")
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"loss": "full_softmax"},
+        {"loss": "full_softmax", "sequences": "every", "label_smoothing": 0.1},
+        {"loss": "in_batch"},
+        {"loss": "sampled_softmax", "n_negatives": 8, "negatives": "mixed"},
+        {"loss": "gbce", "n_negatives": 6, "num_epochs": 60, "evaluate_every": 60},
+        {"loss": "full_softmax", "sequences": "", "batch_size": 64, "num_epochs": 12},
+    ],
+)
+def test_what_comes_next_is_learnt_and_foretold(tmp_path, training):
+    tables = ring_tables(with_profile="sequences" in training)
+    recipe = ring_recipe(tmp_path, **training)
+    split = split_tables(tables, recipe)
+    trained = train(recipe, tables, split, Accelerator(cpu=True))
+    assert hit_rate(recipe, split, trained) > 0.95
+
+
+def test_the_test_history_has_the_validation_item_and_not_the_test_item(walked):
+    recipe, _, split, trained = walked
+    assert trained.result.best_score > 0.95
+    assert hit_rate(recipe, split, trained) > 0.95
+    histories = histories_of(split.before_test)
+    events = histories.newest(np.arange(split.test.n_users), 99)
+    last = events.item_ids[np.arange(len(events.lengths)), events.lengths - 1]
+    assert (last == split.validation.item_ids[np.argsort(split.validation.user_ids)]).all()
+
+
+def test_a_planted_future_item_changes_no_earlier_embedding(walked):
+    *_, trained = walked
+    model = trained.model.eval()
+    items = trained.data.catalogue(None)
+    with torch.inference_mode():
+        items_IE = model.get_item_embeddings(**items)
+        history = items_IE[torch.arange(8) % N_ITEMS][None]
+        features = torch.rand(1, 8, 2)
+        user = {
+            name.removeprefix("user_"): one
+            for name, one in trained.data.gather_users(torch.tensor([0])).items()
+        } | {"event_features": features}
+        before = model.user_tower.forward_positions(**user, history=history)
+        for place in range(8):
+            planted = history.clone()
+            planted[0, place] = 9.0
+            after = model.user_tower.forward_positions(**user, history=planted)
+            assert torch.equal(after[:, : place + 1], before[:, : place + 1])
+            assert not torch.equal(after[:, place + 1], before[:, place + 1])
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"loss": "bce"}, "training.loss must be one of"),
+        ({"loss": "gbce", "sequences": ""}, "is of sequences; set training.sequences"),
+        ({"loss": "in_batch", "sequences": ""}, "users with a history need training.sequences"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(tmp_path, training, message):
+    tables = ring_tables()
+    recipe = ring_recipe(tmp_path, **training)
+    with pytest.raises(ValueError, match=message):
+        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+
+
+def test_sequences_without_a_history_are_told(tmp_path):
+    tables = ring_tables()
+    users = tables.schema.users
+    kept = tuple(column for column in users.columns if column.kind != "history")
+    schema = dataclasses.replace(tables.schema, users=dataclasses.replace(users, columns=kept))
+    tables = dataclasses.replace(tables, schema=schema)
+    recipe = ring_recipe(tmp_path)
+    with pytest.raises(ValueError, match="needs a column of kind 'history'"):
+        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))

@@ -1,0 +1,252 @@
+"""What is Redis's own: its clock, and going away."""
+
+import threading
+import time
+
+import pytest
+
+from ftmamba.streaming.redis_connection import RedisConnection
+from ftmamba.streaming.redis_store import RedisStore
+from ftmamba.streaming.redis_stream import Member, RedisStreamSource
+from ftmamba.streaming.store import ABSENT, Put, Stored
+
+from .history_checkpoint import make_events
+
+redis = pytest.importorskip("redis")
+STATE = Stored(1, bytes(1000), ("e",))
+
+
+@pytest.fixture
+def client(redis_server):
+    with redis.Redis.from_url(redis_server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def store(redis_server):
+    store = RedisStore(redis_server.url)
+    yield store
+    store.close()
+
+
+def add(client, events, stream="events"):
+    return [client.xadd(stream, {"event": event.to_json()}) for event in events]
+
+
+def test_redis_forgets_after_the_last_put(redis_server, client):
+    store = RedisStore(redis_server.url, ttl_seconds=100)
+    store.put("u", STATE, ABSENT)
+    assert 99_000 < client.pttl("ftmamba:state:u") <= 100_000
+    client.pexpire("ftmamba:state:u", 5)
+    time.sleep(0.05)
+    assert store.get(["u"]) == [None]
+    store.put("u", STATE, ABSENT)
+    store.close()
+    for_ever = RedisStore(redis_server.url)
+    assert for_ever.put("u", Stored(2, b""), 1)
+    assert client.pttl("ftmamba:state:u") == -1
+    for_ever.close()
+
+
+def test_prefixes_keep_stores_apart_though_they_hold_wildcards(redis_server):
+    stores = [RedisStore(redis_server.url, prefix=prefix) for prefix in ("a*:", "ab:", "a[b]:")]
+    for store in stores:
+        assert store.put("u", STATE, ABSENT)
+        assert list(store) == ["u"]
+        store.close()
+
+
+def test_what_others_keep_under_a_key_is_refused(client, store):
+    client.set("ftmamba:state:text", "x")
+    client.hset("ftmamba:state:odd", mapping={"version": "one"})
+    with pytest.raises(ValueError, match=r"refuses \(.*WRONGTYPE"):
+        store.get(["text"])
+    with pytest.raises(ValueError, match="keeps of user 'odd' is no state"):
+        store.get(["odd"])
+
+
+def test_a_script_that_the_server_forgot_is_sent_again(client, store):
+    store.put("u", STATE, ABSENT)
+    client.script_flush()
+    assert store.put("u", Stored(2, b""), 1)
+
+
+def test_a_server_that_comes_back_has_lost_nothing(own_redis_server):
+    told = []
+    store = RedisStore(own_redis_server.url, tell=told.append)
+    assert all(store.put_many([Put(f"u{row}", STATE, ABSENT) for row in range(50)]))
+    own_redis_server.stop()
+    back = threading.Timer(0.3, own_redis_server.start)
+    back.start()
+    assert store.put("u0", Stored(2, b"new"), 1)
+    back.join()
+    assert "does not answer" in told[0]
+    assert store.get(["u0", "u49"]) == [Stored(2, b"new"), STATE]
+    store.close()
+
+
+def test_a_server_that_stays_away_is_told_after_some_tries(own_redis_server):
+    waits, told = [], []
+    url = own_redis_server.url.replace("//", "//user:secret@")
+    own_redis_server.stop()
+    store = RedisStore(url, tries=4, wait=waits.append, tell=told.append)
+    with pytest.raises(
+        ConnectionError, match=r"did not answer 4 times .* nothing is lost"
+    ) as caught:
+        store.put("u", STATE, ABSENT)
+    assert len(waits) == len(told) == 3
+    assert waits[0] < waits[2]
+    assert "secret" not in f"{caught.value} {told}"
+    store.close()
+
+
+def test_a_full_server_is_told(own_redis_server):
+    with redis.Redis.from_url(own_redis_server.url) as client:
+        client.config_set("maxmemory", "1mb")
+    store = RedisStore(own_redis_server.url)
+    with pytest.raises(OSError, match="has no memory left"):
+        store.put_many([Put(f"u{row}", STATE, ABSENT) for row in range(5000)])
+    store.close()
+
+
+def test_a_wrong_password_is_told_at_once(own_redis_server):
+    with redis.Redis.from_url(own_redis_server.url) as client:
+        client.config_set("requirepass", "right")
+    store = RedisStore(own_redis_server.url.replace("//", "//:wrong@"), wait=pytest.fail)
+    with pytest.raises(ValueError, match=r"refuses .* check the URL's user, password"):
+        store.get(["u"])
+    store.close()
+
+
+@pytest.mark.parametrize("url", ["http://h", "localhost:6379", ""])
+def test_other_urls_are_refused(url):
+    with pytest.raises(ValueError, match="a URL of Redis must begin with redis://"):
+        RedisConnection(url)
+
+
+def test_a_client_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "redis", None)
+    with pytest.raises(ImportError, match=r"pip install 'ftmamba\[streaming\]'"):
+        RedisConnection("redis://localhost")
+
+
+def test_a_stream_gives_every_event_once_in_order_and_what_is_wrong(redis_server, client):
+    events = make_events(7)
+    add(client, events[:4])
+    client.xadd("events", {"event": "{"})
+    client.xadd("events", {"other": "x"})
+    add(client, events[4:])
+    source = RedisStreamSource(redis_server.url, "events")
+    first = source.read(4)
+    assert (list(first.events), first.problems) == (events[:4], [])
+    source.acknowledge(first)
+    second = source.read(100)
+    assert list(second.events) == events[4:]
+    assert [problem.split(":")[1].split("(")[0] for problem in second.problems] == [
+        " an event must be a JSON object ",
+        " the entry has no field 'event', or was removed from the stream; add events by XADD "
+        "events * event '{...}'",
+    ]
+    source.acknowledge(second)
+    assert source.read(4) is None
+    assert client.xpending("events", "ftmamba")["pending"] == 0
+    source.close()
+
+
+def test_an_event_without_an_id_has_that_of_its_entry(redis_server, client):
+    entry = client.xadd("events", {"event": '{"user_key": 1, "item_key": "i"}'})
+    source = RedisStreamSource(redis_server.url, "events")
+    assert source.read(1).events[0].event_id == entry.decode()
+    source.close()
+
+
+def test_what_was_not_acknowledged_comes_again_to_the_same_consumer(redis_server, client):
+    events = make_events(6)
+    add(client, events)
+    before = RedisStreamSource(redis_server.url, "events", Member(consumer="a"))
+    before.acknowledge(before.read(2))
+    before.read(3)
+    before.close()
+    after = RedisStreamSource(redis_server.url, "events", Member(consumer="a"))
+    again = after.read(2)
+    assert list(again.events) == events[2:4]
+    after.acknowledge(again)
+    assert list(after.read(9).events) == events[4:5]
+    assert list(after.read(9).events) == events[5:]
+    after.close()
+
+
+def test_what_a_dead_consumer_left_is_taken_over_after_a_while(redis_server, client):
+    events = make_events(3)
+    add(client, events)
+    dead = RedisStreamSource(redis_server.url, "events", Member(consumer="dead"))
+    dead.read(2)
+    dead.close()
+    other = RedisStreamSource(
+        redis_server.url, "events", Member(consumer="other", reclaim_seconds=0.05)
+    )
+    time.sleep(0.1)
+    assert list(other.read(9).events) == events[:2]
+    other.close()
+    patient = RedisStreamSource(redis_server.url, "events", Member(consumer="patient"))
+    assert list(patient.read(9).events) == events[2:]
+    patient.close()
+
+
+def test_two_consumers_share_a_stream_without_overlap(redis_server, client):
+    events = make_events(10)
+    add(client, events)
+    sources = [RedisStreamSource(redis_server.url, "events", Member(consumer=c)) for c in "ab"]
+    got = [list(source.read(5).events) for source in sources]
+    assert got == [events[:5], events[5:]]
+    for source in sources:
+        source.close()
+
+
+def test_an_entry_that_was_removed_unread_does_not_stop_the_stream(redis_server, client):
+    entries = add(client, make_events(2))
+    RedisStreamSource(redis_server.url, "events").close()
+    dead = RedisStreamSource(redis_server.url, "events")
+    dead.read(2)
+    dead.close()
+    client.xdel("events", entries[0])
+    source = RedisStreamSource(redis_server.url, "events")
+    batch = source.read(9)
+    assert (len(batch.events), len(batch.problems)) == (1, 1)
+    source.acknowledge(batch)
+    assert source.read(9) is None
+    source.close()
+
+
+def test_following_waits_for_more(redis_server, client):
+    source = RedisStreamSource(redis_server.url, "events", follow=True)
+    event = make_events(1)[0]
+    later = threading.Timer(0.2, add, [client, [event]])
+    later.start()
+    batch = source.read(5)
+    later.join()
+    assert list(batch.events) == [event]
+    source.acknowledge(batch)
+    assert len(source.read(5)) == 0
+    source.close()
+
+
+def test_a_stream_goes_on_where_its_server_was_killed(own_redis_server):
+    events = make_events(4)
+    with redis.Redis.from_url(own_redis_server.url) as client:
+        add(client, events)
+    source = RedisStreamSource(own_redis_server.url, "events")
+    first = source.read(2)
+    own_redis_server.stop()
+    back = threading.Timer(0.3, own_redis_server.start)
+    back.start()
+    source.acknowledge(first)
+    back.join()
+    assert list(source.read(5).events) == events[2:]
+    source.close()
+
+
+def test_a_key_that_holds_no_stream_is_refused(redis_server, client):
+    client.set("events", "x")
+    with pytest.raises(ValueError, match="WRONGTYPE"):
+        RedisStreamSource(redis_server.url, "events")
