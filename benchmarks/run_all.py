@@ -64,6 +64,7 @@ BENCHMARKS = (
     Benchmark("embedding", "embedding", quick_options=None),
     Benchmark("evaluation", "evaluation", quick_options=None),
     Benchmark("pipeline", "pipeline", quick_options=None),
+    Benchmark("streaming", "streaming", quick_options=("--calls", "200")),
     Benchmark("loading", "loading", quick_options=("--catalogue", "100000", "--rounds", "2")),
     Benchmark(
         "processor",

@@ -64,6 +64,8 @@ class FTMambaLayer(nn.Module):
     def advance(self, hidden: Tensor, state: MixerState, part: Part) -> tuple[Tensor, MixerState]:
         """Return more tokens, (B, T, D) or one (B, D), after those that left the state, and it."""
         assert not isinstance(self.mixer, AttentionMixer)
+        if (carried := self._carried(hidden, state, part)) is not None:
+            return self._feed(carried[0]), carried[1]
         mixed, state = self.mixer.advance(self.normed(hidden), state, part)
         return self.finish(hidden, mixed), state
 
@@ -80,25 +82,44 @@ class FTMambaLayer(nn.Module):
         self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None, *, last: bool
     ) -> Tensor | None:
         """Return mixer, norm and sum from one fused call, or None where it takes several."""
-        mixer, norm = self.mixer, self.mixer_norm
-        drops = self.training and self.dropout.p > 0
-        if not isinstance(mixer, MambaMixer) or self.reverse_mixer is not None:
-            return None
-        if not self.norm_before or drops or not is_untouched(norm, self.norm_class):
+        mixer = self.mixer
+        if not isinstance(mixer, MambaMixer) or not self._fuses_with_norm():
             return None
         if (fused := mixer.fused(hidden_BLD, gaps_BL)) is None:
             return None
-        weights: Norm | None = None
-        if isinstance(norm, nn.LayerNorm):
-            weights = (norm.weight, norm.bias, norm.eps)
         return fused(
             hidden_BLD,
             mixer.fused_parameters(),
-            weights,
+            self._norm_weights(),
             residual=self.residual,
             last=last,
             reverse=False,
         )
+
+    def _carried(
+        self, hidden: Tensor, state: MixerState, part: Part
+    ) -> tuple[Tensor, MixerState] | None:
+        """Return mixer, norm and sum of `advance` from one fused call, or None."""
+        mixer = self.mixer
+        if not isinstance(mixer, MambaMixer) or not self._fuses_with_norm():
+            return None
+        if (carried := mixer.carried(hidden, part)) is None:
+            return None
+        tokens_BTD = hidden if hidden.ndim == 3 else hidden[:, None]
+        out_BTD, conv, scan = carried(
+            tokens_BTD, mixer.fused_parameters(), self._norm_weights(), *state,
+            residual=self.residual,
+        )  # fmt: skip
+        return out_BTD.view_as(hidden), MixerState(conv, scan)
+
+    def _fuses_with_norm(self) -> bool:
+        drops = self.training and self.dropout.p > 0
+        before = self.norm_before and is_untouched(self.mixer_norm, self.norm_class)
+        return before and not drops and self.reverse_mixer is None
+
+    def _norm_weights(self) -> Norm | None:
+        norm = self.mixer_norm
+        return (norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else None
 
     def _mix(self, normed_BLD: Tensor, gaps_BL: Tensor | None) -> Tensor:
         if isinstance(self.mixer, AttentionMixer):

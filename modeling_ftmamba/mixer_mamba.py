@@ -23,7 +23,7 @@ from .mixer_state import (
     carry_scan,
     carry_scan_one,
 )
-from .scans import WIDEST_FUSED_CONV, AutoScan, LayerFunction, Scan
+from .scans import WIDEST_FUSED_CONV, AutoScan, CarriedLayerFunction, LayerFunction, Scan
 
 
 class MambaMixer(nn.Module):
@@ -147,13 +147,23 @@ class MambaMixer(nn.Module):
         A part of another class, or with a hook, is somebody's adapter or observer, and must run.
         """
         layer = self.scan.for_tensor(hidden_BLD).layer
-        if gaps_BL is not None and self.gap_weight is not None:
+        return layer if layer is not None and self._can_fuse(gaps_BL) else None
+
+    def carried(self, hidden: Tensor, part: Part) -> CarriedLayerFunction | None:
+        """Return the scan's fused layer over tokens that follow others, on the terms of `fused`."""
+        layer = self.scan.for_tensor(hidden).carried_layer
+        if layer is None or part.lengths is not None or torch.is_grad_enabled():
             return None
-        if layer is None or self.conv1d.kernel_size[0] > WIDEST_FUSED_CONV:
-            return None
+        return layer if self._can_fuse(part.gaps) else None
+
+    def _can_fuse(self, gaps: Tensor | None) -> bool:
+        if gaps is not None and self.gap_weight is not None:
+            return False
+        if self.conv1d.kernel_size[0] > WIDEST_FUSED_CONV:
+            return False
         linears = (self.in_proj, self.x_proj, self.dt_proj, self.out_proj)
         untouched = all(is_untouched(linear, nn.Linear) for linear in linears)
-        return layer if untouched and is_untouched(self.conv1d, nn.Conv1d) else None
+        return untouched and is_untouched(self.conv1d, nn.Conv1d)
 
     def fused_parameters(self) -> MambaParameters:
         """Return the parameters as a fused layer takes them."""

@@ -43,6 +43,23 @@ class LayerFunction(Protocol):
         ...
 
 
+class CarriedLayerFunction(Protocol):
+    """A whole Mamba layer in one, over tokens that follow others."""
+
+    def __call__(
+        self,
+        hidden_BLD: Tensor,
+        parameters: MambaParameters,
+        norm: Norm | None,
+        conv_BEJ: Tensor,
+        state_BEN: Tensor,
+        *,
+        residual: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tokens (B, L, D) and what both states are after them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scan:
     """One implementation.
@@ -52,12 +69,14 @@ class Scan:
         full: all tokens' outputs.
         last: the last token's alone.
         layer: the fused layer, where the implementation has one.
+        carried_layer: the same over tokens that follow others; no gradient passes.
     """
 
     name: str
     full: ScanFunction
     last: ScanFunction
     layer: LayerFunction | None = None
+    carried_layer: CarriedLayerFunction | None = None
 
     def for_tensor(self, _: Tensor) -> "Scan":
         """Return the implementation for that tensor: always this one."""
@@ -122,7 +141,13 @@ def _cpu_plugin() -> Any:
 
 def _cpu() -> Scan:
     plugin = _cpu_plugin()
-    return Scan("cpu", plugin.selective_scan, plugin.selective_scan_last, plugin.fused_layer)
+    return Scan(
+        "cpu",
+        plugin.selective_scan,
+        plugin.selective_scan_last,
+        plugin.fused_layer,
+        getattr(plugin, "carried_layer", None),
+    )
 
 
 def _triton() -> Scan:

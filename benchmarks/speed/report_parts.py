@@ -26,6 +26,7 @@ OTHER_BENCHMARKS = {
     "pipeline": "The pipeline beside the bare model",
     "processor": "Raw records to tensors",
     "recommendation": "One recommendation",
+    "streaming": "Keeping users fresh",
     "endpoint": "An inference endpoint under load",
     "loading": "Loading a checkpoint",
 }

@@ -208,3 +208,56 @@ def fused_layer(
     else:  # Without the dispatcher: a batch of one waits for it longer than for the kernel.
         out, _ = _forward(tuple(tensors), options, keep_states=False)
     return out if out.dtype is hidden_BLD.dtype else out.to(hidden_BLD.dtype)
+
+
+def carried_layer(
+    hidden_BLD: Tensor,
+    parameters: Any,
+    norm: tuple[Tensor, Tensor | None, float] | None,
+    conv_BEJ: Tensor,
+    state_BEN: Tensor,
+    *,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a Mamba layer over tokens that follow others; no gradient passes.
+
+    Args:
+        hidden_BLD: tokens, one or more.
+        parameters: `MambaParameters`.
+        norm: see `fused_layer`.
+        conv_BEJ: the newest inputs of the convolution, kernel - 1 of each channel, oldest first.
+        state_BEN: state of the scan.
+        residual: whether the input is added to the mixer's output.
+
+    Returns:
+        The outputs (B, L, D), of hidden's type, and what `conv_BEJ` and `state_BEN` are after
+        these tokens, in float32.
+
+    Raises:
+        RuntimeError: a tensor is not on the CPU.
+        TypeError: a tensor is not of floating point, or float64.
+        ValueError: shapes do not fit each other.
+    """
+    weight, bias, eps = norm or (None, None, 0.0)
+    tensors = [float32(tensor) for tensor in (hidden_BLD, *parameters, weight, bias)]
+    before = [float32(tensor) for tensor in (conv_BEJ, state_BEN)]
+    call, _alive = _call(tuple(tensors), Options(eps, residual, False, False))
+    batch, inner = call.rows, call.inner
+    shapes = [(batch, inner, call.kernel - 1), (batch, inner, call.state)]
+    if [tuple(tensor.shape) for tensor in (conv_BEJ, state_BEN)] != shapes:
+        raise ValueError(
+            f"the states of {batch} records must have shapes {shapes[0]} and {shapes[1]}, got "
+            f"{tuple(conv_BEJ.shape)} and {tuple(state_BEN.shape)}"
+        )
+    kept, _alive_too = as_pointers(dict(zip(("conv_before", "state_before"), before, strict=True)))
+    out = hidden_BLD.new_empty(hidden_BLD.shape, dtype=torch.float32)
+    conv, state = (out.new_empty(shape) for shape in shapes)
+    if not out.numel():
+        return hidden_BLD, conv_BEJ.float(), state_BEN.float()
+    # A kernel of one token keeps no inputs: nothing is read or written where `conv` points then.
+    call.conv_before = kept["conv_before"] or kept["state_before"]
+    call.conv_after = conv.data_ptr() or state.data_ptr()
+    call.state_before, call.state_after = kept["state_before"], state.data_ptr()
+    call.out = out.data_ptr()
+    library().run("layer_forward", call)
+    return out.to(hidden_BLD.dtype), conv, state

@@ -30,6 +30,7 @@ class LayerCall(ctypes.Structure):
         *((name, _POINTER) for name in (
             "x", "norm_weight", "norm_bias", "in_proj", "conv_weight", "conv_bias", "x_proj",
             "dt_weight", "dt_bias", "A_log", "D", "out_proj", "out", "states",
+            "conv_before", "state_before", "conv_after", "state_after",
             "d_out", "d_x", "d_norm_weight", "d_norm_bias", "d_in_proj", "d_conv_weight",
             "d_conv_bias", "d_x_proj", "d_dt_weight", "d_dt_bias", "d_A_log", "d_D", "d_out_proj",
         )),

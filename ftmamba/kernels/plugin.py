@@ -1,14 +1,22 @@
 """What `modeling_ftmamba` finds as the entry point `cpu` of the group `ftmamba.scans`."""
 
 from .dropout_op import dropout
-from .layer_op import fused_layer
+from .layer_op import carried_layer, fused_layer
 from .library import installed_library
 from .scan_op import selective_scan, selective_scan_last
 
 CONTRACT = 1
 """Version of the functions' signatures; checkpoints carry code of their own age."""
 
-__all__ = ["CONTRACT", "dropout", "fused_layer", "selective_scan", "selective_scan_last", "why_not"]
+__all__ = [
+    "CONTRACT",
+    "carried_layer",
+    "dropout",
+    "fused_layer",
+    "selective_scan",
+    "selective_scan_last",
+    "why_not",
+]
 
 
 def why_not() -> str | None:

@@ -27,6 +27,9 @@ typedef struct {
     const float *out_proj;    /* (H, E) */
     float *out;               /* (B, L, H) or (B, H) */
     float *states; /* (B, chunks - 1, padded N, padded E) ahead of every chunk but the first, or NULL */
+    /* The forward pass that goes on from earlier tokens: what they left, and what these leave. */
+    const float *conv_before, *state_before; /* (B, E, K - 1) and (B, E, N), both or neither */
+    float *conv_after, *state_after;
     /* The backward pass alone: */
     const float *d_out;
     float *d_x, *d_norm_weight, *d_norm_bias, *d_in_proj, *d_conv_weight, *d_conv_bias, *d_x_proj,

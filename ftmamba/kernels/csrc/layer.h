@@ -209,6 +209,45 @@ static void keep_rows(const Plan *plan, float *to, const float *from, size_t tok
                (lanes.end - lanes.first) * sizeof(float));
 }
 
+/* ---- tokens that go on from earlier ones ---- */
+
+/* The member's channels of a row's newest inputs of the convolution: (E, K - 1) -> (K - 1, EP). */
+static void take_inputs(const Plan *plan, size_t row, float *to, Lanes lanes) {
+    size_t E = plan->E, kept = plan->K - 1;
+    const float *from = plan->given->conv_before + row * E * kept;
+    for (size_t k = 0; k < kept; k++)
+        for (size_t e = lanes.first; e < lanes.end; e++)
+            to[k * plan->EP + e] = e < E ? from[e * kept + k] : 0.0f;
+}
+
+/* The newest K - 1 inputs after `tokens` more, x (tokens, EP): (E, K - 1). */
+static void leave_inputs(const Plan *plan, size_t row, const float *before, const float *x,
+                         size_t tokens, Lanes lanes) {
+    size_t E = plan->E, kept = plan->K - 1;
+    float *to = plan->given->conv_after + row * E * kept;
+    for (size_t k = 0; k < kept; k++) {
+        const float *from = k + tokens >= kept ? x + (k + tokens - kept) * plan->EP
+                                               : before + (k + tokens) * plan->EP;
+        for (size_t e = lanes.first; e < lanes.end && e < E; e++) to[e * kept + k] = from[e];
+    }
+}
+
+/* A row's state: (E, N) -> (NP, EP), and back. */
+static void take_state(const Plan *plan, size_t row, float *state, Lanes lanes) {
+    size_t E = plan->E, N = plan->N;
+    const float *from = plan->given->state_before + row * E * N;
+    for (size_t n = 0; n < plan->NP; n++)
+        for (size_t e = lanes.first; e < lanes.end; e++)
+            state[n * plan->EP + e] = n < N && e < E ? from[e * N + n] : 0.0f;
+}
+
+static void leave_state(const Plan *plan, size_t row, const float *state, Lanes lanes) {
+    size_t E = plan->E, N = plan->N;
+    float *to = plan->given->state_after + row * E * N;
+    for (size_t e = lanes.first; e < lanes.end && e < E; e++)
+        for (size_t n = 0; n < N; n++) to[e * N + n] = state[n * plan->EP + e];
+}
+
 /* inputs -> x and z, each member its tokens. */
 static void project_in(const Plan *plan, Block block, Outputs outputs, Work *work, Team team) {
     size_t HP = plan->HP, EP = plan->EP;
@@ -220,11 +259,19 @@ static void project_in(const Plan *plan, Block block, Outputs outputs, Work *wor
 
 /* x -> u -> xd. `before` must hold x ahead of a segment that does not begin its row. */
 static void convolve_and_project(const Plan *plan, Block block, Work *work, Team team) {
+    const Layer *given = plan->given;
     size_t EP = plan->EP;
+    int goes_on = block.start || given->conv_before;
+    int ends = block.start + block.tokens == (size_t)given->length;
+    Lanes lanes = lanes_of(plan, team);
     for (size_t r = 0; r < block.rows; r++) {
-        size_t at = r * block.tokens * EP;
-        conv_forward(conv_of(plan, block.tokens, team), work->x + at,
-                     block.start ? work->before : NULL, work->u + at);
+        const float *x = work->x + r * block.tokens * EP;
+        if (!block.start && given->conv_before)
+            take_inputs(plan, block.first + r, work->before, lanes);
+        conv_forward(conv_of(plan, block.tokens, team), x, goes_on ? work->before : NULL,
+                     work->u + r * block.tokens * EP);
+        if (ends && given->conv_after)
+            leave_inputs(plan, block.first + r, work->before, x, block.tokens, lanes);
     }
     meet(team);
     multiply_part(team, block.rows * block.tokens, plan->E, (Left){work->u, EP, 1}, plan->x_columns,
@@ -293,7 +340,8 @@ static void scan_row(const Plan *plan, Block block, size_t r, const Work *work, 
     const Layer *given = plan->given;
     size_t EP = plan->EP, row = block.first + r;
     Lanes lanes = lanes_of(plan, team);
-    if (block.start == 0) zero_states(plan, lanes, work->state);
+    if (block.start == 0 && given->state_before) take_state(plan, row, work->state, lanes);
+    else if (block.start == 0) zero_states(plan, lanes, work->state);
     for (size_t t = 0; t < block.tokens; t += plan->cut.chunk) {
         size_t tokens = smaller_size(plan->cut.chunk, block.tokens - t);
         size_t at = r * block.tokens + t, index = (block.start + t) / plan->cut.chunk;
@@ -312,6 +360,8 @@ static void scan_row(const Plan *plan, Block block, size_t r, const Work *work, 
         scan_output(EP, lanes, plan->NP, work->state, C, y);
         gate(plan, lanes, 1, y, work->u + at * EP, work->z + r * EP);
     }
+    if (given->state_after && block.start + block.tokens == (size_t)given->length)
+        leave_state(plan, row, work->state, lanes);
 }
 
 static void leave(const Plan *plan, Block block, Outputs outputs, Work *work, Team team) {

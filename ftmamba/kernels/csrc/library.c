@@ -46,7 +46,10 @@ enum { DONE = 0, NO_MEMORY = 1, BAD_SIZES = 2 };
 static int bad_layer(const Layer *layer) {
     return layer->rows < 1 || layer->length < 1 || layer->hidden < 1 || layer->inner < 1 ||
            layer->state < 1 || layer->rank < 1 || layer->kernel < 1 || layer->kernel > 32 ||
-           layer->threads < 1 || layer->threads > MOST_THREADS;
+           layer->threads < 1 || layer->threads > MOST_THREADS ||
+           !layer->conv_before != !layer->state_before ||
+           !layer->conv_after != !layer->state_after ||
+           (layer->reverse && (layer->conv_before || layer->conv_after));
 }
 
 static int bad_scan(const Scan *scan) {
