@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions
 from ftmamba.evaluation.seen import ItemsByUser, items_by_user
-from modeling_ftmamba.columns import near
-
-EVENT_FEATURES = ("gap", "weight")
-"""Numbers that may stand beside an event."""
+from modeling_ftmamba.columns import EVENT_FEATURES, near
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,19 +28,26 @@ def check_features(data: EncodedData) -> None:
 @torch.no_grad()
 def explain_loss(loss: float, *, step: int, batch: Batch, embedder: PairEmbedder) -> str:
     """Say which training interactions made a loss or a gradient that is not finite."""
+    cause = _cause_in_windows(batch) if "rows" not in batch else _cause_in_rows(batch, embedder)
+    return (
+        f"training stopped at step {step + 1}: the loss or its gradient is not finite (loss "
+        f"{loss}); {cause}. Look at these rows, or lower learning_rate or max_grad_norm"
+    )
+
+
+def _cause_in_rows(batch: Batch, embedder: PairEmbedder) -> str:
     unwrapped = replace(embedder, model=embedder.base)
     inputs = unwrapped.gather(batch["user_ids"], batch["item_ids"], batch.get("popularity"))
     users_BD, items_BD = unwrapped.embed(inputs)
     bad_B = ~(users_BD.isfinite().all(-1) & items_BD.isfinite().all(-1)).cpu()
     rows = batch["rows"][bad_B]
     if len(rows):
-        cause = f"the embeddings of {shown(rows, 'training row')} are not finite"
-    else:
-        cause = f"all embeddings of {shown(batch['rows'], 'training row')} are finite"
-    return (
-        f"training stopped at step {step + 1}: the loss or its gradient is not finite (loss "
-        f"{loss}); {cause}. Look at these rows, or lower learning_rate or max_grad_norm"
-    )
+        return f"the embeddings of {shown(rows, 'training row')} are not finite"
+    return f"all embeddings of {shown(batch['rows'], 'training row')} are finite"
+
+
+def _cause_in_windows(batch: Batch) -> str:
+    return f"it came in the histories of the table's {shown(batch['user_ids'], 'user row')}"
 
 
 def shown(rows: Tensor, noun: str) -> str:

@@ -86,6 +86,13 @@ def test_options_that_do_not_go_together_are_told(tmp_path, training, message):
         train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
 
 
+def test_a_loss_that_is_not_finite_stops_with_the_users_whose_histories_made_it(tmp_path):
+    tables = ring_tables()
+    recipe = ring_recipe(tmp_path, learning_rate=1e30, max_grad_norm=0.0, warmup_fraction=0.0)
+    with pytest.raises(ValueError, match=r"not finite .*histories of the table's user rows"):
+        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+
+
 def test_sequences_without_a_history_are_told(tmp_path):
     tables = ring_tables()
     users = tables.schema.users
