@@ -31,7 +31,7 @@ def seeded_dropout(x: Tensor, rate: float, seed: int) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
     if x.numel():
-        threads = library().threads_for(x.numel() * 100_000 // NUMBERS_A_THREAD)
+        threads = library().threads_for(x.numel(), least=NUMBERS_A_THREAD)
         call = DropoutCall(
             count=x.numel(), threads=threads, seed=seed, rate=rate, x=x.data_ptr(),
             out=out.data_ptr(),

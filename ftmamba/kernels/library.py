@@ -104,11 +104,11 @@ class KernelLibrary:
         if code:
             raise ValueError(f"{function} does not take these sizes: {_sizes(call)}")
 
-    def threads_for(self, work: int) -> int:
-        """How many threads pay for `work` elements of the scan."""
+    def threads_for(self, work: int, least: int = 100_000) -> int:
+        """How many threads pay for `work`, each with at least so much; by default scan elements."""
         if not self.has_threads:
             return 1
-        return max(1, min(torch.get_num_threads(), MOST_THREADS, work // 100_000))
+        return max(1, min(torch.get_num_threads(), MOST_THREADS, work // least))
 
 
 def _sizes(call: LayerCall | ScanCall | DropoutCall) -> dict[str, int]:

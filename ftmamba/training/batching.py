@@ -17,8 +17,8 @@ def make_batches(
     """Return the batches of a recipe.
 
     Raises:
-        ValueError: sequences are asked for and the users have no history, or the other way round
-            a loss is asked for that is of sequences alone.
+        ValueError: sequences are asked for and the users have no history, or the items have
+            popularity columns.
     """
     if not recipe.sequences:
         return InteractionBatches(
@@ -35,6 +35,12 @@ def make_batches(
             "training.sequences needs a column of kind 'history' among the users' columns; add "
             "history: {kind: history, max_length: 200} to the schema, or leave training.sequences "
             "empty"
+        )
+    if data.popularity_slots:
+        raise ValueError(
+            "training.sequences reads events of all times at once, but the items' columns "
+            f"{', '.join(data.popularity_names)} are as of one moment, which would tell of what "
+            "came later; remove popularity_days, or leave training.sequences empty"
         )
     return SequenceBatches(
         data.histories,

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ftmamba.data.histories import histories_of
+from ftmamba.data.schema import popularity_column
 from ftmamba.evaluation import evaluate
 from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.training.run import make_protocol, split_tables, train
@@ -90,6 +91,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_users_whose_histories_made_it(
     tables = ring_tables()
     recipe = ring_recipe(tmp_path, learning_rate=1e30, max_grad_norm=0.0, warmup_fraction=0.0)
     with pytest.raises(ValueError, match=r"not finite .*histories of the table's user rows"):
+        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+
+
+def test_popularity_as_of_one_moment_is_refused_where_windows_are_of_all_times(tmp_path):
+    tables = ring_tables()
+    items = tables.schema.items
+    columns = (*items.columns, popularity_column(7))
+    schema = dataclasses.replace(tables.schema, items=dataclasses.replace(items, columns=columns))
+    tables = dataclasses.replace(tables, schema=schema)
+    recipe = ring_recipe(tmp_path)
+    with pytest.raises(ValueError, match="popularity_7d are as of one moment"):
         train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
 
 
