@@ -63,8 +63,9 @@ class FeedForward(nn.Module):
         """Return a tensor of the input's shape (..., D)."""
         if self.kind == "reglu":
             value, gate = apply_linear_in_chunks(self.up, hidden, 2)
-            up = value * torch.relu(gate)
+            up = self.dropout(value * torch.relu(gate))
+        elif self.kind == "relu":
+            up = self.dropout(torch.relu(apply_linear(self.up, hidden)))
         else:
-            up = apply_linear(self.up, hidden)
-            up = torch.relu(up) if self.kind == "relu" else F.gelu(up)
-        return apply_linear(self.down, self.dropout(up))
+            up = self.dropout.after_gelu(apply_linear(self.up, hidden))
+        return apply_linear(self.down, up)

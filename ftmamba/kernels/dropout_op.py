@@ -58,6 +58,10 @@ seeded_dropout.register_autograd(_backward, setup_context=_keep_for_backward)
 
 def dropout(x: Tensor, rate: float) -> Tensor:
     """Return float32 `x` after dropout, by a seed from torch's generator."""
-    seed = int(torch.randint(2**62, (), dtype=torch.int64))
-    out: Tensor = seeded_dropout(x, rate, seed)
+    out: Tensor = seeded_dropout(x, rate, draw_seed())
     return out
+
+
+def draw_seed() -> int:
+    """Return a seed from torch's generator."""
+    return int(torch.randint(2**62, (), dtype=torch.int64))

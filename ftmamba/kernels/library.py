@@ -9,6 +9,7 @@ import functools
 import re
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -59,6 +60,29 @@ class DropoutCall(ctypes.Structure):
     )  # fmt: skip
 
 
+class GeluCall(ctypes.Structure):
+    """`Gelu` of csrc/kernels.h."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("count", "threads", "narrow")),
+        ("seed", ctypes.c_uint64),
+        ("rate", ctypes.c_double),
+        *((name, _POINTER) for name in ("x", "d_out", "out")),
+    )  # fmt: skip
+
+
+class ExponentialsCall(ctypes.Structure):
+    """`Exponentials` of csrc/kernels.h."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("rows", "columns", "threads", "narrow")),
+        *((name, _POINTER) for name in ("x", "largest", "sum")),
+    )  # fmt: skip
+
+
+Call: TypeAlias = LayerCall | ScanCall | DropoutCall | GeluCall | ExponentialsCall
+
+
 class KernelLibrary:
     """The library's functions at one instruction set.
 
@@ -91,8 +115,8 @@ class KernelLibrary:
             names.append(name.decode())
         return names
 
-    def run(self, function: str, call: LayerCall | ScanCall | DropoutCall) -> None:
-        """Call `layer_forward`, `layer_backward`, `scan_forward`, `scan_backward` or `dropout`.
+    def run(self, function: str, call: Call) -> None:
+        """Call a function of csrc/library.c by its name after `ftmamba_`.
 
         Raises:
             MemoryError: the library could not get its working memory.
@@ -111,7 +135,7 @@ class KernelLibrary:
         return max(1, min(torch.get_num_threads(), MOST_THREADS, work // least))
 
 
-def _sizes(call: LayerCall | ScanCall | DropoutCall) -> dict[str, int]:
+def _sizes(call: Call) -> dict[str, int]:
     names = [field[0] for field in call._fields_ if field[1] is _INT]
     return {name: getattr(call, name) for name in names}
 

@@ -1,6 +1,7 @@
 """What `modeling_ftmamba` finds as the entry point `cpu` of the group `ftmamba.scans`."""
 
 from .dropout_op import dropout
+from .gelu_op import gelu_dropout
 from .layer_op import carried_layer, fused_layer
 from .library import installed_library
 from .scan_op import selective_scan, selective_scan_last
@@ -13,6 +14,7 @@ __all__ = [
     "carried_layer",
     "dropout",
     "fused_layer",
+    "gelu_dropout",
     "selective_scan",
     "selective_scan_last",
     "why_not",

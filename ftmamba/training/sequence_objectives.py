@@ -157,7 +157,9 @@ def make_sequence_objective(
     """
     counts_I = embedder.data.item_counts
     if recipe.loss == "full_softmax":
-        return SequenceObjective(embedder, partial(_full_softmax, recipe.label_smoothing))
+        products_in = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
+        loss = partial(_full_softmax, recipe.label_smoothing, products_in)
+        return SequenceObjective(embedder, loss)
     if recipe.loss == "in_batch":
         shares_I = torch.from_numpy(counts_I / counts_I.sum())
         log_q_I = shares_I.log().float() if recipe.log_q else None
@@ -184,9 +186,16 @@ def make_sequence_objective(
 
 
 def _full_softmax(
-    smoothing: float, positions_MD: Tensor, targets_M: Tensor, items_ND: Tensor, _: Drawn
+    smoothing: float,
+    products_in: torch.dtype | None,
+    positions_MD: Tensor,
+    targets_M: Tensor,
+    items_ND: Tensor,
+    _: Drawn,
 ) -> Tensor:
-    return sequence_full_softmax(positions_MD, targets_M, items_ND, label_smoothing=smoothing)
+    return sequence_full_softmax(
+        positions_MD, targets_M, items_ND, label_smoothing=smoothing, products_in=products_in
+    )
 
 
 def _in_batch(

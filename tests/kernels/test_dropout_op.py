@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ftmamba.kernels.dropout_op import dropout, seeded_dropout
 from ftmamba.kernels.library import KernelLibrary
@@ -105,28 +106,32 @@ def test_what_it_does_not_take_is_told(x, rate, error):
         seeded_dropout(x, rate, 1)
 
 
-def test_the_module_uses_it_in_training_for_float32_alone(monkeypatch):
+def test_the_module_uses_it_in_training_for_float32_and_bfloat16(monkeypatch):
     used = []
 
     def spy(x, rate):
-        used.append(rate)
+        used.append((x.dtype, rate))
         return x
 
-    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_dropout", lambda: spy)
+    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_dropout", {"dropout": spy}.get)
     module = Dropout(0.25)
     x = torch.ones(8)
     module(x)
-    assert used == [0.25]
+    module(x.bfloat16())
+    assert used == [(torch.float32, 0.25)] * 2
     module(x.double())
     module.eval()
     assert module(x) is x
     Dropout(0.0)(x)
-    assert used == [0.25]
+    Dropout(1.0)(x)
+    assert len(used) == 2
 
 
 def test_without_the_kernel_it_is_torchs_dropout(monkeypatch):
-    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_dropout", lambda: None)
-    torch.manual_seed(1)
-    ours = Dropout(0.5)(torch.ones(100))
-    torch.manual_seed(1)
-    assert torch.equal(ours, torch.nn.functional.dropout(torch.ones(100), 0.5))
+    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_dropout", lambda _: None)
+    for function in (Dropout(0.5), Dropout(0.5).after_gelu):
+        torch.manual_seed(1)
+        ours = function(torch.ones(100))
+        torch.manual_seed(1)
+        x = torch.ones(100) if isinstance(function, Dropout) else F.gelu(torch.ones(100))
+        assert torch.equal(ours, F.dropout(x, 0.5))

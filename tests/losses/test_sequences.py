@@ -99,6 +99,28 @@ def test_half_precision_is_computed_in_float32_also_under_autocast(case):
     assert [one.dtype for one in gradients] == [torch.bfloat16] * 2
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_products_in_bfloat16_are_right_but_for_rounding(generator, smoothing):
+    hidden_MD, items_ID, bias_I = (
+        torch.randn(*shape, generator=generator).requires_grad_()
+        for shape in ((400, 16), (300, 16), (300,))
+    )
+    targets_M = torch.randint(300, (400,), generator=generator)
+    wanted = F.cross_entropy(hidden_MD @ items_ID.T + bias_I, targets_M, label_smoothing=smoothing)
+    tensors = (hidden_MD, items_ID, bias_I)
+    found = fused_linear_cross_entropy(
+        hidden_MD, items_ID, targets_M, bias_I, smoothing, products_in=torch.bfloat16, chunk=128
+    )
+    assert found.dtype == torch.float32
+    assert found != fused_linear_cross_entropy(hidden_MD, items_ID, targets_M, bias_I, smoothing)
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(found, tensors), torch.autograd.grad(wanted, tensors), strict=True
+    ):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
 def test_without_gradients_the_loss_is_the_same_and_nothing_is_kept(case):
     hidden_MD, items_ID, _, targets_M, _ = case
     with_gradient = fused_linear_cross_entropy(hidden_MD, items_ID, targets_M)

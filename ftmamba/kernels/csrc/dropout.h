@@ -3,11 +3,9 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "narrow.h"
 
 #define DROPOUT_BLOCK 65536
-
-typedef uint32_t uvec __attribute__((vector_size(4 * WIDTH)));
 
 /* Wellons' search for short hashes, its best of two rounds: bias 0.1. */
 #define MIX(x) \
@@ -22,49 +20,69 @@ INLINE uint32_t mix(uint32_t x) {
     return x;
 }
 
-INLINE uvec mix_vector(uvec x) {
+INLINE bits_vec mix_vector(bits_vec x) {
     MIX(x)
     return x;
 }
 
+/* What is dropped of a block: numbers in order, whose places begin with its first. */
 typedef struct {
-    const Dropout *call;
-    size_t blocks;
-} DropoutWork;
+    uint32_t first, second;
+    uint32_t bound; /* a hash below it is dropped */
+    float scale;    /* of what stays */
+    bits_vec place;
+} Drops;
+
+static Drops drops_of(uint64_t seed, double rate, size_t block) {
+    Drops drops;
+    drops.first = mix((uint32_t)block ^ mix((uint32_t)seed));
+    drops.second = mix(drops.first ^ mix((uint32_t)(seed >> 32)));
+    drops.bound = (uint32_t)(rate * 4294967296.0);
+    drops.scale = (float)(1.0 / (1.0 - rate));
+    for (uint32_t lane = 0; lane < WIDTH; lane++) drops.place[lane] = lane;
+    return drops;
+}
+
+/* The next WIDTH numbers, those that are dropped as zero. */
+INLINE vec drop(Drops *drops, vec x) {
+    bits_vec hash = mix_vector(mix_vector(drops->place ^ drops->first) ^ drops->second);
+    drops->place += WIDTH;
+    ivec kept = hash >= drops->bound;
+    return (vec)(kept & (ivec)(x * drops->scale));
+}
+
+typedef struct {
+    size_t start, end;
+} Span;
+
+INLINE Span block_span(size_t block, size_t count) {
+    size_t start = block * DROPOUT_BLOCK, end = start + DROPOUT_BLOCK;
+    return (Span){start, end < count ? end : count};
+}
+
+/* The index-th thread's share of the blocks. */
+INLINE Span blocks_of(size_t count, int64_t index, int64_t threads) {
+    size_t blocks = (count + DROPOUT_BLOCK - 1) / DROPOUT_BLOCK;
+    return (Span){blocks * (size_t)index / (size_t)threads,
+                  blocks * (size_t)(index + 1) / (size_t)threads};
+}
 
 static void drop_block(const Dropout *call, size_t block) {
-    uint32_t low = (uint32_t)call->seed, high = (uint32_t)(call->seed >> 32);
-    uint32_t first = mix((uint32_t)block ^ mix(low)), second = mix(first ^ mix(high));
-    /* A hash below the bound is dropped. */
-    uint32_t bound = (uint32_t)(call->rate * 4294967296.0);
-    float scale = (float)(1.0 / (1.0 - call->rate));
-    size_t start = block * DROPOUT_BLOCK, end = start + DROPOUT_BLOCK;
-    if (end > (size_t)call->count) end = (size_t)call->count;
-    uvec place;
-    for (uint32_t lane = 0; lane < WIDTH; lane++) place[lane] = lane;
-    size_t i = start;
-    for (; i + WIDTH <= end; i += WIDTH, place += WIDTH) {
-        uvec hash = mix_vector(mix_vector(place ^ first) ^ second);
-        ivec kept = hash >= bound;
-        store(call->out + i, (vec)(kept & (ivec)(load(call->x + i) * scale)));
-    }
-    for (uint32_t lane = 0; i < end; i++, lane++) {
-        uint32_t hash = mix(mix(place[lane] ^ first) ^ second);
-        call->out[i] = hash >= bound ? call->x[i] * scale : 0.0f;
-    }
+    Drops drops = drops_of(call->seed, call->rate, block);
+    Span span = block_span(block, call->count);
+    size_t i = span.start;
+    for (; i + WIDTH <= span.end; i += WIDTH) store(call->out + i, drop(&drops, load(call->x + i)));
+    size_t left = span.end - i;
+    if (left) store_some(call->out, i, left, drop(&drops, load_some(call->x, i, left, 0, 0)), 0);
 }
 
 static void drop_part(void *context, int64_t index) {
-    const DropoutWork *work = context;
-    size_t threads = (size_t)work->call->threads;
-    size_t block = work->blocks * (size_t)index / threads;
-    size_t end = work->blocks * ((size_t)index + 1) / threads;
-    for (; block < end; block++) drop_block(work->call, block);
+    const Dropout *call = context;
+    Span blocks = blocks_of(call->count, index, call->threads);
+    for (size_t block = blocks.start; block < blocks.end; block++) drop_block(call, block);
 }
 
 static int dropout(const Dropout *call) {
-    size_t blocks = ((size_t)call->count + DROPOUT_BLOCK - 1) / DROPOUT_BLOCK;
-    DropoutWork work = {call, blocks};
-    run_tasks(call->threads, drop_part, &work);
+    run_tasks(call->threads, drop_part, (void *)call);
     return 0;
 }

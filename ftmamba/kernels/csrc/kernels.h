@@ -1,4 +1,5 @@
-/* What the shared library takes: plain structs of sizes and pointers to contiguous float32 memory. */
+/* What the shared library takes: plain structs of sizes and pointers to contiguous memory, of
+ * float32 where nothing else is said. */
 #pragma once
 
 #include <stdint.h>
@@ -59,6 +60,24 @@ typedef struct {
     float *out;
 } Dropout;
 
+/* out = gelu(x), then dropout as above; with d_out, of the same type, the gradient of x instead. */
+typedef struct {
+    int64_t count, threads;
+    int64_t narrow; /* x, d_out and out are bfloat16 */
+    uint64_t seed;
+    double rate;
+    const void *x, *d_out; /* d_out: NULL for the forward pass */
+    void *out;
+} Gelu;
+
+/* x = exp(x - largest of its row), and what each row's largest number and sum are. */
+typedef struct {
+    int64_t rows, columns, threads;
+    int64_t narrow; /* x is bfloat16; what is summed up is not rounded */
+    void *x;        /* (rows, columns) */
+    float *largest, *sum; /* (rows) */
+} Exponentials;
+
 #define MOST_THREADS 256
 
 /* Tasks 0 .. count - 1, each once, on at most `count` threads. */
@@ -83,4 +102,6 @@ typedef struct {
     int (*scan_forward)(const Scan *);
     int (*scan_backward)(const Scan *);
     int (*dropout)(const Dropout *);
+    int (*gelu)(const Gelu *);
+    int (*exponentials)(const Exponentials *);
 } Variant;

@@ -62,6 +62,16 @@ static int bad_dropout(const Dropout *dropout) {
            !(dropout->rate >= 0.0 && dropout->rate < 1.0);
 }
 
+static int bad_gelu(const Gelu *gelu) {
+    return gelu->count < 1 || gelu->threads < 1 || gelu->threads > MOST_THREADS ||
+           !(gelu->rate >= 0.0 && gelu->rate < 1.0);
+}
+
+static int bad_exponentials(const Exponentials *call) {
+    return call->rows < 1 || call->columns < 1 || call->threads < 1 ||
+           call->threads > MOST_THREADS;
+}
+
 #define CALL(FUNCTION, ARGUMENT, BAD) \
     const Variant *chosen = runnable(variant); \
     if (!chosen || BAD(ARGUMENT)) return BAD_SIZES; \
@@ -85,4 +95,12 @@ EXPORT int ftmamba_scan_backward(int64_t variant, const Scan *scan) {
 
 EXPORT int ftmamba_dropout(int64_t variant, const Dropout *dropout) {
     CALL(dropout, dropout, bad_dropout)
+}
+
+EXPORT int ftmamba_gelu(int64_t variant, const Gelu *gelu) {
+    CALL(gelu, gelu, bad_gelu)
+}
+
+EXPORT int ftmamba_exponentials(int64_t variant, const Exponentials *call) {
+    CALL(exponentials, call, bad_exponentials)
 }

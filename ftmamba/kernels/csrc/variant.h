@@ -1,7 +1,8 @@
 /* The whole kernel for the instruction set that the including file has set. */
-#include "dropout.h"
+#include "gelu.h"
 #include "layer_backward.h"
 #include "plain_scan.h"
+#include "softmax.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -10,4 +11,5 @@
 
 const Variant JOIN(variant_, VARIANT) = {
     TEXT(VARIANT), layer_forward, layer_backward, plain_scan_forward, plain_scan_backward, dropout,
+    gelu, exponentials,
 };

@@ -3,6 +3,7 @@
 Shapes: M positions, I items, D embedding.
 """
 
+import torch
 from torch import Tensor
 
 from ftmamba.losses.sequences.fused_linear_cross_entropy import fused_linear_cross_entropy
@@ -16,6 +17,7 @@ def sequence_full_softmax(
     bias_I: Tensor | None = None,
     label_smoothing: float = 0.0,
     weights_M: Tensor | None = None,
+    products_in: torch.dtype | None = None,
 ) -> Tensor:
     """Cross-entropy over every item, as Mamba4Rec trains (Liu et al., arXiv 2403.03900).
 
@@ -26,10 +28,17 @@ def sequence_full_softmax(
         bias_I: added to each item's logits.
         label_smoothing: share of a label that is spread over all items.
         weights_M: weight of each position's loss; None weighs all alike.
+        products_in: type of the matrix products, see `fused_linear_cross_entropy`.
 
     Returns:
         Mean loss, in nats; 0 if there is no position.
     """
     return fused_linear_cross_entropy(
-        positions_MD, items_ID, targets_M, bias_I, label_smoothing, weights_M=weights_M
+        positions_MD,
+        items_ID,
+        targets_M,
+        bias_I,
+        label_smoothing,
+        weights_M=weights_M,
+        products_in=products_in,
     )

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ftmamba.kernels.softmax import exponentiate
 from modeling_ftmamba.linears import product_into
 
-LOGITS_AT_ONCE = 2**21
-"""8 MB of float32: what a chunk writes is still in the cache when it is read."""
+LOGIT_BYTES_AT_ONCE = 2**23
+"""What a chunk writes is still in the cache when it is read."""
 
 LEAST_CHUNK = 256
 """Positions; fewer make the matrix products slow."""
 
 
-def fused_linear_cross_entropy(
+def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how it is computed
     hidden_MD: Tensor,
     items_ID: Tensor,
     targets_M: Tensor,
@@ -26,6 +27,7 @@ def fused_linear_cross_entropy(
     label_smoothing: float = 0.0,
     *,
     weights_M: Tensor | None = None,
+    products_in: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """Compute `F.cross_entropy(hidden @ items.T + bias, targets)` in memory for one chunk.
@@ -34,7 +36,9 @@ def fused_linear_cross_entropy(
     Liger Kernel (Hsu et al., arXiv 2410.10989), so that backward only scales what forward found
     and no logit is computed twice.
 
-    Half precision is computed in float32, also under autocast; float64 stays.
+    Half precision is computed in float32, also under autocast; float64 stays. `products_in` is for
+    processors that multiply bfloat16 numbers many times faster: logits and their gradients are
+    rounded to it, sums over items and over positions are not.
 
     Args:
         hidden_MD: outputs of positions, already divided by the temperature.
@@ -43,6 +47,7 @@ def fused_linear_cross_entropy(
         bias_I: added to each item's logits.
         label_smoothing: this share of a position's label is spread over all items.
         weights_M: weight of each position's loss, without gradient; None weighs all alike.
+        products_in: type of the matrix products; by default that of the inputs.
         chunk: positions at once; by default as many as are fast.
 
     Returns:
@@ -55,12 +60,13 @@ def fused_linear_cross_entropy(
         bias_I,
         label_smoothing,
         weights_M=weights_M,
+        products_in=products_in,
         chunk=chunk,
     )
     return loss
 
 
-def fused_linear_cross_entropy_of_each(
+def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
     hidden_MD: Tensor,
     items_ID: Tensor,
     targets_M: Tensor,
@@ -68,6 +74,7 @@ def fused_linear_cross_entropy_of_each(
     label_smoothing: float = 0.0,
     *,
     weights_M: Tensor | None = None,
+    products_in: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `fused_linear_cross_entropy`, and beside it the loss of each position.
@@ -89,10 +96,16 @@ def fused_linear_cross_entropy_of_each(
             None if bias_I is None else _exact(bias_I),
             weights_M,
             label_smoothing,
-            chunk or max(LEAST_CHUNK, LOGITS_AT_ONCE // len(items_ID)),
+            products_in,
+            chunk or _default_chunk(items_ID, products_in),
             with_gradient,
         )
     return outputs
+
+
+def _default_chunk(items_ID: Tensor, products_in: torch.dtype | None) -> int:
+    logit_bytes = (products_in or items_ID.dtype).itemsize
+    return max(LEAST_CHUNK, LOGIT_BYTES_AT_ONCE // logit_bytes // max(1, len(items_ID)))
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -109,13 +122,14 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         bias_I: Tensor | None,
         weights_M: Tensor | None,
         label_smoothing: float,
+        products_in: torch.dtype | None,
         chunk: int,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         share_M = hidden_MD.new_full((len(hidden_MD),), 1 / max(1, len(hidden_MD)))
         if weights_M is not None:
             share_M *= weights_M
-        work = _Work(items_ID, bias_I, label_smoothing, with_gradient)
+        work = _Work(items_ID, bias_I, label_smoothing, products_in, with_gradient)
         hidden_MD = hidden_MD.detach()
         rows = [torch.split(tensor, chunk) for tensor in (hidden_MD, targets_M, share_M)]
         chunks = [work.add(*one) for one in zip(*rows, strict=True)] if len(hidden_MD) else []
@@ -132,16 +146,22 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_MD, d_items_ID, d_bias_I = (tensor * d_loss for tensor in ctx.saved_tensors)
         d_bias = d_bias_I if ctx.has_bias else None
-        return d_hidden_MD, d_items_ID, None, d_bias, None, None, None, None
+        return d_hidden_MD, d_items_ID, None, d_bias, None, None, None, None, None
 
 
 class _Work:
     """Goes through chunks of positions and adds up the gradients of what they share."""
 
     def __init__(
-        self, items_ID: Tensor, bias_I: Tensor | None, label_smoothing: float, with_gradient: bool
+        self,
+        items_ID: Tensor,
+        bias_I: Tensor | None,
+        label_smoothing: float,
+        products_in: torch.dtype | None,
+        with_gradient: bool,
     ) -> None:
         self.items_ID, self.bias_I = items_ID.detach(), bias_I
+        self.factor_ID = self.items_ID.to(products_in or items_ID.dtype)
         self.smoothing, self.with_gradient = label_smoothing, with_gradient
         self.mean_item_D = self.items_ID.mean(0)
         self.mean_bias = 0.0 if bias_I is None else bias_I.detach().mean()
@@ -151,20 +171,18 @@ class _Work:
 
     def add(self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses (C,) of a chunk and the gradient (C, D) of its outputs."""
-        logits_CI = hidden_CD.new_empty(len(hidden_CD), len(self.items_ID))
-        _product_into(logits_CI, hidden_CD, self.items_ID)
+        logits_CI = self.factor_ID.new_empty(len(hidden_CD), len(self.items_ID))
+        _product_into(logits_CI, hidden_CD.to(logits_CI.dtype), self.factor_ID)
         if self.bias_I is not None:
             logits_CI += self.bias_I
-        target_C = logits_CI.gather(1, targets_C[:, None])[:, 0]
-        largest_C = logits_CI.amax(1)
-        exponentials_CI = logits_CI.sub_(largest_C[:, None]).exp_()
-        sum_C = exponentials_CI.sum(1)
+        target_C = logits_CI.gather(1, targets_C[:, None])[:, 0].to(hidden_CD.dtype)
+        largest_C, sum_C = exponentiate(logits_CI)
         losses_C = sum_C.log() + largest_C - (1 - self.smoothing) * target_C
         if self.smoothing:
             losses_C -= self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
         if not self.with_gradient:
             return losses_C, hidden_CD
-        return losses_C, self._gradients(hidden_CD, targets_C, share_C, exponentials_CI, sum_C)
+        return losses_C, self._gradients(hidden_CD, targets_C, share_C, logits_CI, sum_C)
 
     def _gradients(
         self,
@@ -181,14 +199,18 @@ class _Work:
         labels are products of their own, with one item or with the mean of all.
         """
         scale_C, label_C = share_C / sum_C, share_C * (1 - self.smoothing)
-        d_hidden_CD = torch.empty_like(hidden_CD)
-        _product_into(d_hidden_CD, exponentials_CI, self.items_ID.t())
-        d_hidden_CD *= scale_C[:, None]
+        d_factor_CD = exponentials_CI.new_empty(hidden_CD.shape)
+        _product_into(d_factor_CD, exponentials_CI, self.factor_ID.t())
+        d_hidden_CD = d_factor_CD.to(hidden_CD.dtype).mul_(scale_C[:, None])
         d_hidden_CD -= label_C[:, None] * self.items_ID[targets_C]
-        self.d_items_DI.addmm_((hidden_CD * scale_C[:, None]).t(), exponentials_CI)
+        scaled_DC = (hidden_CD * scale_C[:, None]).to(exponentials_CI.dtype).t()
+        if scaled_DC.dtype == self.d_items_DI.dtype:
+            self.d_items_DI.addmm_(scaled_DC, exponentials_CI)
+        else:
+            self.d_items_DI += scaled_DC @ exponentials_CI
         self.d_items_DI.t().index_add_(0, targets_C, label_C[:, None] * hidden_CD, alpha=-1)
         if self.bias_I is not None:
-            self.d_bias_I.addmv_(exponentials_CI.t(), scale_C)
+            self.d_bias_I += exponentials_CI.t() @ scale_C.to(exponentials_CI.dtype)
             self.d_bias_I.index_add_(0, targets_C, label_C, alpha=-1)
         if self.smoothing:
             spread_C = share_C * self.smoothing

@@ -1,0 +1,117 @@
+"""One run of a study, from the recipe to its file in `runs/sequences`.
+
+Shapes: U users of the test.
+"""
+
+import json
+import resource
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.sequences.study import Study
+from ftmamba.atomic import whole_file
+from ftmamba.baselines import GRIDS, make_baseline, tune
+from ftmamba.evaluation import Evaluation, Protocol, Scorer, Split, evaluate
+from ftmamba.experiment.cost import hardware
+from ftmamba.experiment.rivals import held_out_scorer
+from ftmamba.recipe import Recipe
+from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
+
+RUNS = Path("runs/sequences")
+PROTOCOLS = {"masked": True, "not masked": False}
+"""Whether the items of a user's history are left out of the ranking."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is kept of a run.
+
+    Attributes:
+        facts: recipe, training, figures on validation and, unless it was left out, on the test.
+        evaluations: of the test, by protocol.
+    """
+
+    facts: dict[str, Any]
+    evaluations: dict[str, Evaluation]
+
+
+def run_network(recipe: Recipe, *, validation_only: bool) -> Run:
+    """Train a recipe's network; read the test once, unless only validation is asked for."""
+    accelerator = make_accelerator(recipe)
+    tables = read_tables(recipe.data, recipe.schema, accelerator)
+    split = split_tables(tables, recipe)
+    trained = train(recipe, tables, split, accelerator)
+    facts = {
+        "recipe": recipe.to_dict(),
+        "n_parameters": trained.model.num_parameters(),
+        "best_epoch": trained.result.best_epoch,
+        "validation": trained.result.best_score,
+        "history": trained.result.history,
+        "seconds": trained.seconds,
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        **surroundings(),
+    }
+    if validation_only:
+        return Run(facts, {})
+    return tested(facts, held_out_scorer(trained, split), split, recipe.evaluation.k)
+
+
+def run_baseline(name: str, recipe: Recipe) -> Run:
+    """Tune a baseline on validation, fit it on training and validation, read the test once."""
+    accelerator = make_accelerator(recipe)
+    split = split_tables(read_tables(recipe.data, recipe.schema, accelerator), recipe)
+    baseline, score = make_baseline(name), None
+    if name in GRIDS:
+        metric = recipe.evaluation.selection_metric
+        protocol = Protocol(k=recipe.evaluation.k)
+        tuned = tune(GRIDS[name], split, protocol=protocol, metric=metric)
+        baseline, score = tuned.best, tuned.score
+    fitted = baseline.fit(split.before_test, as_of=split.test_time)
+    facts = {"options": str(baseline), "validation": score, **surroundings()}
+    return tested(facts, fitted, split, recipe.evaluation.k)
+
+
+def tested(facts: dict[str, Any], scorer: Scorer, split: Split, k: tuple[int, ...]) -> Run:
+    """Read the test under both protocols."""
+    evaluations = {
+        words: evaluate(
+            scorer, test=split.test, seen=split.before_test, protocol=Protocol(k, mask_seen=masked)
+        )
+        for words, masked in PROTOCOLS.items()
+    }
+    figures = {
+        words: {metric: one.mean(metric) for metric in one.per_user}
+        for words, one in evaluations.items()
+    }
+    return Run({**facts, "test": figures}, evaluations)
+
+
+def surroundings() -> dict[str, Any]:
+    """Return where figures were measured."""
+    return {
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+
+
+def save(run: Run, study: Study, variant: str, seed: int) -> None:
+    """Keep a run: figures as JSON and, beside it, each user's values."""
+    folder = RUNS / study.name / variant
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for words, one in run.evaluations.items():
+        arrays[f"{words}/user_ids"] = one.user_ids
+        for metric, values_U in one.per_user.items():
+            arrays[f"{words}/{metric}"] = values_U.astype(np.float32)
+    if arrays:
+        with whole_file(folder / f"{seed}.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    with whole_file(folder / f"{seed}.json") as path:
+        path.write_text(json.dumps(run.facts, indent=1) + "\n", encoding="utf-8")

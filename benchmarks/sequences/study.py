@@ -1,0 +1,89 @@
+"""A study as its YAML file has it: which recipes there are, by their names."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ftmamba.recipe import Recipe, read_recipe
+from ftmamba.recipe.files import recipe_from_dict
+from modeling_ftmamba.columns import near
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants of one recipe.
+
+    Attributes:
+        name: of the data, and of the file.
+        base: values of the shipped recipe.
+        variants: what each variant replaces, by its name.
+        baselines: which are fitted beside them, tuned on validation.
+    """
+
+    name: str
+    base: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
+    baselines: tuple[str, ...] = ()
+
+    def recipe(self, variant: str, seed: int, folder: str, extra: Mapping[str, Any]) -> Recipe:
+        """Return a variant's recipe.
+
+        Args:
+            variant: its name.
+            seed: of weights, order and dropout.
+            folder: where the data lies.
+            extra: values that replace those of the variant.
+
+        Raises:
+            ValueError: there is no such variant, or a value it cannot have.
+        """
+        if variant not in self.variants:
+            raise ValueError(
+                f"study {self.name!r} has no variant {variant!r}{near(variant, self.variants)}; "
+                f"it has: {', '.join(self.variants)}"
+            )
+        values = merged(self.base, self.variants[variant])
+        own = {"seed": seed, "data": {"folder": folder}, "output_dir": "runs/sequences/latest"}
+        return recipe_from_dict(merged(merged(values, own), extra))
+
+
+def read_study(name: str) -> Study:
+    """Read a study.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(study_names())
+        raise ValueError(f"study must be one of {', '.join(known)}, got {name!r}")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    variants = {key: value or {} for key, value in values["variants"].items()}
+    return Study(name, read_recipe(values["recipe"]), variants, tuple(values.get("baselines", ())))
+
+
+def study_names() -> Iterator[str]:
+    """Return the names of all studies."""
+    return (path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values in which others are replaced, section by section.
+
+    What a schema says of the columns of one table, and a model's overrides of another preset, are
+    replaced whole.
+    """
+    result = deepcopy(dict(values))
+    for key, other in others.items():
+        whole = key == "columns" or (key == "model" and "preset" in other)
+        if isinstance(other, Mapping) and isinstance(result.get(key), Mapping) and not whole:
+            result[key] = merged(result[key], other)
+        else:
+            result[key] = deepcopy(other)
+    return result

@@ -1,0 +1,64 @@
+"""The compiled exponentials of a softmax: against float64, at sizes that fill no vector."""
+
+import math
+
+import pytest
+import torch
+
+from ftmamba.kernels import softmax
+from ftmamba.kernels.library import KernelLibrary
+from ftmamba.kernels.softmax import exponentiate
+
+from .conftest import LIBRARY, VARIANTS
+
+
+@pytest.fixture(params=[*VARIANTS, "plain torch"])
+def library(request, monkeypatch):
+    """Run it at one instruction set, or without the library."""
+    name = request.param
+    library = "none" if name == "plain torch" else KernelLibrary(LIBRARY, name)
+    monkeypatch.setattr(softmax, "installed_library", lambda: library)
+    return library
+
+
+def logits(rows, columns, dtype):
+    generator = torch.Generator().manual_seed(rows + columns)
+    return (8 * torch.randn(rows, columns, generator=generator)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 31, 32, 33, 100, 3419])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_it_is_the_exponentials_of_float64(library, threads, dtype, columns, n_threads):
+    threads(n_threads)
+    x_CI = logits(45, columns, dtype)
+    exact_CI = x_CI.double()
+    largest_C, sum_C = exponentiate(x_CI)
+    wanted_CI = (exact_CI - exact_CI.amax(1, keepdim=True)).exp()
+    # An exponent of 60 is rounded by 4e-6, and so is its exponential.
+    rounding = 2**-8 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(x_CI.double(), wanted_CI, rtol=rounding, atol=1e-37)
+    assert torch.equal(largest_C.double(), exact_CI.amax(1))
+    torch.testing.assert_close(sum_C.double(), wanted_CI.sum(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_far_apart_numbers_become_one_and_zero(library, dtype):
+    x_CI = torch.tensor([[-1e30, 3e30, -math.inf] + [0.0] * 40]).to(dtype)
+    _, sum_C = exponentiate(x_CI)
+    assert x_CI[0, 1] == 1
+    assert x_CI[0, :20].sum() == 1
+    torch.testing.assert_close(sum_C, torch.ones(1))
+
+
+@pytest.mark.parametrize("place", [0, 20, 36])
+def test_a_number_that_is_none_is_not_lost(library, place):
+    x_CI = torch.zeros(3, 37)
+    x_CI[1, place] = math.nan
+    _, sum_C = exponentiate(x_CI)
+    assert sum_C.isnan().tolist() == [False, True, False]
+
+
+def test_no_rows_are_no_rows(library):
+    largest_C, sum_C = exponentiate(torch.empty(0, 5))
+    assert len(largest_C) == len(sum_C) == 0
