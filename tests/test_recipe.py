@@ -234,3 +234,21 @@ def test_how_to_push_is_read():
     recipe = load_recipe([*NAMED, *HUB, *argv, "--hub_training_state", "--hub_catalogue", "false"])
     assert (recipe.hub_strategy, recipe.hub_private) == ("checkpoint", True)
     assert (recipe.hub_training_state, recipe.hub_catalogue) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"mask_known_positives": True},
+        {"n_sampled_items": 10},
+        {"user_weight_exponent": 0.5},
+        {"batch_order": "time"},
+    ],
+)
+def test_options_of_rows_are_refused_where_training_is_on_sequences(option):
+    name = next(iter(option))
+    recipe_from_dict({"training": option})
+    with pytest.raises(
+        ValueError, match=rf"training\..*{name} is .*single interactions.* got .*remove"
+    ):
+        recipe_from_dict({"training": {"sequences": "newest", **option}})

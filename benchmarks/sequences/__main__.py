@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import yaml
 
 from benchmarks.sequences import __doc__ as description
+from benchmarks.sequences.report import report
 from benchmarks.sequences.runs import RUNS, run_baseline, run_network, save
 from benchmarks.sequences.study import Study, read_study, study_names
 
@@ -17,7 +18,10 @@ logger = logging.getLogger("ftmamba.study")
 def main(argv: Sequence[str]) -> None:
     """Do what the command says."""
     options = parse(argv)
-    run_study(read_study(options.study), options)
+    if options.command == "report":
+        report()
+    else:
+        run_study(read_study(options.study), options)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -39,6 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     run.add_argument("--replace", default="{}", help="YAML of values that replace a variant's")
     run.add_argument("--suffix", default="", help="of the variants' names in the runs' folder")
+    commands.add_parser("report", help="make tables and pictures of all runs that are there")
     return parser.parse_args(argv)
 
 

@@ -90,6 +90,15 @@ class ModelRecipe:
         check_options(self)
 
 
+_OF_ROWS = {
+    "mask_known_positives": False,
+    "n_sampled_items": 0,
+    "user_weight_exponent": 0.0,
+    "batch_order": "random",
+}
+"""Options that training on sequences does not read, and what they must then be."""
+
+
 @dataclass(frozen=True)
 class TrainingRecipe:
     """How the network is trained."""
@@ -170,6 +179,18 @@ class TrainingRecipe:
             raise ValueError(
                 f"checkpointing_steps must be a whole number > 0, 'epoch' or empty, got {steps!r}"
             )
+        self._check_sequences()
+
+    def _check_sequences(self) -> None:
+        """Refuse what training on sequences would not read."""
+        if not self.sequences:
+            return
+        for name, needed in _OF_ROWS.items():
+            if (value := getattr(self, name)) != needed:
+                raise ValueError(
+                    f"{name} is for rows that are single interactions: it must be {needed!r} where "
+                    f"sequences is {self.sequences!r}, got {value!r}; remove one of the two"
+                )
 
 
 @dataclass(frozen=True)

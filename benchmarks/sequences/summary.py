@@ -1,0 +1,102 @@
+"""From the files of runs to the figures of a study.
+
+Shapes: S seeds, U users of the test.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.sequences.runs import PROTOCOLS
+from benchmarks.sequences.study import Study
+from ftmamba.evaluation.bootstrap import bootstrap_means, percentiles
+
+METRICS = ("NDCG@10", "HR@10")
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The runs of one variant, a seed each.
+
+    Attributes:
+        facts: of each run, in the order of their seeds.
+        values_U: protocol and metric -> the mean over seeds of each user's value.
+        user_ids: int64 (U,); none where the test was not read.
+    """
+
+    facts: Sequence[Mapping[str, Any]]
+    values_U: Mapping[str, NDArray[np.float64]]
+    user_ids: NDArray[np.int64]
+
+
+def read_runs(folder: Path) -> Seeds | None:
+    """Read the runs of a variant; None if there are none."""
+    files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
+    if not files:
+        return None
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    tested = [path.with_suffix(".npz") for path in files if path.with_suffix(".npz").is_file()]
+    arrays = [dict(np.load(path)) for path in tested]
+    if not arrays:
+        return Seeds(facts, {}, np.empty(0, np.int64))
+    names = [f"{protocol}/{metric}" for protocol in PROTOCOLS for metric in METRICS]
+    values_U = {name: np.mean([one[name] for one in arrays], 0, np.float64) for name in names}
+    return Seeds(facts, values_U, arrays[0][f"{next(iter(PROTOCOLS))}/user_ids"])
+
+
+def summary_of(study: Study, runs: Path) -> dict[str, Any]:
+    """Return the figures of a study: of each variant and baseline that was run, and differences."""
+    read = {
+        name: found
+        for name in (*study.variants, *study.baselines)
+        if (found := read_runs(runs / study.name / name)) is not None
+    }
+    own = next(iter(study.variants))
+    return {
+        name: {
+            **_figures(seeds),
+            **({} if name == own or own not in read else _differences(read[own], seeds)),
+        }
+        for name, seeds in read.items()
+    }
+
+
+def _figures(seeds: Seeds) -> dict[str, Any]:
+    tested = [facts["test"] for facts in seeds.facts if "test" in facts]
+    first = seeds.facts[0]
+    figures: dict[str, Any] = {"seeds": len(seeds.facts), "hardware": first["hardware"]}
+    for name in ("validation", "best_epoch", "seconds", "peak_memory_gb"):
+        if all(facts.get(name) is not None for facts in seeds.facts):
+            figures[name] = [facts[name] for facts in seeds.facts]
+    for name in ("n_parameters", "options", "history", "threads"):
+        if name in first:
+            figures[name] = first[name]
+    if tested:
+        figures["test"] = {
+            protocol: {metric: [one[protocol][metric] for one in tested] for metric in METRICS}
+            for protocol in PROTOCOLS
+        }
+    return figures
+
+
+def _differences(own: Seeds, other: Seeds) -> dict[str, Any]:
+    """Return own less other, each user's mean over seeds, by the bootstrap over users."""
+    if not own.values_U or not other.values_U:
+        return {}
+    if not np.array_equal(own.user_ids, other.user_ids):
+        raise ValueError(
+            "two models of a study were tested on different users; run one of them again"
+        )
+    found = {}
+    for name, values_U in own.values_U.items():
+        differences_U = values_U - other.values_U[name]
+        means = bootstrap_means(differences_U[:, None], own.user_ids)
+        low, high = percentiles(means, LEVEL)
+        found[name] = [float(differences_U.mean()), float(low[0]), float(high[0])]
+    return {"less": found}
