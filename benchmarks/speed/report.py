@@ -15,6 +15,7 @@ from .report_parts import (
     other_sections,
     scaling_plots,
     scaling_section,
+    streaming_plot,
 )
 from .report_towers import towers_section
 from .results import ROOT, read_result
@@ -74,6 +75,7 @@ def documents(results: Path) -> dict[str, str]:
         machines_section(found),
         REPRODUCE,
     ]
+    plots |= streaming_plot(found.get("streaming"))
     return {"performance.md": "\n".join(sections), **plots}
 
 

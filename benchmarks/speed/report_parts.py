@@ -34,6 +34,7 @@ SAID_ELSEWHERE = (
     *("benchmark", "environment", "machine", "commit"),
     *("python", "torch", "numpy", "pyarrow", "transformers"),
 )
+STREAMING_PLOT = "performance/streaming.svg"
 SPEED_FILES = ("towers", "memory", "scaling", "latency", "gpu")
 
 
@@ -136,6 +137,28 @@ def scaling_plots(result: Result | None) -> dict[str, str]:
     return plots
 
 
+def streaming_plot(result: Result | None) -> dict[str, str]:
+    """Return the plot of what an event costs from a state, and computed again, by path."""
+    if not result:
+        return {}
+    figures = result["figures"]
+    lines = {
+        "from the state": _by_events(figures["event"], "after "),
+        "all events again": _by_events(figures["again"], ""),
+    }
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    title = "A user's embedding after one more event"
+    plot = log_log_plot(title, "events before it", "ms", lines, ticks)
+    return {STREAMING_PLOT: plot}
+
+
+def _by_events(found: Mapping[str, Any], prefix: str) -> list[tuple[float, float]]:
+    return [
+        (float(words.removeprefix(prefix).split()[0].replace(",", "")), one["median_ms"])
+        for words, one in found.items()
+    ]
+
+
 def latency_section(result: Result | None) -> str:
     """Return the time of one record, and the speed of the scan alone."""
     title = "## One record, and the scan alone"
@@ -180,6 +203,8 @@ def other_sections(results: Mapping[str, Result]) -> str:
         if "figures" in result:
             rows = [[key, value] for key, value in _flat(result["figures"])]
             parts.append(markdown(["", ""], rows) + "\n")
+            if name == "streaming":
+                parts.append(f"![What an event costs]({STREAMING_PLOT})\n")
         else:
             parts.append("```text\n" + "\n".join(result["output"]) + "\n```\n")
     return "\n".join(["## The rest of the path\n", *parts])
