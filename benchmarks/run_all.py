@@ -65,6 +65,7 @@ BENCHMARKS = (
     Benchmark("evaluation", "evaluation", quick_options=None),
     Benchmark("pipeline", "pipeline", quick_options=None),
     Benchmark("streaming", "streaming", quick_options=("--calls", "200")),
+    Benchmark("histories", "histories", quick_options=None),
     Benchmark("loading", "loading", quick_options=("--catalogue", "100000", "--rounds", "2")),
     Benchmark(
         "processor",

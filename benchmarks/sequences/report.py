@@ -41,8 +41,8 @@ def tables(figures: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         "Made by `python -m benchmarks.sequences report`; do not edit. What they mean stands in",
         "[sequences.md](../sequences.md). Mean over seeds ± their standard deviation; differences",
-        "are those of the first row less the row's own, with the 95 % interval of the bootstrap over",
-        "users, each user's values averaged over seeds. Memory is the process's peak.",
+        "are those of the first row less the row's own, with the 95 % interval of the bootstrap",
+        "over users, each user's values averaged over seeds. Memory is the process's peak.",
     ]
     for name, models in figures.items():
         lines += ["", f"## {TITLES.get(name, name)}", "", *tested_table(models)]

@@ -26,12 +26,12 @@ class Seeds:
 
     Attributes:
         facts: of each run, in the order of their seeds.
-        values_U: protocol and metric -> the mean over seeds of each user's value.
+        values: protocol and metric -> the mean over seeds of each user's value (U,).
         user_ids: int64 (U,); none where the test was not read.
     """
 
     facts: Sequence[Mapping[str, Any]]
-    values_U: Mapping[str, NDArray[np.float64]]
+    values: Mapping[str, NDArray[np.float64]]
     user_ids: NDArray[np.int64]
 
 
@@ -87,15 +87,15 @@ def _figures(seeds: Seeds) -> dict[str, Any]:
 
 def _differences(own: Seeds, other: Seeds) -> dict[str, Any]:
     """Return own less other, each user's mean over seeds, by the bootstrap over users."""
-    if not own.values_U or not other.values_U:
+    if not own.values or not other.values:
         return {}
     if not np.array_equal(own.user_ids, other.user_ids):
         raise ValueError(
             "two models of a study were tested on different users; run one of them again"
         )
     found = {}
-    for name, values_U in own.values_U.items():
-        differences_U = values_U - other.values_U[name]
+    for name, values_U in own.values.items():
+        differences_U = values_U - other.values[name]
         means = bootstrap_means(differences_U[:, None], own.user_ids)
         low, high = percentiles(means, LEVEL)
         found[name] = [float(differences_U.mean()), float(low[0]), float(high[0])]

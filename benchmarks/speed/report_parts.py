@@ -26,6 +26,7 @@ OTHER_BENCHMARKS = {
     "pipeline": "The pipeline beside the bare model",
     "processor": "Raw records to tensors",
     "recommendation": "One recommendation",
+    "histories": "Training on histories",
     "streaming": "Keeping users fresh",
     "endpoint": "An inference endpoint under load",
     "loading": "Loading a checkpoint",
