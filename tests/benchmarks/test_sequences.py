@@ -1,0 +1,116 @@
+"""The study of histories from end to end, tiny: runs are kept, found again, and reported."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.sequences import __main__ as program
+from benchmarks.sequences import report, runs, study, summary
+from benchmarks.sequences.study import merged, read_study
+
+TINY = {
+    "data": {"name": "ml-1m"},
+    "schema": {
+        "users": {"key": "user_id", "columns": {"history": {"kind": "history", "max_length": 8}}},
+        "items": {"key": "item_id", "columns": {"item_id": "categorical"}},
+        "interactions": {"user": "user_id", "item": "item_id"},
+    },
+    "split": "leave-last-out",
+    "model": {"preset": "mamba4rec", "overrides": {"hidden_size": 8, "projection_size": 8}},
+    "training": {"loss": "full_softmax", "sequences": "every", "batch_size": 8, "num_epochs": 2},
+    "evaluation": {"refit": False},
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A study of two variants and a baseline over twelve users, and a folder to run it in."""
+    rng = np.random.default_rng(0)
+    lines = [f"{user} {item}" for user in range(1, 13) for item in rng.permutation(20)[:9] + 1]
+    (tmp_path / "ml-1m.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/tiny.yaml").write_text(yaml.safe_dump(TINY))
+    variants = {"first": None, "second": {"training": {"learning_rate": 0.01}}}
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "recipe": str(tmp_path / "recipes/tiny.yaml"),
+                "variants": variants,
+                "baselines": ["popularity", "markov"],
+            }
+        )
+    )
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(place, *words):
+    program.main(["run", "tiny", "--folder", str(place), *words])
+
+
+def test_a_study_is_run_kept_and_reported(place, monkeypatch):
+    run(place, "--seeds", "1", "2")
+    kept = sorted(str(path.relative_to(runs.RUNS / "tiny")) for path in runs.RUNS.rglob("*.json"))
+    names = ["first/1", "first/2", "markov/0", "popularity/0", "second/1", "second/2"]
+    assert kept == [f"{name}.json" for name in names]
+    monkeypatch.setattr(
+        program, "run_network", lambda *_, **__: pytest.fail("a run that is kept was made again")
+    )
+    run(place, "--seeds", "1", "2")
+    program.main(["report"])
+    models = json.loads(report.FIGURES.read_text())["tiny"]
+    assert list(models) == ["first", "second", "popularity", "markov"]
+    assert len(models["first"]["test"]["masked"]["NDCG@10"]) == 2
+    assert models["second"]["less"]["masked/NDCG@10"][0] == pytest.approx(
+        np.mean(models["first"]["test"]["masked"]["NDCG@10"])
+        - np.mean(models["second"]["test"]["masked"]["NDCG@10"]),
+        abs=1e-6,
+    )
+    lines = report.TABLES.read_text().splitlines()
+    assert [line for line in lines if line.startswith("| markov | - | 0.")]
+    assert "±" in next(line for line in lines if line.startswith("| first | 2 |"))
+    assert (place / "docs/results/sequences-tiny.svg").read_text().startswith("<?xml")
+
+
+def test_what_is_chosen_by_reads_no_test(place, monkeypatch):
+    monkeypatch.setattr(runs, "evaluate", lambda *_, **__: pytest.fail("the test was read"))
+    replaced = "{training: {num_epochs: 1}}"
+    run(
+        place, "--variants", "second", "--baselines", "--validation_only",
+        "--replace", replaced, "--suffix", ".short",
+    )  # fmt: skip
+    facts = json.loads((runs.RUNS / "tiny/second.short/1.json").read_text())
+    assert "test" not in facts
+    assert facts["recipe"]["training"]["num_epochs"] == 1
+    assert facts["recipe"]["training"]["learning_rate"] == 0.01
+    found = summary.read_runs(runs.RUNS / "tiny/second.short")
+    assert found is not None
+    assert found.values == {}
+
+
+def test_an_unknown_study_or_variant_is_told(place):
+    with pytest.raises(ValueError, match="study must be one of tiny, got 'large'"):
+        read_study("large")
+    with pytest.raises(ValueError, match=r"has no variant 'frist'.*'first'.*it has: first, second"):
+        read_study("tiny").recipe("frist", 1, "", {})
+
+
+def test_values_are_replaced_section_by_section_and_columns_whole():
+    base = {"a": {"b": 1, "c": 2}, "items": {"columns": {"x": 1}}, "model": {"preset": "p", "o": 1}}
+    others = {"a": {"b": 3}, "items": {"columns": {"y": 2}}, "model": {"preset": "q"}}
+    assert merged(base, others) == {
+        "a": {"b": 3, "c": 2},
+        "items": {"columns": {"y": 2}},
+        "model": {"preset": "q"},
+    }
+    assert base["a"]["b"] == 1
+
+
+@pytest.mark.parametrize("name", ["ml-1m", "amazon-beauty"])
+def test_the_shipped_studies_are_recipes(name):
+    shipped = read_study(name)
+    for variant in shipped.variants:
+        shipped.recipe(variant, 1, "data", {})
