@@ -23,7 +23,7 @@ def report() -> None:
     figures = {
         name: found
         for name in sorted(study_names(), reverse=True)
-        if (found := summary_of(read_study(name), RUNS))
+        if (found := summary_of(read_study(name), RUNS))["tested"]
     }
     FIGURES.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(FIGURES) as path:
@@ -31,7 +31,7 @@ def report() -> None:
     with whole_file(TABLES) as path:
         path.write_text(tables(figures), encoding="utf-8")
     for name, models in figures.items():
-        draw_curves(models, Path(str(CURVES).format(study=name)), TITLES.get(name, name))
+        draw_curves(models["tested"], Path(str(CURVES).format(study=name)), TITLES.get(name, name))
 
 
 def tables(figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -45,10 +45,9 @@ def tables(figures: Mapping[str, Mapping[str, Any]]) -> str:
         "over users, each user's values averaged over seeds. Memory is the process's peak.",
     ]
     for name, models in figures.items():
-        lines += ["", f"## {TITLES.get(name, name)}", "", *tested_table(models)]
-        tried = list(tried_table(models))
-        if len(tried) > 2:
-            lines += ["", "Tried on validation alone:", "", *tried]
+        lines += ["", f"## {TITLES.get(name, name)}", "", *tested_table(models["tested"])]
+        if models["tried"]:
+            lines += ["", "Tried on validation alone:", "", *tried_table(models["tried"])]
         lines += ["", f"![Learning curves](sequences-{name}.svg)"]
     return "\n".join(lines) + "\n"
 
@@ -61,8 +60,6 @@ def tested_table(models: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name, one in models.items():
-        if "test" not in one:
-            continue
         masked, free = one["test"]["masked"], one["test"]["not masked"]
         cells = [
             name,
@@ -83,15 +80,14 @@ def tried_table(models: Mapping[str, Any]) -> Iterator[str]:
     yield "| variant | validation NDCG@10 | epochs | parameters | minutes |"
     yield "|---|---|---|---|---|"
     for name, one in models.items():
-        if "test" not in one:
-            cells = [
-                name,
-                spread(one["validation"]),
-                str(len(one["history"])),
-                f"{one['n_parameters']:,}",
-                f"{np.mean(one['seconds']) / 60:.1f}",
-            ]
-            yield f"| {' | '.join(cells)} |"
+        cells = [
+            name,
+            spread(one["validation"]),
+            str(len(one["history"])),
+            f"{one['n_parameters']:,}",
+            f"{np.mean(one['seconds']) / 60:.1f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -117,7 +113,7 @@ def draw_curves(models: Mapping[str, Any], path: Path, title: str) -> None:
         axes = figure.subplots()
         for name, one in models.items():
             rows = [row for row in one.get("history", []) if "score" in row]
-            if rows and "test" in one:
+            if rows:
                 axes.plot(
                     [row["epoch"] for row in rows],
                     [row["score"] for row in rows],

@@ -24,6 +24,8 @@ from ftmamba.recipe import Recipe
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 
 RUNS = Path("runs/sequences")
+TRIED = "tried"
+"""Folder of the runs that read no test."""
 PROTOCOLS = {"masked": True, "not masked": False}
 """Whether the items of a user's history are left out of the ranking."""
 
@@ -41,8 +43,8 @@ class Run:
     evaluations: dict[str, Evaluation]
 
 
-def run_network(recipe: Recipe, *, validation_only: bool) -> Run:
-    """Train a recipe's network; read the test once, unless only validation is asked for."""
+def run_network(recipe: Recipe, *, with_test: bool) -> Run:
+    """Train a recipe's network and, if asked, read the test, once."""
     accelerator = make_accelerator(recipe)
     tables = read_tables(recipe.data, recipe.schema, accelerator)
     split = split_tables(tables, recipe)
@@ -57,7 +59,7 @@ def run_network(recipe: Recipe, *, validation_only: bool) -> Run:
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         **surroundings(),
     }
-    if validation_only:
+    if not with_test:
         return Run(facts, {})
     return tested(facts, held_out_scorer(trained, split), split, recipe.evaluation.k)
 
@@ -101,17 +103,26 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def save(run: Run, study: Study, variant: str, seed: int) -> None:
-    """Keep a run: figures as JSON and, beside it, each user's values."""
-    folder = RUNS / study.name / variant
-    folder.mkdir(parents=True, exist_ok=True)
+def place_of(study: Study, name: str, seed: int) -> Path:
+    """Return the path of a run's files, less their endings."""
+    return RUNS / study.name / name / str(seed)
+
+
+def is_kept(place: Path) -> bool:
+    """Return whether a run is there."""
+    return place.with_suffix(".json").is_file()
+
+
+def save(run: Run, place: Path) -> None:
+    """Keep a run: each user's values and, when these are there, the figures as JSON."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, NDArray[np.generic]] = {}
     for words, one in run.evaluations.items():
         arrays[f"{words}/user_ids"] = one.user_ids
         for metric, values_U in one.per_user.items():
             arrays[f"{words}/{metric}"] = values_U.astype(np.float32)
     if arrays:
-        with whole_file(folder / f"{seed}.npz") as path, path.open("wb") as file:
+        with whole_file(place.with_suffix(".npz")) as path, path.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    with whole_file(folder / f"{seed}.json") as path:
+    with whole_file(place.with_suffix(".json")) as path:
         path.write_text(json.dumps(run.facts, indent=1) + "\n", encoding="utf-8")

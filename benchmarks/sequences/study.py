@@ -22,35 +22,51 @@ class Study:
     Attributes:
         name: of the data, and of the file.
         base: values of the shipped recipe.
-        variants: what each variant replaces, by its name.
+        variants: what each variant that is tested replaces, by its name; the first is our own.
         baselines: which are fitted beside them, tuned on validation.
+        tried: what each variant that is judged on validation alone replaces.
+        tried_with: what all of these replace before.
     """
 
     name: str
     base: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]]
-    baselines: tuple[str, ...] = ()
+    baselines: tuple[str, ...]
+    tried: Mapping[str, Mapping[str, Any]]
+    tried_with: Mapping[str, Any]
 
-    def recipe(self, variant: str, seed: int, folder: str, extra: Mapping[str, Any]) -> Recipe:
-        """Return a variant's recipe.
+    def recipe(self, variant: str, seed: int, folder: str) -> Recipe:
+        """Return the recipe of a variant that is tested.
 
         Args:
             variant: its name.
             seed: of weights, order and dropout.
             folder: where the data lies.
-            extra: values that replace those of the variant.
 
         Raises:
             ValueError: there is no such variant, or a value it cannot have.
         """
-        if variant not in self.variants:
+        return self._recipe(self.base, self.variants, variant, seed, folder)
+
+    def tried_recipe(self, variant: str, seed: int, folder: str) -> Recipe:
+        """Return the recipe of a variant that is judged on validation; see `recipe`."""
+        return self._recipe(merged(self.base, self.tried_with), self.tried, variant, seed, folder)
+
+    def _recipe(
+        self,
+        base: Mapping[str, Any],
+        variants: Mapping[str, Mapping[str, Any]],
+        variant: str,
+        seed: int,
+        folder: str,
+    ) -> Recipe:
+        if variant not in variants:
             raise ValueError(
-                f"study {self.name!r} has no variant {variant!r}{near(variant, self.variants)}; "
-                f"it has: {', '.join(self.variants)}"
+                f"study {self.name!r} has no variant {variant!r}{near(variant, variants)}; "
+                f"it has: {', '.join(variants)}"
             )
-        values = merged(self.base, self.variants[variant])
         own = {"seed": seed, "data": {"folder": folder}, "output_dir": "runs/sequences/latest"}
-        return recipe_from_dict(merged(merged(values, own), extra))
+        return recipe_from_dict(merged(merged(base, variants[variant]), own))
 
 
 def read_study(name: str) -> Study:
@@ -64,8 +80,18 @@ def read_study(name: str) -> Study:
         known = sorted(study_names())
         raise ValueError(f"study must be one of {', '.join(known)}, got {name!r}")
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    variants = {key: value or {} for key, value in values["variants"].items()}
-    return Study(name, read_recipe(values["recipe"]), variants, tuple(values.get("baselines", ())))
+    variants, tried = (
+        {key: value or {} for key, value in values.get(part, {}).items()}
+        for part in ("variants", "tried")
+    )
+    return Study(
+        name,
+        read_recipe(values["recipe"]),
+        variants,
+        tuple(values.get("baselines", ())),
+        tried,
+        values.get("tried_with", {}),
+    )
 
 
 def study_names() -> Iterator[str]:

@@ -4,7 +4,7 @@ Shapes: S seeds, U users of the test.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.sequences.runs import PROTOCOLS
+from benchmarks.sequences.runs import PROTOCOLS, TRIED
 from benchmarks.sequences.study import Study
 from ftmamba.evaluation.bootstrap import bootstrap_means, percentiles
 
@@ -51,20 +51,23 @@ def read_runs(folder: Path) -> Seeds | None:
 
 
 def summary_of(study: Study, runs: Path) -> dict[str, Any]:
-    """Return the figures of a study: of each variant and baseline that was run, and differences."""
-    read = {
-        name: found
-        for name in (*study.variants, *study.baselines)
-        if (found := read_runs(runs / study.name / name)) is not None
-    }
-    own = next(iter(study.variants))
+    """Return the figures of what was tested and of what was tried, of all runs that are there."""
+    folder, own = runs / study.name, next(iter(study.variants))
+    tested = _read_all(folder, (*study.variants, *study.baselines))
+    summary = {name: _figures(seeds) for name, seeds in tested.items()}
+    for name, seeds in tested.items():
+        if name != own and own in tested:
+            summary[name]["less"] = _differences(tested[own], seeds)
+    tried = _read_all(folder / TRIED, study.tried)
     return {
-        name: {
-            **_figures(seeds),
-            **({} if name == own or own not in read else _differences(read[own], seeds)),
-        }
-        for name, seeds in read.items()
+        "tested": summary,
+        "tried": {name: _figures(seeds) for name, seeds in tried.items()},
     }
+
+
+def _read_all(folder: Path, names: Iterable[str]) -> dict[str, Seeds]:
+    found = {name: read_runs(folder / name) for name in names}
+    return {name: seeds for name, seeds in found.items() if seeds is not None}
 
 
 def _figures(seeds: Seeds) -> dict[str, Any]:
@@ -85,13 +88,12 @@ def _figures(seeds: Seeds) -> dict[str, Any]:
     return figures
 
 
-def _differences(own: Seeds, other: Seeds) -> dict[str, Any]:
+def _differences(own: Seeds, other: Seeds) -> dict[str, list[float]]:
     """Return own less other, each user's mean over seeds, by the bootstrap over users."""
-    if not own.values or not other.values:
-        return {}
     if not np.array_equal(own.user_ids, other.user_ids):
         raise ValueError(
-            "two models of a study were tested on different users; run one of them again"
+            "two models of a study were tested on different users; remove the runs of one of them "
+            "and run it again"
         )
     found = {}
     for name, values_U in own.values.items():
@@ -99,4 +101,4 @@ def _differences(own: Seeds, other: Seeds) -> dict[str, Any]:
         means = bootstrap_means(differences_U[:, None], own.user_ids)
         low, high = percentiles(means, LEVEL)
         found[name] = [float(differences_U.mean()), float(low[0]), float(high[0])]
-    return {"less": found}
+    return found

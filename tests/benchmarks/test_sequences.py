@@ -39,6 +39,8 @@ def place(tmp_path, monkeypatch):
                 "recipe": str(tmp_path / "recipes/tiny.yaml"),
                 "variants": variants,
                 "baselines": ["popularity", "markov"],
+                "tried_with": {"training": {"num_epochs": 1}},
+                "tried": {"short, faster": {"training": {"learning_rate": 0.02}}},
             }
         )
     )
@@ -61,7 +63,9 @@ def test_a_study_is_run_kept_and_reported(place, monkeypatch):
     )
     run(place, "--seeds", "1", "2")
     program.main(["report"])
-    models = json.loads(report.FIGURES.read_text())["tiny"]
+    figures = json.loads(report.FIGURES.read_text())["tiny"]
+    models = figures["tested"]
+    assert figures["tried"] == {}
     assert list(models) == ["first", "second", "popularity", "markov"]
     assert len(models["first"]["test"]["masked"]["NDCG@10"]) == 2
     assert models["second"]["less"]["masked/NDCG@10"][0] == pytest.approx(
@@ -77,16 +81,12 @@ def test_a_study_is_run_kept_and_reported(place, monkeypatch):
 
 def test_what_is_chosen_by_reads_no_test(place, monkeypatch):
     monkeypatch.setattr(runs, "evaluate", lambda *_, **__: pytest.fail("the test was read"))
-    replaced = "{training: {num_epochs: 1}}"
-    run(
-        place, "--variants", "second", "--baselines", "--validation_only",
-        "--replace", replaced, "--suffix", ".short",
-    )  # fmt: skip
-    facts = json.loads((runs.RUNS / "tiny/second.short/1.json").read_text())
+    program.main(["try", "tiny", "--folder", str(place)])
+    facts = json.loads((runs.RUNS / "tiny/tried/short, faster/1.json").read_text())
     assert "test" not in facts
     assert facts["recipe"]["training"]["num_epochs"] == 1
-    assert facts["recipe"]["training"]["learning_rate"] == 0.01
-    found = summary.read_runs(runs.RUNS / "tiny/second.short")
+    assert facts["recipe"]["training"]["learning_rate"] == 0.02
+    found = summary.read_runs(runs.RUNS / "tiny/tried/short, faster")
     assert found is not None
     assert found.values == {}
 
@@ -95,7 +95,7 @@ def test_an_unknown_study_or_variant_is_told(place):
     with pytest.raises(ValueError, match="study must be one of tiny, got 'large'"):
         read_study("large")
     with pytest.raises(ValueError, match=r"has no variant 'frist'.*'first'.*it has: first, second"):
-        read_study("tiny").recipe("frist", 1, "", {})
+        read_study("tiny").recipe("frist", 1, "")
 
 
 def test_values_are_replaced_section_by_section_and_columns_whole():
@@ -113,4 +113,6 @@ def test_values_are_replaced_section_by_section_and_columns_whole():
 def test_the_shipped_studies_are_recipes(name):
     shipped = read_study(name)
     for variant in shipped.variants:
-        shipped.recipe(variant, 1, "data", {})
+        shipped.recipe(variant, 1, "data")
+    for variant in shipped.tried:
+        shipped.tried_recipe(variant, 1, "data")
