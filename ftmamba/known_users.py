@@ -5,7 +5,7 @@ They stay on the machine that trained (`local/` in a checkpoint) and are never p
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,15 @@ from ftmamba.data.interactions import Interactions
 from ftmamba.evaluation.seen import ItemsByUser
 from modeling_ftmamba.catalogue_file import near_key
 from modeling_ftmamba.checked_files import DamagedFileError, check_file, damaged, read_tensors
+from modeling_ftmamba.history_records import Event
 
 USERS_FILE = "users.parquet"
 SEEN_FILE = "seen.safetensors"
 SEEN_VERSION = 1
+CONTEXT_VERSION = 2
+"""Of a file with columns of context, which a reader of version 1 would leave out unnoticed."""
+
+_CONTEXT = "context/"
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class KnownUsers:
         taken: the ids of each user's items, oldest first.
         times: UTC seconds (R,) of what was taken, or None.
         weights: (R,) of what was taken, or None.
+        context: further columns (R,) of what was taken by name, NaN where a number is missing.
     """
 
     key: str
@@ -46,6 +52,7 @@ class KnownUsers:
     taken: ItemsByUser
     times: NDArray[np.int64] | None = None
     weights: NDArray[np.float32] | None = None
+    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.key not in self.records.column_names:
@@ -63,11 +70,11 @@ class KnownUsers:
             )
         if (starts[1:] < starts[:-1]).any():
             raise ValueError("the items that the known users have seen overlap; copy them again")
-        for values in (self.times, self.weights):
+        for values in (self.times, self.weights, *self.context.values()):
             if values is not None and values.shape != item_ids.shape:
                 raise ValueError(
-                    f"{len(item_ids)} seen items have {values.size} times or weights; copy them "
-                    "again"
+                    f"{len(item_ids)} seen items have {values.size} times, weights or numbers of "
+                    "a context; copy them again"
                 )
 
     def __len__(self) -> int:
@@ -110,14 +117,18 @@ class KnownUsers:
         """Return the ids of the items that one user has taken."""
         return self.taken.item_ids[self.taken.starts[row] : self.taken.starts[row + 1]]
 
-    def events(self, row: int) -> list[tuple[int, float, float]]:
+    def events(self, row: int) -> list[Event]:
         """Return what one user has taken, as `HistoryReader.of_events` takes it."""
         place = slice(self.taken.starts[row], self.taken.starts[row + 1])
         items = self.taken.item_ids[place].tolist()
         unknown = [math.nan] * len(items)
         times = unknown if self.times is None else self.times[place].tolist()
         weights = unknown if self.weights is None else self.weights[place].tolist()
-        return list(zip(items, times, weights, strict=True))
+        columns = {name: values[place].tolist() for name, values in self.context.items()}
+        return [
+            Event(*one, {name: values[step] for name, values in columns.items()})
+            for step, one in enumerate(zip(items, times, weights, strict=True))
+        ]
 
     def taken_from(self, n_items: int) -> bool:
         """Whether all that was taken is among so many items."""
@@ -134,7 +145,8 @@ class KnownUsers:
         for name, values in (("times", self.times), ("weights", self.weights)):
             if values is not None:
                 tensors[name] = values
-        metadata = {"format_version": str(SEEN_VERSION)}
+        tensors |= {f"{_CONTEXT}{name}": values for name, values in self.context.items()}
+        metadata = {"format_version": str(CONTEXT_VERSION if self.context else SEEN_VERSION)}
         save_file(tensors, folder / SEEN_FILE, metadata)
 
 
@@ -151,7 +163,14 @@ def known_users(
     """
     names = [key, *(name for name in columns if name != key and name in users.column_names)]
     histories = histories_of(interactions)
-    return KnownUsers(key, users.select(names), histories.items, histories.times, histories.weights)
+    return KnownUsers(
+        key,
+        users.select(names),
+        histories.items,
+        histories.times,
+        histories.weights,
+        context=histories.context,
+    )
 
 
 def load_known_users(folder: Path, *, key: str) -> KnownUsers:
@@ -171,21 +190,27 @@ def load_known_users(folder: Path, *, key: str) -> KnownUsers:
             "copy the checkpoint again, or delete that folder to go on without them"
         ) from None
     version = metadata.get("format_version")
-    if version != str(SEEN_VERSION):
+    if version not in (str(SEEN_VERSION), str(CONTEXT_VERSION)):
         raise ValueError(
             f"{str(folder / SEEN_FILE)!r} has format {version!s:.20}, this ftmamba reads "
-            f"{SEEN_VERSION}; install the ftmamba that wrote it, or train again"
+            f"{SEEN_VERSION} and {CONTEXT_VERSION}; install the ftmamba that wrote it, or train "
+            "again"
         )
     times, weights = (
         None if name not in tensors else tensors[name].numpy() for name in ("times", "weights")
     )
-    return KnownUsers(key, records, ItemsByUser(starts, item_ids), times, weights)
+    context = {
+        name.removeprefix(_CONTEXT): tensor.numpy()
+        for name, tensor in tensors.items()
+        if name.startswith(_CONTEXT)
+    }
+    return KnownUsers(key, records, ItemsByUser(starts, item_ids), times, weights, context)
 
 
 def _check_types(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Check that everything but weights is whole numbers."""
+    """Check that everything but weights and context is whole numbers."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() != (name == "weights"):
+        if tensor.is_floating_point() != (name == "weights" or name.startswith(_CONTEXT)):
             raise damaged(path, f"holds {name!r:.80} as {tensor.dtype}")
 
 

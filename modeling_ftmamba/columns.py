@@ -26,6 +26,16 @@ HISTORY = "history"
 KINDS = ("numeric", "categorical", "categories", "timestamp", "vector", HISTORY)
 SCALINGS = ("standard", "quantile", "none")
 EVENT_FEATURES = ("gap", "weight")
+"""What an event feature may be; any other name is a numeric column of the interactions."""
+
+EVENT_KEYS = ("item", "time", "weight")
+"""What any event given as a dict may have."""
+
+LARGEST_CONTEXT = 1e30
+"""Of a number in a column of the interactions that is an event feature, either way."""
+
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 2 * LARGEST_CONTEXT
+"""Of a standard deviation that numbers are divided by, in 32 bits."""
 
 TIMESTAMP_DIMENSION = 7
 """Standardised time, then sine and cosine of the hour of day, day of week and day of year."""
@@ -68,9 +78,12 @@ class Column:
             0 keeps all.
         dimension: fitted; width of a vector or timestamp.
         edges: fitted; bin edges b_0 < ... < b_T of the scaled value, for PLE.
-        event_features: of a history, what stands beside each event: some of `EVENT_FEATURES`. A
-            gap is log(1 + seconds since the event before), 0 for the first; a weight, such as a
-            rating, is as it is.
+        event_features: of a history, what stands beside each event: some of `EVENT_FEATURES`, and
+            names of numeric columns of the interactions (its context). A gap is log(1 + seconds
+            since the event before), 0 for the first; the others, such as a rating or a price, are
+            as they are.
+        event_scales: fitted; of each event feature the mean and the standard deviation by which
+            the model standardises it, (0, 1) for `EVENT_FEATURES`. Empty, all are read as they are.
     """
 
     name: str
@@ -86,6 +99,7 @@ class Column:
     dimension: int = 0
     edges: tuple[float, ...] = ()
     event_features: tuple[str, ...] = ()
+    event_scales: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= MOST_NAME:
@@ -95,6 +109,7 @@ class Column:
             )
         object.__setattr__(self, "edges", self._parsed_edges())
         object.__setattr__(self, "event_features", self._parsed_event_features())
+        object.__setattr__(self, "event_scales", self._parsed_event_scales())
         for field, value, allowed in (
             ("kind", self.kind, KINDS),
             ("scaling", self.scaling, SCALINGS),
@@ -140,18 +155,49 @@ class Column:
     def _parsed_event_features(self) -> tuple[str, ...]:
         given = self.event_features
         names = given if isinstance(given, list | tuple) else (given,)
+        texts = all(isinstance(name, str) and 0 < len(name) <= MOST_NAME for name in names)
+        if names is not given or not texts or len(set(names)) < len(names):
+            raise ValueError(
+                f"column {self.name!r}: event_features must be a list of "
+                f"{', '.join(EVENT_FEATURES)} and names of numeric columns of the interactions, "
+                f"each once, got {given!r:.80}"
+            )
+        if len(names) > MOST_COLUMNS:
+            raise ValueError(
+                f"column {self.name!r} has {len(names)} event_features, of {MOST_COLUMNS} at most"
+            )
         for name in names:
-            if names is not given or name not in EVENT_FEATURES or names.count(name) > 1:
+            if name in EVENT_KEYS and name not in EVENT_FEATURES:
                 raise ValueError(
-                    f"column {self.name!r}: event_features must be a list of "
-                    f"{', '.join(EVENT_FEATURES)}, each once, got {given!r:.80}"
-                    f"{near(name, EVENT_FEATURES)}"
+                    f"column {self.name!r}: event_features cannot name {name!r}, which every event "
+                    "has already; give the numbers a column of another name"
                 )
         if names and self.kind != HISTORY:
             raise ValueError(
                 f"column {self.name!r}: event_features needs kind 'history', got {self.kind!r:.80}"
             )
         return tuple(names)
+
+    def _parsed_event_scales(self) -> tuple[tuple[float, float], ...]:
+        given = self.event_scales
+        scales = [
+            (float(pair[0]), float(pair[1]))
+            for pair in (given if isinstance(given, list | tuple) else ())
+            if isinstance(pair, list | tuple) and len(pair) == 2 and _is_scale(*pair)
+        ]
+        fits = len(scales) in (0, len(self.event_features))
+        if not isinstance(given, list | tuple) or len(scales) != len(given) or not fits:
+            raise ValueError(
+                f"column {self.name!r}: event_scales must be a list of [mean, standard deviation], "
+                f"one for each of event_features ({len(self.event_features)}) or none, the latter "
+                f"above 0, got {given!r:.80}"
+            )
+        return tuple(scales)
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Event features that are columns of the interactions."""
+        return tuple(name for name in self.event_features if name not in EVENT_FEATURES)
 
     @property
     def width(self) -> int:
@@ -171,6 +217,8 @@ class Column:
         for name in ("edges", "event_features"):
             if name in values:
                 values[name] = list(values[name])
+        if self.event_scales:
+            values["event_scales"] = [list(scale) for scale in self.event_scales]
         return values
 
 
@@ -226,6 +274,15 @@ def check_columns(columns: Sequence[Column], place: str) -> None:
 def columns_of_tensor(columns: Iterable[Column], tensor: str) -> list[Column]:
     """Return the columns whose slots lie in the named tensor, in order."""
     return [column for column in columns if TENSOR_OF_KIND.get(column.kind) == tensor]
+
+
+def _is_scale(mean: object, deviation: object) -> bool:
+    return (
+        isinstance(mean, int | float)
+        and isinstance(deviation, int | float)
+        and abs(mean) <= LARGEST_SCALE
+        and SMALLEST_SCALE <= deviation <= LARGEST_SCALE
+    )
 
 
 def history_of(columns: Iterable[Column]) -> Column | None:

@@ -26,7 +26,7 @@ class Events(NamedTuple):
     Attributes:
         embeds: embeddings of the events' items (B, T, E).
         lengths: events of each user (B,); None means T of all.
-        features: (B, T, F), NaN means missing; None means all missing.
+        features: (B, T, F), as the data has them, NaN means missing; None means all missing.
     """
 
     embeds: Tensor
@@ -107,6 +107,7 @@ class HistoryTokens(nn.Module):
         size, n_features = config.hidden_size, len(column.event_features)
         self.initializer_range = config.initializer_range
         self.features = column.event_features
+        self.scales = column.event_scales
         self.embedding_size = config.projection_size
         self.projection = (
             nn.Identity()
@@ -143,7 +144,8 @@ class HistoryTokens(nn.Module):
                 tokens_BTD = tokens_BTD + self.missing.sum(0)
             else:
                 missing_BTF = events.features.isnan()
-                values_BTF = events.features.masked_fill(missing_BTF, 0).to(tokens_BTD.dtype)
+                values_BTF = self._scaled(events.features).masked_fill(missing_BTF, 0)
+                values_BTF = values_BTF.to(tokens_BTD.dtype)
                 tokens_BTD = tokens_BTD + values_BTF @ self.feature_weight
                 tokens_BTD = tokens_BTD + missing_BTF.to(tokens_BTD.dtype) @ self.missing
         if self.positions is None:
@@ -155,6 +157,18 @@ class HistoryTokens(nn.Module):
                 f"{n_positions}; give the newest {n_positions}, or train with more positions"
             )
         return tokens_BTD + self.positions.weight[first : first + n_events]
+
+    def _scaled(self, features_BTF: Tensor) -> Tensor:
+        """Return the features standardised, in 32 bits at least, as the column's scales say."""
+        if not self.scales:
+            return features_BTF
+        wide_BTF = features_BTF.to(torch.promote_types(features_BTF.dtype, torch.float32))
+        # Numbers, not a tensor: a buffer would be rounded with a model that is put in 16 bits.
+        scaled = [
+            (wide_BTF[..., slot] - mean) / deviation
+            for slot, (mean, deviation) in enumerate(self.scales)
+        ]
+        return torch.stack(scaled, -1)
 
     def events(self, embeds: Tensor, lengths: Tensor | None, features: Tensor | None) -> Events:
         """Return events, their lengths None where all rows are full.

@@ -4,6 +4,7 @@ An event is the key of an item, or a dict with what else is known of it:
 
     "50"
     {"item": "50", "time": "2024-03-01", "weight": 4}
+    {"item": "50", "price": 3.5}                          a column that the history's column names
     {"item": {"title": "Dune", "genres": ["sci-fi"]}}     an item that is in no catalogue
 
 Events stand oldest first. Where each of a record's events has a time, they are put in order of
@@ -14,24 +15,39 @@ Shapes: B records, T events of the longest, I items, E embedding, F event featur
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .catalogue_file import Catalogue
-from .columns import history_of, near
+from .columns import EVENT_KEYS, LARGEST_CONTEXT, history_of, near
 from .texts import WrongValueError
 from .time_columns import seconds_of
 from .tower_encoder import place_of
 
-Event = tuple[Any, float, float]
-"""Item (a key, columns, or a row of the catalogue), UTC seconds and weight, NaN where unknown."""
 
-_KEYS = ("item", "time", "weight")
+class Event(NamedTuple):
+    """One event.
+
+    Attributes:
+        item: a key, columns, or a row of the catalogue.
+        time: UTC seconds, NaN where unknown.
+        weight: such as a rating, NaN where unknown.
+        context: numbers by the names of their columns, absent or NaN where unknown.
+    """
+
+    item: Any
+    time: float
+    weight: float
+    context: Mapping[str, float]
+
+
 _RULE = "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
 _MOST_EVENTS = 10**6
+_NUMBERS = (int, float, Decimal, np.integer, np.floating, np.bool_)
 
 
 class HistoryReader:
@@ -61,7 +77,10 @@ class HistoryReader:
         if self.column is None:
             return {}
         place, name = place_of(self.column, "user"), self.column.name
-        histories = [_events(record.get(name), place, row) for row, record in enumerate(records)]
+        histories = [
+            _events(record.get(name), self.column.context, place, row)
+            for row, record in enumerate(records)
+        ]
         return self.of_events(histories)
 
     def of_events(self, histories: Sequence[Sequence[Event]]) -> dict[str, Tensor]:
@@ -76,7 +95,9 @@ class HistoryReader:
             [[place < len(events) for place in range(length)] for events in newest],
             dtype=torch.bool, device=device,
         ).view(len(newest), length)  # fmt: skip
-        history_BTE[is_event_BT] = self._embed([event[0] for events in newest for event in events])
+        history_BTE[is_event_BT] = self._embed(
+            [event.item for events in newest for event in events]
+        )
         tensors = {
             "user_history": history_BTE,
             "user_history_lengths": torch.tensor([len(events) for events in newest]).to(device),
@@ -84,7 +105,12 @@ class HistoryReader:
         if self.column.event_features:
             features = np.full((len(newest), length, len(self.column.event_features)), np.nan)
             for row, (events, everything) in enumerate(zip(newest, histories, strict=True)):
-                known = {"gap": _gaps(everything)[-kept:], "weight": [event[2] for event in events]}
+                known = {
+                    "gap": _gaps(everything)[-kept:],
+                    "weight": [event.weight for event in events],
+                }
+                for name in self.column.context:
+                    known[name] = [event.context.get(name, math.nan) for event in events]
                 for place, feature in enumerate(self.column.event_features):
                     features[row, : len(events), place] = known[feature]
             tensors["user_event_features"] = torch.from_numpy(features).float().to(device)
@@ -114,28 +140,29 @@ class HistoryReader:
         return {**absent, **own}
 
 
-def _events(given: Any, place: str, row: int) -> list[Event]:
+def _events(given: Any, context: Sequence[str], place: str, row: int) -> list[Event]:
     """Return a record's events in order."""
     if given is None:
         return []
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence | np.ndarray):
         raise WrongValueError(place, row, given, rule="must be a list of events, oldest first")
-    events = [_event(one, place, row) for one in given]
-    if events and not any(math.isnan(time) for _, time, _ in events):
-        events.sort(key=lambda event: event[1])
+    events = [_event(one, context, place, row) for one in given]
+    if events and not any(math.isnan(event.time) for event in events):
+        events.sort(key=lambda event: event.time)
     return events
 
 
-def _event(given: Any, place: str, row: int) -> Event:
+def _event(given: Any, context: Sequence[str], place: str, row: int) -> Event:
     if isinstance(given, str):
-        return given, math.nan, math.nan
+        return Event(given, math.nan, math.nan, {})
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
-        return str(given), math.nan, math.nan
+        return Event(str(given), math.nan, math.nan, {})
     if not isinstance(given, Mapping) or not isinstance(given.get("item"), str | int | Mapping):
         raise WrongValueError(place, row, given, rule=_RULE)
+    known = (*EVENT_KEYS, *context)
     for key in given:
-        if key not in _KEYS:
-            rule = f"an event has no {key!r:.40}{near(key, _KEYS)}; it may have {', '.join(_KEYS)}"
+        if key not in known:
+            rule = f"an event has no {key!r:.40}{near(key, known)}; it may have {', '.join(known)}"
             raise WrongValueError(place, row, given, rule=rule)
     item, weight = given["item"], given.get("weight")
     try:
@@ -144,10 +171,26 @@ def _event(given: Any, place: str, row: int) -> Event:
     except (TypeError, ValueError, OverflowError):
         rule = "an event's time must be UTC seconds or an ISO text, its weight a number"
         raise WrongValueError(place, row, given, rule=rule) from None
-    return (str(item) if isinstance(item, int) else item), time, number
+    brought = {name: _number(given, name, place, row) for name in context if name in given}
+    return Event(str(item) if isinstance(item, int) else item, time, number, brought)
+
+
+def _number(given: Mapping[str, Any], name: str, place: str, row: int) -> float:
+    """Return the number that an event has in a column of its context; None and NaN are NaN."""
+    value = given[name]
+    if value is None:
+        return math.nan
+    try:
+        number = float(value) if isinstance(value, _NUMBERS) else math.inf
+    except OverflowError:
+        number = math.inf
+    if abs(number) > LARGEST_CONTEXT:
+        rule = f"an event's {name!r:.40} must be a finite number, or None where it is not known"
+        raise WrongValueError(place, row, given, rule=rule)
+    return number
 
 
 def _gaps(events: Sequence[Event]) -> list[float]:
     """Return log(1 + seconds since the event before) of each, 0 for the first."""
-    times = np.array([event[1] for event in events])
+    times = np.array([event.time for event in events])
     return np.log1p(np.diff(times, prepend=times[:1])).tolist()

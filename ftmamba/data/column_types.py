@@ -64,23 +64,35 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)  # type: ignore[no-any-return]
 
 
-def numbers(values: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
+def numbers(
+    values: pa.ChunkedArray,
+    name: str,
+    table: str,
+    *,
+    otherwise: str = "declare the column as 'categorical'",
+) -> pa.ChunkedArray:
     """Return a column as float64 with nulls where a number is missing.
+
+    Args:
+        values: texts that are written like numbers, numbers, or true and false.
+        name: of the column, for errors.
+        table: of the column, for errors.
+        otherwise: what to do about values that are none, for errors.
 
     Raises:
         ValueError: a value is no number, or is infinite.
     """
     values = decoded(values)
     if is_text(values.type):
-        floats = _parsed_numbers(values, name, table)
+        floats = _parsed_numbers(values, _place(name, table), otherwise)
     elif pa.types.is_boolean(values.type):
         floats = values.cast(pa.int8()).cast(pa.float64())
     elif _is_number(values.type) or pa.types.is_null(values.type):
         floats = values.cast(pa.float64(), safe=False)
     else:
         raise ValueError(
-            f"{_place(name, table)}: needs numbers, the column holds {values.type}; declare "
-            "another kind or convert it"
+            f"{_place(name, table)}: needs numbers, the column holds {values.type}; convert it, "
+            f"or {otherwise}"
         )
     infinite = pc.fill_null(pc.is_inf(floats), fill_value=False)
     if pc.any(infinite).as_py():
@@ -137,7 +149,7 @@ def _epoch_microseconds(moments: pa.ChunkedArray) -> NDArray[np.int64]:
     return plain.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
 
 
-def _parsed_numbers(values: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
+def _parsed_numbers(values: pa.ChunkedArray, place: str, otherwise: str) -> pa.ChunkedArray:
     texts = pc.utf8_trim_whitespace(values)
     missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING_NUMBERS, texts.type))
     texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
@@ -145,9 +157,8 @@ def _parsed_numbers(values: pa.ChunkedArray, name: str, table: str) -> pa.Chunke
     if pc.any(wrong).as_py():
         row = _first_row(wrong)
         raise ValueError(
-            f"{_place(name, table)}: row {row} is {values[row - 1].as_py()!r}, which is not a "
-            f"number ({pc.sum(wrong).as_py()} such rows); correct it, or declare the column as "
-            "'categorical'"
+            f"{place}: row {row} is {values[row - 1].as_py()!r}, which is not a number "
+            f"({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
         )
     return pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ftmamba.data.arrow_tensors import map_table, read_tensors, write_arrays
 from ftmamba.data.cache import cache_folder, place_folder
 from ftmamba.data.content_hash import content_hash
+from ftmamba.data.event_scales import with_event_scales
 from ftmamba.data.histories import Histories, histories_of
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
@@ -183,7 +184,7 @@ def encode(
 def fit_extractor(
     tables: Tables, train: Interactions, raw_popularity: NDArray[np.float32] | None
 ) -> FTMambaFeatureExtractor:
-    """Fit a feature extractor on the users and items that occur in training.
+    """Fit a feature extractor on the users, items and events that occur in training.
 
     Args:
         tables: users, items and the schema.
@@ -192,7 +193,9 @@ def fit_extractor(
     """
     schema = tables.schema
     extractor = FTMambaFeatureExtractor(
-        user_columns=[column.to_dict() for column in schema.users.columns],
+        user_columns=[
+            column.to_dict() for column in with_event_scales(schema.users.columns, train)
+        ],
         item_columns=[column.to_dict() for column in schema.items.columns],
         user_key=schema.users.key,
         item_key=schema.items.key,
@@ -242,6 +245,9 @@ def _fingerprint(tables: Tables, train: Interactions) -> str:
         digest.update(content_hash(table))
     for array in (train.user_ids, train.item_ids, train.times, train.weights):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
+    for name, values in sorted(train.context.items()):
+        digest.update(json.dumps(name).encode())
+        digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 

@@ -4,15 +4,15 @@ Shapes: B rows asked about, T events of the longest history among them, F event 
 interactions, U users.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions
 from ftmamba.evaluation.seen import ItemsByUser, items_by_user
-from modeling_ftmamba.columns import EVENT_FEATURES, near
+from modeling_ftmamba.columns import near
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Events:
         gaps: float32 (B, T), log(1 + seconds since the user's event before), be it among the row's
             events or not; 0 for the user's first event; None without times.
         weights: float32 (B, T), or None where the interactions have no weight.
+        context: float32 (B, T), the further columns of the interactions by name; NaN means missing.
     """
 
     item_ids: NDArray[np.int64]
@@ -33,20 +34,23 @@ class Events:
     times: NDArray[np.int64] | None
     gaps: NDArray[np.float32] | None
     weights: NDArray[np.float32] | None
+    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def features(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """Return the named numbers (B, T, F) of each event; NaN where the data has none of a name.
+        """Return the named numbers (B, T, F) of each event; NaN where one is missing.
+
+        Gaps and weights are missing everywhere where the interactions have no times or no weights.
 
         Raises:
             ValueError: an unknown name.
         """
+        known = {"gap": self.gaps, "weight": self.weights, **self.context}
         for name in names:
-            if name not in EVENT_FEATURES:
+            if name not in known:
                 raise ValueError(
-                    f"event_features must be among {', '.join(EVENT_FEATURES)}, got {name!r}"
-                    f"{near(name, EVENT_FEATURES)}"
+                    f"event_features must be among {', '.join(known)}, what the interactions have, "
+                    f"got {name!r}{near(name, known)}"
                 )
-        known = {"gap": self.gaps, "weight": self.weights}
         features_BTF = np.full((*self.item_ids.shape, len(names)), np.nan, np.float32)
         for place, name in enumerate(names):
             values = known[name]
@@ -67,6 +71,7 @@ class Histories:
         gaps: float32 (R,), as in `Events`, or None.
         weights: float32 (R,), or None.
         places: int64 (R,), for each interaction as given: how many events of its user precede it.
+        context: float32 (R,), as in `Events`.
     """
 
     items: ItemsByUser
@@ -74,6 +79,7 @@ class Histories:
     gaps: NDArray[np.float32] | None
     weights: NDArray[np.float32] | None
     places: NDArray[np.int64]
+    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def n_users(self) -> int:
@@ -131,8 +137,14 @@ class Histories:
 
         item_ids = padded(self.items.item_ids)
         assert item_ids is not None
+        context = {name: padded(values_R) for name, values_R in self.context.items()}
         return Events(
-            item_ids, lengths_B, padded(self.times), padded(self.gaps), padded(self.weights)
+            item_ids,
+            lengths_B,
+            padded(self.times),
+            padded(self.gaps),
+            padded(self.weights),
+            {name: values for name, values in context.items() if values is not None},
         )
 
     def _first_at(
@@ -168,7 +180,7 @@ def histories_of(interactions: Interactions) -> Histories:
     places_R = np.empty(len(order_R), np.int64)
     places_R[order_R] = np.arange(len(order_R)) - items.starts[ordered.user_ids]
     gaps = None if ordered.times is None else _gaps(ordered.times, items.starts)
-    return Histories(items, ordered.times, gaps, ordered.weights, places_R)
+    return Histories(items, ordered.times, gaps, ordered.weights, places_R, context=ordered.context)
 
 
 def _gaps(times_R: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float32]:

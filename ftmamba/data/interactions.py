@@ -1,6 +1,7 @@
 """Interactions as arrays of dense row ids."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ class Interactions:
         weights: float32 (R,), rating or weight, or None.
         n_users: rows of the table of users.
         n_items: rows of the table of items.
+        context: float32 (R,), further columns by name that stand beside each event of a history;
+            NaN where a number is missing.
     """
 
     user_ids: NDArray[np.int64]
@@ -25,6 +28,7 @@ class Interactions:
     weights: NDArray[np.float32] | None
     n_users: int
     n_items: int
+    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -51,6 +55,7 @@ class Interactions:
             None if self.weights is None else self.weights[rows],
             self.n_users,
             self.n_items,
+            {name: values[rows] for name, values in self.context.items()},
         )
 
 
@@ -67,4 +72,9 @@ def concatenate(first: Interactions, second: Interactions) -> Interactions:
         join(first.weights, second.weights),
         first.n_users,
         first.n_items,
+        {
+            name: np.concatenate([values, second.context[name]])
+            for name, values in first.context.items()
+            if name in second.context
+        },
     )

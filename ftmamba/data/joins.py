@@ -1,6 +1,7 @@
 """Joins the table of interactions to the other two: every key becomes a dense row id."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from ftmamba.data.column_types import key_texts, numbers, seconds
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.schema import InteractionSchema
+from ftmamba.data.suggestion import suggestion
 from ftmamba.data.table_checks import check_columns, check_not_empty, first_missing
+from modeling_ftmamba.columns import EVENT_FEATURES, LARGEST_CONTEXT
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +25,25 @@ def join_interactions(
     user_keys: pa.ChunkedArray,
     item_keys: pa.ChunkedArray,
     drop_unknown: bool,
+    context: Sequence[str] = (),
 ) -> Interactions:
     """Return the interactions as row ids of the two tables of keys.
 
+    Args:
+        table: the raw interactions.
+        schema: which columns hold what.
+        user_keys: of the table of users, as texts.
+        item_keys: of the table of items, as texts.
+        drop_unknown: leave out interactions whose user or item is in no table.
+        context: further columns to keep, of numbers.
+
     Raises:
-        ValueError: a column is missing, or a user or item is in no table (unless dropped).
+        ValueError: a column is missing, or a user or item is in no table (unless dropped), or a
+            value of the context is no finite number.
     """
     wanted = [c for c in (schema.user, schema.item, schema.time, schema.weight) if c]
     check_columns(table, wanted, "interactions")
+    _check_context(table, context)
     user_ids = _row_ids(table.column(schema.user), user_keys)
     item_ids = _row_ids(table.column(schema.item), item_keys)
     known = (user_ids >= 0) & (item_ids >= 0)
@@ -51,6 +65,7 @@ def join_interactions(
         _weights(table.column(schema.weight), schema.weight) if schema.weight else None,
         len(user_keys),
         len(item_keys),
+        {name: _context(table.column(name), name) for name in context},
     )
 
 
@@ -69,6 +84,30 @@ def _weights(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
             "schema"
         )
     return values.to_numpy().astype(np.float32)  # type: ignore[no-any-return]
+
+
+def _check_context(table: pa.Table, context: Sequence[str]) -> None:
+    for name in context:
+        if name not in table.column_names:
+            known = [*EVENT_FEATURES, *table.column_names]
+            raise ValueError(
+                f"event_features of the users' history name {name!r}, which is no column of table "
+                f"'interactions'{suggestion(name, known, 'there are')}"
+            )
+
+
+def _context(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
+    remedy = "remove it from event_features of the users' history"
+    values = numbers(column, name, "interactions", otherwise=remedy).to_numpy()
+    large = np.abs(values) > LARGEST_CONTEXT
+    if large.any():
+        row = int(np.argmax(large))
+        raise ValueError(
+            f"table 'interactions', column {name!r}: row {row + 1} is {values[row]:g}; beside an "
+            f"event a number must be within {LARGEST_CONTEXT:g} of 0, leave it empty if it is not "
+            f"known, or {remedy}"
+        )
+    return values.astype(np.float32)  # type: ignore[no-any-return]
 
 
 def keep_positives(interactions: Interactions, threshold: float) -> Interactions:

@@ -45,6 +45,11 @@ class TableSchema:
         return history_of(self.columns)
 
     @property
+    def context(self) -> tuple[str, ...]:
+        """The columns of the interactions that stand beside each event of the history."""
+        return () if self.history_column is None else self.history_column.context
+
+    @property
     def popularity_columns(self) -> tuple[Column, ...]:
         """The columns counted from the interactions, as of a row's time."""
         return tuple(column for column in self.columns if column.popularity_days)

@@ -22,6 +22,8 @@ from modeling_ftmamba.columns import near
 WINDOWS = ("newest", "every")
 """What an epoch reads: each user's newest events alone, or every event as a target once."""
 
+_KEY_OF_FEATURE = {"gap": "gaps", "weight": "weights"}
+
 BATCHES_A_BUCKET = 8
 """Windows of so many batches are sorted by length together."""
 
@@ -97,8 +99,9 @@ class SequenceBatches:
         Keys: `user_ids` int64 (B,); `history_ids` int64 (B, T), the inputs, 0 beyond the end;
         `lengths` int64 (B,); `targets` int64 (B, T), at t the event after input t, -1 beyond the
         end; `first_targets` int64 (B,), the window's first event if it is the user's first of all,
-        to be foretold from nothing, else -1; and where the data has them `times` int64 (B, T),
-        `gaps` and `weights` float32 (B, T) of the inputs.
+        to be foretold from nothing, else -1; and where the data has them `times` int64 (B, T), and
+        float32 (B, T) of the inputs, under the key of its name (`key_of_feature`), each event
+        feature.
         """
         windows = self._windows(np.random.default_rng((self._seed, epoch, 0)))
         for rows_B in self._batches(windows.n_targets, epoch)[start:]:
@@ -153,12 +156,18 @@ class SequenceBatches:
             "targets": np.where(is_event_BT, targets_BT, -1),
             "first_targets": np.where(begins_B == 0, inputs.item_ids[:, 0], -1),
             "times": inputs.times,
-            "gaps": inputs.gaps,
-            "weights": inputs.weights,
+            key_of_feature("gap"): inputs.gaps,
+            key_of_feature("weight"): inputs.weights,
         }
+        arrays |= {key_of_feature(name): values for name, values in inputs.context.items()}
         return {
             name: torch.from_numpy(array) for name, array in arrays.items() if array is not None
         }
+
+
+def key_of_feature(name: str) -> str:
+    """Return under which key a batch holds an event feature: `gaps`, `weights`, `context/price`."""
+    return _KEY_OF_FEATURE.get(name, f"context/{name}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,6 +118,7 @@ def load_tables(
         user_keys=key_texts(checked_users.column(schema.users.key)),
         item_keys=key_texts(checked_items.column(schema.items.key)),
         drop_unknown=drop_unknown,
+        context=schema.users.context,
     )
     if positive_threshold is not None:
         joined = keep_positives(joined, positive_threshold)

@@ -41,6 +41,8 @@ ALWAYS_SHOWN = ("loss", "batch_size", "num_epochs", "learning_rate", "schedule",
 NEVER_SHOWN = ("resume_from_checkpoint", "with_tracking", "report_to", "log_every_steps",
                "checkpointing_steps", "checkpoints_total_limit")  # fmt: skip
 """Training options that leave the trained model as it is."""
+UNREADABLE = ("edges", "event_scales")
+"""Fitted fields of a column that say little to a reader."""
 
 
 def card_facts(
@@ -147,7 +149,7 @@ def column_facts(tables: Mapping[str, Any], table: str, column: Mapping[str, Any
     facts = of_column(tables, table, column["name"])
     quantiles = facts.get("quantiles")
     return ColumnFacts(
-        {key: value for key, value in column.items() if key != "edges"},
+        {key: value for key, value in column.items() if key not in UNREADABLE},
         facts.get("missing"),
         facts.get("distinct"),
         None if quantiles is None else (quantiles[0], quantiles[-1]),

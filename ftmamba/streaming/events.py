@@ -7,6 +7,7 @@ from typing import Any
 
 from ftmamba.streaming.store import LONGEST_USER_KEY
 from modeling_ftmamba.checked_files import parse_json
+from modeling_ftmamba.columns import LARGEST_CONTEXT
 from modeling_ftmamba.key_index import LONGEST_KEY
 
 LONGEST_EVENT_ID = 128
@@ -28,6 +29,8 @@ class Event:
             there is none, then an event that comes twice counts twice.
         time: UTC epoch seconds, or None where it is not known.
         weight: such as a rating, or None.
+        context: numbers by the names of the columns that the model's history has beside its
+            events, or None; absent or NaN where unknown.
         item_record: raw columns of the item, for one that the catalogue has not.
         user_record: raw columns of the user, for one of whom nothing is known yet.
     """
@@ -39,6 +42,7 @@ class Event:
     weight: float | None = None
     item_record: Mapping[str, Any] | None = None
     user_record: Mapping[str, Any] | None = None
+    context: Mapping[str, float] | None = None
 
     def to_json(self) -> str:
         """Return the event on one line, as `parse_event` reads it."""
@@ -68,6 +72,7 @@ def parse_event(text: str | bytes, *, event_id: str = "") -> Event:
         weight=_weight(values.get("weight")),
         item_record=_record(values, "item_record"),
         user_record=_record(values, "user_record"),
+        context=_context(values),
     )
 
 
@@ -125,6 +130,20 @@ def _weight(value: Any) -> float | None:
             "none"
         )
     return float(value)
+
+
+def _context(values: Mapping[str, Any]) -> dict[str, float] | None:
+    context = _record(values, "context")
+    if context is None:
+        return None
+    for name, value in context.items():
+        is_number = value is None or isinstance(value, int | float)
+        if not is_number or abs(value or 0) > LARGEST_CONTEXT:
+            raise ValueError(
+                f"an event's context must have a finite number in {name!r:.80}, got {value!r:.80}; "
+                "leave it out where it is not known"
+            )
+    return {name: float(value) for name, value in context.items() if value is not None}
 
 
 def _record(values: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import Event
-from modeling_ftmamba.columns import history_of
+from modeling_ftmamba.columns import history_of, near
+from modeling_ftmamba.history import GAP
 from modeling_ftmamba.key_index import KeyIndex
 from modeling_ftmamba.state_bytes import states_from_bytes, states_to_bytes
 from modeling_ftmamba.string_table import text_table
@@ -86,7 +87,7 @@ class CheckpointObserver:
                 "the checkpoint's user tower has no column of kind 'history', so events change "
                 "nothing in it; train a model with one"
             )
-        self._features = history.event_features
+        self._features, self._context = history.event_features, history.context
         self._dtype = dtype
         self._fingerprint = checkpoint.catalogue.fingerprint
         embeddings = torch.from_numpy(checkpoint.catalogue.embeddings)
@@ -107,6 +108,14 @@ class CheckpointObserver:
                 True,
                 f"item {event.item_key!r:.80} is not among the {len(self._items_IE)} of the "
                 "catalogue, and the event brings no item_record with columns of it",
+            )
+        given = event.context or {}
+        if self._context and given and not any(name in self._context for name in given):
+            name = next(iter(given))
+            return Refusal(
+                False,
+                f"its context has {name!r:.80}{near(name, self._context)}, and none of what the "
+                f"model reads: {', '.join(self._context)}",
             )
         for side, record in (("items", event.item_record), ("users", event.user_record)):
             if record is not None and (row is None or side == "users"):
@@ -136,12 +145,14 @@ class CheckpointObserver:
         times_BT = torch.full(slots_BT.shape, NO_TIME, device=lengths_B.device)
         times = [NO_TIME if event.time is None else event.time for event in flat]
         times_BT[slots_BT] = torch.tensor(times, device=lengths_B.device)
-        features_BTF = history_BTE.new_full((*slots_BT.shape, len(self._features)), torch.nan)
-        if "weight" in self._features:
-            weights = [torch.nan if event.weight is None else event.weight for event in flat]
-            features_BTF[slots_BT, self._features.index("weight")] = features_BTF.new_tensor(
-                weights
-            )
+        # Not in 16 bits with the model: a number of the context is scaled only there.
+        wide = torch.promote_types(history_BTE.dtype, torch.float32)
+        shape = (*slots_BT.shape, len(self._features))
+        features_BTF = history_BTE.new_full(shape, torch.nan, dtype=wide)
+        for place, name in enumerate(self._features):
+            if name != GAP:
+                values = [_feature(event, name) for event in flat]
+                features_BTF[slots_BT, place] = features_BTF.new_tensor(values)
         observed: UserState = self._model.observe(
             state, history_BTE, lengths_B, event_features=features_BTF, times=times_BT
         )
@@ -180,8 +191,9 @@ class CheckpointObserver:
                 item_key=self._keys[item],
                 time=None if math.isnan(time) else int(time),
                 weight=None if math.isnan(weight) else weight,
+                context=context,
             )
-            for item, time, weight in self._users.events(row)
+            for item, time, weight, context in self._users.events(row)
         ]
 
     def _item_embeddings(self, events: Sequence[Event]) -> Tensor:
@@ -207,3 +219,9 @@ class CheckpointObserver:
         users, items = (records if side == name else None for name in ("users", "items"))
         encoded = self._extractor(users=users, items=items)
         return {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
+
+
+def _feature(event: Event, name: str) -> float:
+    """Return an event's weight or a number of its context, NaN where it is missing."""
+    value = event.weight if name == "weight" else (event.context or {}).get(name)
+    return math.nan if value is None else value

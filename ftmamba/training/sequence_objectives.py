@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ftmamba.data.read_ahead import to_device
+from ftmamba.data.sequence_batches import key_of_feature
 from ftmamba.losses.sequences import (
     NegativeSampler,
     sequence_full_softmax,
@@ -25,9 +26,6 @@ from ftmamba.recipe import TrainingRecipe
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.feed import Batch, Inputs, Prepared
 from modeling_ftmamba.history import HistoryTokens
-
-FEATURE_OF_BATCH = {"gap": "gaps", "weight": "weights"}
-"""Under which key a batch holds each event feature."""
 
 
 class SequenceLoss(Protocol):
@@ -115,7 +113,7 @@ class SequenceObjective:
         if not names:
             return {}
         absent = torch.full(batch["history_ids"].shape, torch.nan)
-        features = [batch.get(FEATURE_OF_BATCH[name], absent) for name in names]
+        features = [batch.get(key_of_feature(name), absent) for name in names]
         return {"user_event_features": torch.stack(features, -1)}
 
     def _items(self, batch: Batch, targets_M: Tensor, step: int) -> Inputs:

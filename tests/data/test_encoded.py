@@ -1,5 +1,7 @@
 """Encoded tables: what the extractor says of raw records, and nothing from the future."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,7 @@ from ftmamba.data.batches import InteractionBatches
 from ftmamba.data.encoded import encode
 from ftmamba.data.synthetic import clusters
 from ftmamba.data.tables import Tables
+from modeling_ftmamba.configuration_ftmamba import FTMambaTowerConfig
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 DAYS = (1, 1000)
@@ -239,3 +242,55 @@ def test_the_files_are_readable_by_datasets(data, train):
 def test_an_empty_training_part_is_refused(tables, train, tmp_path):
     with pytest.raises(ValueError, match="the training part has no interactions"):
         encode(tables, train.select(np.arange(0)), cache_dir=tmp_path)
+
+
+def priced(tables, train, **context):
+    values = tables.schema.to_dict()
+    values["users"]["columns"]["history"] = {
+        "kind": "history", "event_features": ["weight", *context],
+    }  # fmt: skip
+    schema = type(tables.schema).from_dict(values)
+    columns = {name: np.array(one, np.float32) for name, one in context.items()}
+    part = dataclasses.replace(train.select(np.arange(4)), context=columns)
+    return Tables(tables.users, tables.items, tables.interactions, schema), part
+
+
+@pytest.mark.parametrize(
+    ("prices", "scale"),
+    [
+        ([1, 2, 3, 6], [3, 3.5**0.5]),
+        ([2, np.nan, 6, np.nan], [4, 2]),
+        ([0.1] * 4, [pytest.approx(0.1), 1]),
+        ([7, np.nan, np.nan, np.nan], [7, 1]),
+        ([np.nan] * 4, [0, 1]),
+        ([0, 0, 0, 1e-38], [pytest.approx(0), 1]),
+        ([1e30, -1e30, 1e30, -1e30], [0, pytest.approx(1e30)]),
+        ([False, True, False, True], [0.5, 0.5]),
+    ],
+)
+def test_scales_are_of_the_numbers_that_are_known(tables, train, tmp_path, prices, scale):
+    data = encode(*priced(tables, train, price=prices), cache_dir=tmp_path)
+    history = data.extractor.user_columns[-1]
+    assert history["event_scales"] == [[0, 1], scale]
+    FTMambaTowerConfig(columns=data.extractor.user_columns)
+
+
+def test_other_numbers_beside_events_are_encoded_anew(tables, train, tmp_path):
+    columns = [
+        {"price": [1, 2, 3, 4]},
+        {"price": [1, 2, 3, 5]},
+        {"cost": [1, 2, 3, 4]},
+        {"price": [1, 2, 3, 4], "cost": [1, 2, 3, 4]},
+        {"cost": [1, 2, 3, 4], "price": [1, 2, 3, 4]},
+        {},
+    ]
+    files = {
+        encode(*priced(tables, train, **some), cache_dir=tmp_path).interactions
+        for some in (*columns, columns[0])
+    }
+    assert len(files) == len(columns)
+
+
+def test_without_numbers_beside_events_nothing_is_scaled(tables, train, tmp_path):
+    history = encode(*priced(tables, train), cache_dir=tmp_path).extractor.user_columns[-1]
+    assert history == {"name": "history", "kind": "history", "event_features": ["weight"]}

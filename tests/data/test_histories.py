@@ -1,10 +1,12 @@
 """Histories: in order, cut before an event, and never with the event itself or a later one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ftmamba.data.histories import histories_of
-from ftmamba.data.interactions import Interactions
+from ftmamba.data.interactions import Interactions, concatenate
 from ftmamba.evaluation import make_split
 
 
@@ -150,3 +152,27 @@ def test_a_time_needs_times_and_a_length_is_not_negative():
         histories.newest(np.array([0]), 5, before=3)
     with pytest.raises(ValueError, match="max_length must be >= 0, got -1"):
         histories.newest(np.array([0]), -1)
+
+
+def test_context_keeps_to_its_events():
+    context = {"price": np.arange(7, dtype=np.float32)}
+    data = dataclasses.replace(TIMED, context=context)
+    events = histories_of(data).newest(np.array([1, 0]), 3)
+    assert lists(events) == [[3, 1, 6], [7, 2, 5]]
+    assert events.context["price"].tolist() == [[2, 0, 5], [6, 1, 4]]
+    features_BTF = events.features(["price", "weight"])
+    assert features_BTF[..., 0].tolist() == [[2, 0, 5], [6, 1, 4]]
+    assert features_BTF[..., 1].tolist() == [[3, 1, 1], [2, 2, 5]]
+    with pytest.raises(ValueError, match=r"among gap, weight, price, .* did you mean 'price'"):
+        events.features(["prices"])
+
+
+def test_context_follows_every_choice_of_rows():
+    data = dataclasses.replace(TIMED, context={"price": np.arange(7, dtype=np.float32)})
+    chosen = data.select(np.array([4, 1]))
+    assert chosen.context["price"].tolist() == [4, 1]
+    assert data.select(data.user_ids == 1).context["price"].tolist() == [0, 2, 5]
+    assert data.by_time().context["price"].tolist() == [2, 3, 6, 1, 4, 0, 5]
+    joined = concatenate(chosen, data)
+    assert joined.context["price"].tolist() == [4, 1, 0, 1, 2, 3, 4, 5, 6]
+    assert concatenate(data, TIMED).context == {}

@@ -8,7 +8,7 @@ import torch
 
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions
-from ftmamba.data.sequence_batches import SequenceBatches
+from ftmamba.data.sequence_batches import SequenceBatches, key_of_feature
 
 COUNTS = [0, 1, 2, 3, 10, 11, 12, 15, 16, 20, 21, 22, 37, 64, 5, 9, 1, 30]
 
@@ -20,8 +20,10 @@ def histories():
     steps = np.concatenate([np.arange(count) for count in COUNTS])
     n_items = 100 * len(COUNTS)
     weights = steps.astype(np.float32)
+    # A name that is a key of a batch too.
+    context = {"targets": (1000 * users + steps).astype(np.float32)}
     return histories_of(
-        Interactions(users, users * 100 + steps, steps * 1, weights, len(COUNTS), n_items)
+        Interactions(users, users * 100 + steps, steps * 1, weights, len(COUNTS), n_items, context)
     )
 
 
@@ -186,3 +188,13 @@ def test_batches_hold_windows_of_like_length():
 def test_wrong_options_are_refused(histories, options, message):
     with pytest.raises(ValueError, match=message):
         batches_of(histories, **options)
+
+
+def test_context_stands_beside_its_inputs(histories):
+    n_events = 0
+    for batch in batches_of(histories).epoch(0):
+        inside = torch.arange(batch["history_ids"].shape[1]) < batch["lengths"][:, None]
+        ids, context = batch["history_ids"][inside], batch[key_of_feature("targets")][inside]
+        assert context.tolist() == (1000 * (ids // 100) + ids % 100).tolist()
+        n_events += len(ids)
+    assert n_events > 200

@@ -256,3 +256,79 @@ def test_texts_without_a_separator_are_no_set(users, items, events, schema):
     schema["items"]["columns"]["genres"] = "categories"
     with pytest.raises(ValueError, match="give the separator of its members"):
         load_tables(users, items, events, schema)
+
+
+def with_context(schema, *names):
+    history = {"kind": "history", "event_features": ["gap", *names]}
+    users = {"key": "user_id", "columns": {"history": history}}
+    return {**schema, "users": users}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2, None, 4], [1, 2, np.nan, 4]),
+        ([0.5, np.nan, -1e30, 0], [0.5, np.nan, -1e30, 0]),
+        ([True, False, None, True], [1, 0, np.nan, 1]),
+        (["1.5", "", "NA", "-2"], [1.5, np.nan, np.nan, -2]),
+        (pa.array([None] * 4, pa.float32()), [np.nan] * 4),
+    ],
+)
+def test_columns_beside_events_are_read_as_numbers(users, items, events, schema, values, expected):
+    events = events.append_column("paid", pa.array(values))
+
+    found = load_tables(users, items, events, with_context(schema, "paid")).interactions
+
+    assert set(found.context) == {"paid"}
+    assert found.context["paid"].dtype == np.float32
+    np.testing.assert_array_equal(found.context["paid"], np.array(expected, np.float32))
+
+
+def test_only_named_columns_are_read_and_those_with_a_role_may_be(users, items, events, schema):
+    found = load_tables(users, items, events, with_context(schema, "rating")).interactions
+    assert found.context["rating"].tolist() == found.weights.tolist() == [5, 3, 1, 4]
+    assert load_tables(users, items, events, schema).interactions.context == {}
+
+
+def test_context_keeps_to_the_rows_that_are_kept(users, items, events, schema):
+    schema = with_context(schema, "rating")
+    events = with_column(events, "user_id", ["u1", "nobody", "u1", "u2"])
+    found = load_tables(users, items, events, schema, drop_unknown=True, positive_threshold=2)
+    assert found.interactions.context["rating"].tolist() == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 2, np.inf, 3], "row 3 is inf; a number must be finite, leave it empty"),
+        ([1, 2, -np.inf, 3], "row 3 is -inf"),
+        ([0, 1e31, 0, 0], r"row 2 is 1e\+31; beside an event a number must be within 1e\+30 of 0"),
+        (
+            ["1", "two", "3", "four"],
+            r"row 2 is 'two', .* \(2 such rows\); correct it, or remove it",
+        ),
+        (
+            [datetime.date(2020, 1, 1)] * 4,
+            "holds date32.*; convert it, or remove it from event_fea",
+        ),
+        ([[1], [2], [3], [4]], "needs numbers, the column holds list"),
+    ],
+)
+def test_a_column_beside_events_that_holds_no_numbers_is_told(
+    users, items, events, schema, values, message
+):
+    events = events.append_column("paid", pa.array(values))
+    with pytest.raises(ValueError, match=f"'interactions', column 'paid': .*{message}"):
+        load_tables(users, items, events, with_context(schema, "paid"))
+
+
+@pytest.mark.parametrize(("name", "near"), [("ratign", "rating"), ("gapp", "gap")])
+def test_a_column_beside_events_that_is_not_there_is_told_with_the_near_one(
+    users, items, events, schema, name, near
+):
+    message = (
+        rf"name {name!r}, which is no column of table 'interactions'; did you mean {near!r}\? "
+        "There are: gap, weight, user_id, item_id, time, rating"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_tables(users, items, events, with_context(schema, name))

@@ -40,10 +40,39 @@ BAD = [
     ),
     ({"user_tower": {"columns": [HISTORY, {**HISTORY, "name": "b"}]}}, "histories history, b"),
     ({"item_tower": {"columns": [HISTORY]}}, "item_tower: column 'history'.*move it to user"),
-    ({"user_tower": {"columns": [{**HISTORY, "event_features": ["gab"]}]}}, "mean 'gap'"),
     (
         {"user_tower": {"columns": [{**HISTORY, "event_features": "gap"}]}},
-        "must be a list of gap, weight",
+        "must be a list of gap, weight and names of numeric columns.*each once, got 'gap'",
+    ),
+    ({"user_tower": {"columns": [{**HISTORY, "event_features": ["a", "a"]}]}}, "each once"),
+    ({"user_tower": {"columns": [{**HISTORY, "event_features": [3]}]}}, r"each once, got \[3\]"),
+    ({"user_tower": {"columns": [{**HISTORY, "event_features": [""]}]}}, r"each once, got \[''\]"),
+    (
+        {"user_tower": {"columns": [{**HISTORY, "event_features": ["gap", "time"]}]}},
+        "cannot name 'time', which every event has already; give the numbers a column of another",
+    ),
+    (
+        {"user_tower": {"columns": [{**HISTORY, "event_features": [f"{n}" for n in range(4097)]}]}},
+        "4097 event_features, of 4096 at most",
+    ),
+    *(
+        (
+            {"user_tower": {"columns": [{**HISTORY, "event_scales": scales}]}},
+            r"event_scales must be a list of \[mean, standard deviation\], one for each.*\(2\)",
+        )
+        for scales in (
+            [[0, 1]],
+            [[0, 1], [0, 0]],
+            [[0, 1], [0, -1.0]],
+            [[0, 1], [float("nan"), 1]],
+            [[0, 1], [0, float("inf")]],
+            [[0, 1], [1e31, 1]],
+            [[0, 1], [0, 1e-31]],
+            [[0, 1], ["0", 1]],
+            [[0, 1], [0, 1, 2]],
+            [0, 1],
+            "ab",
+        )
     ),
     ({"user_tower": {"columns": [{**HISTORY, "kind": "numeric"}]}}, "needs kind 'history'"),
     ({"user_tower": {"colums": []}}, "user_tower.*no field 'colums'.*'columns'"),

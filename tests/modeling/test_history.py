@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
+from modeling_ftmamba.columns import column_from_dict
 from modeling_ftmamba.history import Events
 
 from .conftest import (
@@ -329,3 +330,49 @@ def test_a_tower_may_be_told_by_columns_alone():
     config = FTMambaConfig.from_columns([HISTORY], COLUMNS, pooling="last")
     users = make_events([4, 2], size=64)
     assert FTMambaTwoTowerModel(config).get_user_embeddings(**users).shape == (2, 64)
+
+
+SCALED = {
+    **HISTORY, "event_features": ["gap", "price"], "event_scales": [[0.0, 1.0], [250.0, 4.0]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", [{}, {"time_decay": True, "pooling": "last"}])
+def test_a_scaled_feature_is_read_as_the_model_without_scales_reads_it_standardised(variant):
+    model = make_model([*COLUMNS, SCALED], **variant)
+    plain = make_model([*COLUMNS, {**SCALED, "event_scales": []}], **variant)
+    plain.load_state_dict(model.state_dict())
+    users = make_users(model, LENGTHS)
+    expected = plain.get_user_embeddings(**users)
+    raw = users["user_event_features"].clone()
+    raw[..., 1] = 250 + 4 * raw[..., 1]
+    assert raw.isnan().any()
+    assert_near(model.get_user_embeddings(**users | {"user_event_features": raw}), expected)
+    unscaled = plain.get_user_embeddings(**users | {"user_event_features": raw})
+    assert (unscaled - expected).abs().max() > 0.1
+
+
+def test_a_missing_feature_is_the_mean_and_the_vector_of_what_is_missing():
+    history = make_model([SCALED]).user_tower.tokenizer.history
+    embeds = torch.zeros(1, 1, history.embedding_size, dtype=torch.float64)
+    tokens = [
+        history(Events(embeds, None, torch.tensor([[[0.0, price]]], dtype=torch.float64)))
+        for price in (torch.nan, 250.0, 254.0)
+    ]
+    assert_near(tokens[0] - tokens[1], history.missing[1].expand(1, 1, -1))
+    assert_near(tokens[2] - tokens[1], history.feature_weight[1].expand(1, 1, -1))
+
+
+def test_a_model_in_16_bits_scales_in_32():
+    far = {**SCALED, "event_scales": [[0.0, 1.0], [1e6, 2.0]]}
+    history = make_model([far]).user_tower.tokenizer.history.to(torch.bfloat16)
+    embeds = torch.zeros(1, 2, history.embedding_size, dtype=torch.bfloat16)
+    features = torch.tensor([[[0.0, 1e6], [0.0, 1e6 + 2]]])
+    tokens = history(Events(embeds, None, features))
+    torch.testing.assert_close(tokens[:, 1] - tokens[:, 0], history.feature_weight[1][None])
+
+
+def test_columns_without_scales_are_written_as_before():
+    assert column_from_dict(HISTORY).to_dict() == HISTORY
+    assert column_from_dict(SCALED).to_dict() == SCALED
+    assert column_from_dict(SCALED).context == ("price",)

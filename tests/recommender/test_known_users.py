@@ -4,9 +4,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 
 from ftmamba.data.interactions import Interactions
-from ftmamba.known_users import KnownUsers, known_users, load_known_users, rows_of_keys
+from ftmamba.known_users import (
+    SEEN_FILE,
+    KnownUsers,
+    known_users,
+    load_known_users,
+    rows_of_keys,
+)
+from modeling_ftmamba.checked_files import read_tensors
 
 
 @pytest.fixture
@@ -65,3 +73,48 @@ def test_a_key_that_is_no_text_is_refused_with_the_remedy(users: KnownUsers) -> 
 
 def test_several_keys_give_their_rows(users: KnownUsers) -> None:
     assert rows_of_keys(users, ["3x", "01", "3x"]).tolist() == [2, 0, 2]
+
+
+TYPES = frozenset(["I64", "F32"])
+
+
+def with_context(users: KnownUsers) -> KnownUsers:
+    prices = np.array([1, np.nan, 3, 4, 5], np.float32)
+    return dataclasses.replace(users, context={"price": prices})
+
+
+def test_context_is_saved_and_loaded_with_its_events(users: KnownUsers, tmp_path: Path) -> None:
+    with_context(users).save(tmp_path)
+    loaded = load_known_users(tmp_path, key="id")
+    assert [event.item for event in loaded.events(2)] == [4, 1, 0]
+    assert [event.context for event in loaded.events(2)] == [
+        {"price": 3.0}, {"price": 4.0}, {"price": 5.0},
+    ]  # fmt: skip
+    first, second = loaded.events(0)
+    assert first.context == {"price": 1.0}
+    assert np.isnan(second.context["price"])
+    assert loaded.events(1) == []
+
+
+def version_of(folder: Path) -> str:
+    return read_tensors(folder / SEEN_FILE, dtypes=TYPES)[0]["format_version"]
+
+
+def test_a_file_without_context_is_of_the_version_that_older_readers_know(
+    users: KnownUsers, tmp_path: Path
+) -> None:
+    users.save(tmp_path)
+    assert version_of(tmp_path) == "1"
+    assert [event.context for event in load_known_users(tmp_path, key="id").events(0)] == [{}, {}]
+    with_context(users).save(tmp_path)
+    assert version_of(tmp_path) == "2"
+    tensors = read_tensors(tmp_path / SEEN_FILE, dtypes=TYPES)[1]
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    save_file(arrays, tmp_path / SEEN_FILE, {"format_version": "3"})
+    with pytest.raises(ValueError, match="has format 3, this ftmamba reads 1 and 2"):
+        load_known_users(tmp_path, key="id")
+
+
+def test_context_of_another_length_is_refused(users: KnownUsers) -> None:
+    with pytest.raises(ValueError, match="5 seen items have 4 times, weights or numbers of a con"):
+        dataclasses.replace(users, context={"price": np.zeros(4, np.float32)})

@@ -35,6 +35,10 @@ def test_an_event_on_one_line_comes_back():
         "7", "i", "e"
     )
     assert parse_event('{"user_key": "u", "item_key": "i", "time": 5.9}').time == 5
+    brought = Event("u", "i", context={"price": 3.5})
+    assert parse_event(brought.to_json()) == brought
+    text = '{"user_key": "u", "item_key": "i", "context": {"price": null, "on_sale": true}}'
+    assert parse_event(text).context == {"on_sale": 1.0}
     number = 10**20 + 7
     numbered = parse_event(f'{{"user_key": {number}, "item_key": 1, "event_id": {number}}}')
     assert (numbered.user_key, numbered.event_id) == (str(number), str(number))
@@ -59,6 +63,10 @@ def test_an_event_on_one_line_comes_back():
         ({"weight": 1e31}, "weight must be a number"),
         ({"item_record": []}, "item_record must be an object"),
         ({"user_record": 1}, "user_record must be an object"),
+        ({"context": [3]}, "context must be an object"),
+        ({"context": {"price": "3"}}, "context must have a finite number in 'price', got '3'"),
+        ({"context": {"price": 1e31}}, "context must have a finite number in 'price'"),
+        ({"context": {"price": [1]}}, "leave it out where it is not known"),
     ],
 )
 def test_a_wrong_value_is_told_by_its_field(change, message):
