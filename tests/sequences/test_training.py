@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import popularity_column
 from ftmamba.evaluation import evaluate
 from ftmamba.experiment.rivals import held_out_scorer
-from ftmamba.training.run import make_protocol, split_tables, train
+from ftmamba.losses.sequences import sequence_full_softmax
+from ftmamba.training import sequence_objectives
+from ftmamba.training.run import make_accelerator, make_protocol, split_tables, train
 
 from .conftest import N_ITEMS, ring_recipe, ring_tables
 
@@ -39,6 +42,36 @@ def test_what_comes_next_is_learnt_and_foretold(tmp_path, training):
     split = split_tables(tables, recipe)
     trained = train(recipe, tables, split, Accelerator(cpu=True))
     assert hit_rate(recipe, split, trained) > 0.95
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Forget, before and after, which precision Accelerate was started with."""
+    states = (AcceleratorState, GradientState, PartialState)
+    for state in states:
+        state._reset_state()
+    yield
+    for state in states:
+        state._reset_state()
+
+
+def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(
+    tmp_path, fresh_accelerate, monkeypatch
+):
+    types = []
+
+    def spied(*arguments, products_in, **options):
+        types.append(products_in)
+        return sequence_full_softmax(*arguments, products_in=products_in, **options)
+
+    monkeypatch.setattr(sequence_objectives, "sequence_full_softmax", spied)
+    tables = ring_tables()
+    recipe = ring_recipe(tmp_path, mixed_precision="bf16")
+    split = split_tables(tables, recipe)
+    trained = train(recipe, tables, split, make_accelerator(recipe))
+    assert hit_rate(recipe, split, trained) > 0.95
+    assert set(types) == {torch.bfloat16}
+    assert {one.dtype for one in trained.model.parameters()} == {torch.float32}
 
 
 def test_the_test_history_has_the_validation_item_and_not_the_test_item(walked):
