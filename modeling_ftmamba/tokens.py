@@ -6,6 +6,7 @@ M members of one set, Q slots of dense columns, W width of one dense column.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from .columns import (
@@ -20,6 +21,7 @@ from .columns import (
 from .configuration_ftmamba import FTMambaTowerConfig
 from .dropout import Dropout
 from .history import Events, HistoryTokens, TokenRows
+from .linears import is_untouched
 from .numeric_embeddings import NUMERIC_EMBEDDING_CLASSES, init_uniform, init_vector
 
 
@@ -101,18 +103,28 @@ class SetTokens(nn.Module):
 
     def forward(self, ids_BS: Tensor) -> Tensor:
         """Return the tokens (B, columns, D)."""
-        means = []
-        for table, ids_BM in zip(self.tables, ids_BS.split(self.widths, -1), strict=True):
-            present_BM = ids_BM != PADDING_ID
-            members_BMD = table(self._hidden(ids_BM)) * present_BM[..., None]
-            count_B1 = present_BM.sum(1, keepdim=True).clamp(min=1)
-            means.append(members_BMD.sum(1) / count_B1)
+        ids = map(self._hidden, ids_BS.split(self.widths, -1))
+        means = [
+            _mean_of_set(table, ids_BM) for table, ids_BM in zip(self.tables, ids, strict=True)
+        ]
         return torch.stack(means, 1) + self.bias
 
     def _hidden(self, ids_BM: Tensor) -> Tensor:
         if self.training and self.unseen_probability:
-            return hide(ids_BM, self.unseen_probability)
+            hidden_BM = hide(ids_BM, self.unseen_probability)
+            return hidden_BM.masked_fill(ids_BM == PADDING_ID, PADDING_ID)
         return ids_BM
+
+
+def _mean_of_set(table: nn.Module, ids_BM: Tensor) -> Tensor:
+    """Return the mean (B, D) of the members' embeddings; 0 of no members."""
+    if is_untouched(table, nn.Embedding):
+        weight: Tensor = table.weight  # type: ignore[assignment]
+        # Neither the members' embeddings nor their gradients are ever written out.
+        return F.embedding_bag(ids_BM, weight, mode="mean", padding_idx=PADDING_ID)
+    present_BM = ids_BM != PADDING_ID
+    members_BMD = table(ids_BM) * present_BM[..., None]
+    return members_BMD.sum(1) / present_BM.sum(1, keepdim=True).clamp(min=1)
 
 
 class DenseTokens(nn.Module):

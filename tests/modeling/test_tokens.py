@@ -50,6 +50,28 @@ def test_a_set_is_the_mean_of_its_members_without_padding():
     torch.testing.assert_close(out[1, 0], bias)
 
 
+@pytest.mark.parametrize("unseen_probability", [0.0, 0.5])
+def test_a_set_in_one_operator_is_that_of_its_table_with_gradients(unseen_probability):
+    columns = [{"name": "genres", "kind": "categories", "vocabulary_size": 7, "max_length": 4}]
+    tokens = shake(tokenizer(columns, unseen_probability=unseen_probability)).double().train()
+    ids = torch.tensor([[3, 5, 0, 0], [0, 0, 0, 0], [3, 3, 6, 4], [2, 0, 5, 0]])
+    table = tokens.kinds["set_ids"].tables[0]
+    found = []
+    for hook in (None, lambda *_: None):
+        if hook is not None:
+            table.register_forward_hook(hook)
+        torch.manual_seed(3)
+        out = tokens({"set_ids": ids}, 4)
+        (gradient,) = torch.autograd.grad(
+            (out * torch.arange(4.0)[:, None, None]).sum(), table.weight
+        )
+        found.append((out, gradient))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    assert found[0][1][0].abs().max() == 0
+    assert found[0][1].abs().max() > 0
+
+
 def test_a_missing_vector_has_a_token_of_its_own():
     tokens = tokenizer([{"name": "a", "kind": "vector", "dimension": 2}])
     group = tokens.kinds["dense"]
