@@ -252,3 +252,14 @@ def test_options_of_rows_are_refused_where_training_is_on_sequences(option):
         ValueError, match=rf"training\..*{name} is .*single interactions.* got .*remove"
     ):
         recipe_from_dict({"training": {"sequences": "newest", **option}})
+
+
+@pytest.mark.parametrize(
+    "training", [{}, {"sequences": "every", "loss": "in_batch"}, {"loss": "full_softmax"}]
+)
+def test_mask_history_is_of_the_full_softmax_of_sequences(training):
+    recipe_from_dict(
+        {"training": {"sequences": "every", "loss": "full_softmax", "mask_history": True}}
+    )
+    with pytest.raises(ValueError, match=r"mask_history is for sequences and loss 'full_softmax'"):
+        recipe_from_dict({"training": {**training, "mask_history": True}})

@@ -126,6 +126,10 @@ class TrainingRecipe:
     label_smoothing: float = option(
         0.0, "full_softmax of sequences: share of a label spread over all items", least=0, most=0.99
     )
+    mask_history: bool = option(
+        False, "full_softmax of sequences: what the user took before is no negative, as where "
+        "evaluation.mask_seen leaves it out"
+    )  # fmt: skip
     log_q: bool = option(
         True, "in_batch, sampled_softmax: correct for how often each item is drawn"
     )
@@ -183,6 +187,11 @@ class TrainingRecipe:
 
     def _check_sequences(self) -> None:
         """Refuse what training on sequences would not read."""
+        if self.mask_history and (not self.sequences or self.loss != "full_softmax"):
+            raise ValueError(
+                "mask_history is for sequences and loss 'full_softmax', got sequences "
+                f"{self.sequences!r} and loss {self.loss!r}; change them or remove it"
+            )
         if not self.sequences:
             return
         for name, needed in _OF_ROWS.items():

@@ -17,6 +17,7 @@ from ftmamba.data.read_ahead import to_device
 from ftmamba.data.sequence_batches import key_of_feature
 from ftmamba.losses.sequences import (
     NegativeSampler,
+    Prefixes,
     sequence_full_softmax,
     sequence_gbce,
     sequence_in_batch,
@@ -42,10 +43,12 @@ class Drawn:
     """Which items a step knows.
 
     Attributes:
+        prefixes: the items ahead of each position, as places among the N.
         item_ids: int64 (N,), rows of the table of items; None: all of them.
         negatives: int64 (K,), which of the N were drawn, with repeats; None: none were.
     """
 
+    prefixes: Prefixes
     item_ids: Tensor | None = None
     negatives: Tensor | None = None
 
@@ -96,7 +99,13 @@ class SequenceObjective:
             records |= self._catalogue
         output = embedder.model(**records, all_positions=True)
         positions_MD = output.user_embeds.flatten(0, 1)[inputs["places_of_positions"]]
-        drawn = Drawn(inputs.get("ids_of_items"), inputs.get("negatives"))
+        n_slots = output.user_embeds.shape[1]
+        prefixes = Prefixes(
+            inputs["user_history_places"],
+            windows=inputs["places_of_positions"] // n_slots,
+            lengths=inputs["places_of_positions"] % n_slots,
+        )
+        drawn = Drawn(prefixes, inputs.get("ids_of_items"), inputs.get("negatives"))
         return self.loss(
             positions_MD / embedder.base.temperature, inputs["targets"], output.item_embeds, drawn
         )
@@ -156,7 +165,7 @@ def make_sequence_objective(
     counts_I = embedder.data.item_counts
     if recipe.loss == "full_softmax":
         products_in = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
-        loss = partial(_full_softmax, recipe.label_smoothing, products_in)
+        loss = partial(_full_softmax, recipe.label_smoothing, recipe.mask_history, products_in)
         return SequenceObjective(embedder, loss)
     if recipe.loss == "in_batch":
         shares_I = torch.from_numpy(counts_I / counts_I.sum())
@@ -185,14 +194,20 @@ def make_sequence_objective(
 
 def _full_softmax(
     smoothing: float,
+    mask_history: bool,
     products_in: torch.dtype | None,
     positions_MD: Tensor,
     targets_M: Tensor,
     items_ND: Tensor,
-    _: Drawn,
+    drawn: Drawn,
 ) -> Tensor:
     return sequence_full_softmax(
-        positions_MD, targets_M, items_ND, label_smoothing=smoothing, products_in=products_in
+        positions_MD,
+        targets_M,
+        items_ND,
+        label_smoothing=smoothing,
+        excluded=drawn.prefixes if mask_history else None,
+        products_in=products_in,
     )
 
 

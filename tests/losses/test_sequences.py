@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ftmamba.losses import full_softmax_loss, in_batch_loss
 from ftmamba.losses.sequences import (
     NegativeSampler,
+    Prefixes,
     fused_linear_cross_entropy,
     fused_linear_cross_entropy_of_each,
     sequence_full_softmax,
@@ -97,6 +98,44 @@ def test_half_precision_is_computed_in_float32_also_under_autocast(case):
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
     gradients = torch.autograd.grad(found, halves)
     assert [one.dtype for one in gradients] == [torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_was_taken_before_is_left_out_and_a_target_stays(case, generator, chunk, weighted):
+    hidden_MD, items_ID, bias_I, targets_M, weights_M = case
+    items_BT = torch.randint(I, (4, 6), generator=generator)
+    windows_M = torch.arange(M) % 4
+    lengths_M = torch.arange(M) % 7
+    excluded_MI = torch.zeros(M, I, dtype=torch.bool)
+    for place in range(M):
+        excluded_MI[place, items_BT[windows_M[place], : lengths_M[place]]] = True
+    assert excluded_MI[torch.arange(M), targets_M].any()
+    assert not excluded_MI[lengths_M == 0].any()
+    excluded_MI[torch.arange(M), targets_M] = False
+    logits_MI = (hidden_MD @ items_ID.T + bias_I).masked_fill(excluded_MI, -torch.inf)
+    plain_M = F.cross_entropy(logits_MI, targets_M, reduction="none")
+    found = fused_linear_cross_entropy(
+        hidden_MD,
+        items_ID,
+        targets_M,
+        bias_I,
+        weights_M=weights_M if weighted else None,
+        excluded=Prefixes(items_BT, windows_M, lengths_M),
+        chunk=chunk,
+    )
+    wanted = (plain_M * weights_M).mean() if weighted else plain_M.mean()
+    assert_same_with_gradients(found, wanted, (hidden_MD, items_ID, bias_I), rtol=1e-12, atol=1e-14)
+
+
+def test_windows_without_events_leave_nothing_out(case):
+    hidden_MD, items_ID, _, targets_M, _ = case
+    nothing = Prefixes(
+        torch.empty(4, 0, dtype=torch.int64), targets_M % 4, torch.zeros_like(targets_M)
+    )
+    assert fused_linear_cross_entropy(
+        hidden_MD, items_ID, targets_M, excluded=nothing
+    ) == fused_linear_cross_entropy(hidden_MD, items_ID, targets_M)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

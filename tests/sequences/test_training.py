@@ -74,6 +74,28 @@ def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(
     assert {one.dtype for one in trained.model.parameters()} == {torch.float32}
 
 
+def test_what_is_left_out_is_what_was_taken_before_each_target(tmp_path, monkeypatch):
+    seen = []
+
+    def spied(positions_MD, targets_M, items_ND, *, excluded, **options):
+        seen.append((targets_M, excluded))
+        return sequence_full_softmax(
+            positions_MD, targets_M, items_ND, excluded=excluded, **options
+        )
+
+    monkeypatch.setattr(sequence_objectives, "sequence_full_softmax", spied)
+    tables = ring_tables()
+    recipe = ring_recipe(tmp_path, mask_history=True, num_epochs=1, evaluate_every=1)
+    train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+    assert seen
+    for targets_M, before in seen:
+        for target, window, n_before in zip(targets_M, before.windows, before.lengths, strict=True):
+            if n_before:
+                last = before.items[window, n_before - 1]
+                assert target == (last + 1) % N_ITEMS
+        assert before.lengths.max() == before.items.shape[1]
+
+
 def test_the_test_history_has_the_validation_item_and_not_the_test_item(walked):
     recipe, _, split, trained = walked
     assert trained.result.best_score > 0.95

@@ -13,11 +13,13 @@ from ftmamba.losses.sequences.fused_linear_cross_entropy import (
 from ftmamba.losses.sequences.gbce import sequence_gbce
 from ftmamba.losses.sequences.in_batch import sequence_in_batch
 from ftmamba.losses.sequences.negatives import NEGATIVES, NegativeSampler
+from ftmamba.losses.sequences.prefixes import Prefixes
 from ftmamba.losses.sequences.sampled_softmax import sequence_sampled_softmax
 
 __all__ = [
     "NEGATIVES",
     "NegativeSampler",
+    "Prefixes",
     "fused_linear_cross_entropy",
     "fused_linear_cross_entropy_of_each",
     "sequence_full_softmax",

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ftmamba.losses.sequences.fused_linear_cross_entropy import fused_linear_cross_entropy
+from ftmamba.losses.sequences.prefixes import Prefixes
 
 
-def sequence_full_softmax(
+def sequence_full_softmax(  # noqa: PLR0913 - as the function it names
     positions_MD: Tensor,
     targets_M: Tensor,
     items_ID: Tensor,
@@ -17,6 +18,7 @@ def sequence_full_softmax(
     bias_I: Tensor | None = None,
     label_smoothing: float = 0.0,
     weights_M: Tensor | None = None,
+    excluded: Prefixes | None = None,
     products_in: torch.dtype | None = None,
 ) -> Tensor:
     """Cross-entropy over every item, as Mamba4Rec trains (Liu et al., arXiv 2403.03900).
@@ -28,6 +30,7 @@ def sequence_full_softmax(
         bias_I: added to each item's logits.
         label_smoothing: share of a label that is spread over all items.
         weights_M: weight of each position's loss; None weighs all alike.
+        excluded: items ahead of each position, which are no negatives there; None excludes none.
         products_in: type of the matrix products, see `fused_linear_cross_entropy`.
 
     Returns:
@@ -40,5 +43,6 @@ def sequence_full_softmax(
         bias_I,
         label_smoothing,
         weights_M=weights_M,
+        excluded=excluded,
         products_in=products_in,
     )

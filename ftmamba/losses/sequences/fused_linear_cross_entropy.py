@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ftmamba.kernels.softmax import exponentiate
+from ftmamba.losses.sequences.prefixes import Prefixes
 from modeling_ftmamba.linears import product_into
 
 LOGIT_BYTES_AT_ONCE = 2**23
@@ -27,6 +28,7 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     label_smoothing: float = 0.0,
     *,
     weights_M: Tensor | None = None,
+    excluded: Prefixes | None = None,
     products_in: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> Tensor:
@@ -47,6 +49,7 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
         bias_I: added to each item's logits.
         label_smoothing: this share of a position's label is spread over all items.
         weights_M: weight of each position's loss, without gradient; None weighs all alike.
+        excluded: items ahead of each position, which are no negatives there; None excludes none.
         products_in: type of the matrix products; by default that of the inputs.
         chunk: positions at once; by default as many as are fast.
 
@@ -60,6 +63,7 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
         bias_I,
         label_smoothing,
         weights_M=weights_M,
+        excluded=excluded,
         products_in=products_in,
         chunk=chunk,
     )
@@ -74,6 +78,7 @@ def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
     label_smoothing: float = 0.0,
     *,
     weights_M: Tensor | None = None,
+    excluded: Prefixes | None = None,
     products_in: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -96,6 +101,7 @@ def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
             None if bias_I is None else _exact(bias_I),
             weights_M,
             label_smoothing,
+            excluded,
             products_in,
             chunk or _default_chunk(items_ID, products_in),
             with_gradient,
@@ -122,6 +128,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         bias_I: Tensor | None,
         weights_M: Tensor | None,
         label_smoothing: float,
+        excluded: Prefixes | None,
         products_in: torch.dtype | None,
         chunk: int,
         with_gradient: bool,
@@ -129,10 +136,10 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         share_M = hidden_MD.new_full((len(hidden_MD),), 1 / max(1, len(hidden_MD)))
         if weights_M is not None:
             share_M *= weights_M
-        work = _Work(items_ID, bias_I, label_smoothing, products_in, with_gradient)
+        work = _Work(items_ID, bias_I, label_smoothing, excluded, products_in, with_gradient)
         hidden_MD = hidden_MD.detach()
-        rows = [torch.split(tensor, chunk) for tensor in (hidden_MD, targets_M, share_M)]
-        chunks = [work.add(*one) for one in zip(*rows, strict=True)] if len(hidden_MD) else []
+        parts = [slice(start, start + chunk) for start in range(0, len(hidden_MD), chunk)]
+        chunks = [work.add(hidden_MD[p], targets_M[p], share_M[p], p) for p in parts]
         losses_M = torch.cat([losses for losses, _ in chunks]) if chunks else share_M
         if with_gradient:
             d_hidden_MD = torch.cat([d for _, d in chunks]) if chunks else hidden_MD
@@ -146,7 +153,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_MD, d_items_ID, d_bias_I = (tensor * d_loss for tensor in ctx.saved_tensors)
         d_bias = d_bias_I if ctx.has_bias else None
-        return d_hidden_MD, d_items_ID, None, d_bias, None, None, None, None, None
+        return d_hidden_MD, d_items_ID, None, d_bias, *[None] * 6
 
 
 class _Work:
@@ -157,25 +164,31 @@ class _Work:
         items_ID: Tensor,
         bias_I: Tensor | None,
         label_smoothing: float,
+        excluded: Prefixes | None,
         products_in: torch.dtype | None,
         with_gradient: bool,
     ) -> None:
         self.items_ID, self.bias_I = items_ID.detach(), bias_I
         self.factor_ID = self.items_ID.to(products_in or items_ID.dtype)
         self.smoothing, self.with_gradient = label_smoothing, with_gradient
+        self.excluded = excluded
         self.mean_item_D = self.items_ID.mean(0)
         self.mean_bias = 0.0 if bias_I is None else bias_I.detach().mean()
         # Items last: this product is twice as fast as its transpose.
         self.d_items_DI = torch.zeros_like(self.items_ID.t(), memory_format=torch.contiguous_format)
         self.d_bias_I = items_ID.new_zeros(len(items_ID))
 
-    def add(self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor) -> tuple[Tensor, Tensor]:
+    def add(
+        self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor, positions: slice
+    ) -> tuple[Tensor, Tensor]:
         """Return the losses (C,) of a chunk and the gradient (C, D) of its outputs."""
         logits_CI = self.factor_ID.new_empty(len(hidden_CD), len(self.items_ID))
         _product_into(logits_CI, hidden_CD.to(logits_CI.dtype), self.factor_ID)
         if self.bias_I is not None:
             logits_CI += self.bias_I
         target_C = logits_CI.gather(1, targets_C[:, None])[:, 0].to(hidden_CD.dtype)
+        if self.excluded is not None:
+            self.excluded.exclude(logits_CI, targets_C, positions)
         largest_C, sum_C = exponentiate(logits_CI)
         losses_C = sum_C.log() + largest_C - (1 - self.smoothing) * target_C
         if self.smoothing:
