@@ -9,10 +9,12 @@ from benchmarks.sequences import __doc__ as description
 from benchmarks.sequences.report import report
 from benchmarks.sequences.runs import (
     TRIED,
+    best_epoch,
     is_kept,
     place_of,
     run_baseline,
     run_network,
+    run_refit,
     save,
 )
 from benchmarks.sequences.study import Study, read_study, study_names
@@ -56,10 +58,15 @@ def run_variants(study: Study, options: argparse.Namespace) -> None:
         place = place_of(study, name, 0)
         if not is_kept(place):
             save(run_baseline(name, study.recipe(own, 0, folder)), place)
-    for seed, variant in chosen(options, study.variants):
-        place = place_of(study, variant, seed)
-        if not is_kept(place):
-            save(run_network(study.recipe(variant, seed, folder), with_test=True), place)
+    for seed, name in chosen(options, (*study.variants, *study.refits)):
+        place = place_of(study, name, seed)
+        if is_kept(place):
+            continue
+        if variant := study.refits.get(name):
+            n_epochs = best_epoch(study, variant)
+            save(run_refit(study.recipe(variant, seed, folder), n_epochs), place)
+        else:
+            save(run_network(study.recipe(name, seed, folder), with_test=True), place)
 
 
 def try_variants(study: Study, options: argparse.Namespace) -> None:

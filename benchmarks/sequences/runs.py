@@ -5,6 +5,7 @@ Shapes: U users of the test.
 
 import json
 import resource
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,15 @@ from ftmamba.evaluation import Evaluation, Protocol, Scorer, Split, evaluate
 from ftmamba.experiment.cost import hardware
 from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.recipe import Recipe
-from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
+from ftmamba.training.fit import FitResult
+from ftmamba.training.run import (
+    Trained,
+    make_accelerator,
+    read_tables,
+    refit,
+    split_tables,
+    train,
+)
 
 RUNS = Path("runs/sequences")
 TRIED = "tried"
@@ -56,11 +65,35 @@ def run_network(recipe: Recipe, *, with_test: bool) -> Run:
         "validation": trained.result.best_score,
         "history": trained.result.history,
         "seconds": trained.seconds,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gb": peak_memory_gb(),
         **surroundings(),
     }
     if not with_test:
         return Run(facts, {})
+    return tested(facts, held_out_scorer(trained, split), split, recipe.evaluation.k)
+
+
+def run_refit(recipe: Recipe, n_epochs: int) -> Run:
+    """Train a recipe's network on training and validation for so many epochs; read the test once.
+
+    It knows as much as a baseline does. The number of epochs was best where validation was not
+    trained on.
+    """
+    accelerator = make_accelerator(recipe)
+    tables = read_tables(recipe.data, recipe.schema, accelerator)
+    split = split_tables(tables, recipe)
+    start = time.perf_counter()
+    model, data = refit(recipe, tables, split, accelerator, n_epochs=n_epochs)
+    seconds = round(time.perf_counter() - start, 3)
+    facts = {
+        "recipe": recipe.to_dict(),
+        "n_parameters": model.num_parameters(),
+        "best_epoch": n_epochs,
+        "seconds": seconds,
+        "peak_memory_gb": peak_memory_gb(),
+        **surroundings(),
+    }
+    trained = Trained(model, data, FitResult(n_epochs, None, []), seconds)
     return tested(facts, held_out_scorer(trained, split), split, recipe.evaluation.k)
 
 
@@ -94,6 +127,11 @@ def tested(facts: dict[str, Any], scorer: Scorer, split: Split, k: tuple[int, ..
     return Run({**facts, "test": figures}, evaluations)
 
 
+def peak_memory_gb() -> float:
+    """Return the most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def surroundings() -> dict[str, Any]:
     """Return where figures were measured."""
     return {
@@ -111,6 +149,21 @@ def place_of(study: Study, name: str, seed: int) -> Path:
 def is_kept(place: Path) -> bool:
     """Return whether a run is there."""
     return place.with_suffix(".json").is_file()
+
+
+def best_epoch(study: Study, variant: str) -> int:
+    """Return the epoch that was best on validation, the median of a variant's runs.
+
+    Raises:
+        ValueError: there are no runs of it.
+    """
+    files = sorted((RUNS / study.name / variant).glob("*.json"))
+    if not files:
+        raise ValueError(
+            f"no run of variant {variant!r} says how many epochs to train; run it first"
+        )
+    epochs = [json.loads(path.read_text(encoding="utf-8"))["best_epoch"] for path in files]
+    return int(np.median(epochs))
 
 
 def save(run: Run, place: Path) -> None:

@@ -23,6 +23,7 @@ class Study:
         name: of the data, and of the file.
         base: values of the shipped recipe.
         variants: what each variant that is tested replaces, by its name; the first is our own.
+        refits: of what is trained on validation too, as the baselines are, which variant it is.
         baselines: which are fitted beside them, tuned on validation.
         tried: what each variant that is judged on validation alone replaces.
         tried_with: what all of these replace before.
@@ -31,6 +32,7 @@ class Study:
     name: str
     base: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]]
+    refits: Mapping[str, str]
     baselines: tuple[str, ...]
     tried: Mapping[str, Mapping[str, Any]]
     tried_with: Mapping[str, Any]
@@ -88,6 +90,7 @@ def read_study(name: str) -> Study:
         name,
         read_recipe(values["recipe"]),
         variants,
+        values.get("refits", {}),
         tuple(values.get("baselines", ())),
         tried,
         values.get("tried_with", {}),

@@ -38,6 +38,7 @@ def place(tmp_path, monkeypatch):
             {
                 "recipe": str(tmp_path / "recipes/tiny.yaml"),
                 "variants": variants,
+                "refits": {"second, refitted": "second"},
                 "baselines": ["popularity", "markov"],
                 "tried_with": {"training": {"num_epochs": 1}},
                 "tried": {"short, faster": {"training": {"learning_rate": 0.02}}},
@@ -56,8 +57,10 @@ def run(place, *words):
 def test_a_study_is_run_kept_and_reported(place, monkeypatch):
     run(place, "--seeds", "1", "2")
     kept = sorted(str(path.relative_to(runs.RUNS / "tiny")) for path in runs.RUNS.rglob("*.json"))
-    names = ["first/1", "first/2", "markov/0", "popularity/0", "second/1", "second/2"]
-    assert kept == [f"{name}.json" for name in names]
+    networks = [
+        f"{name}/{seed}" for name in ("first", "second", "second, refitted") for seed in (1, 2)
+    ]
+    assert kept == sorted(f"{name}.json" for name in [*networks, "markov/0", "popularity/0"])
     monkeypatch.setattr(
         program, "run_network", lambda *_, **__: pytest.fail("a run that is kept was made again")
     )
@@ -66,7 +69,7 @@ def test_a_study_is_run_kept_and_reported(place, monkeypatch):
     figures = json.loads(report.FIGURES.read_text())["tiny"]
     models = figures["tested"]
     assert figures["tried"] == {}
-    assert list(models) == ["first", "second", "popularity", "markov"]
+    assert list(models) == ["first", "second", "second, refitted", "popularity", "markov"]
     assert len(models["first"]["test"]["masked"]["NDCG@10"]) == 2
     assert models["second"]["less"]["masked/NDCG@10"][0] == pytest.approx(
         np.mean(models["first"]["test"]["masked"]["NDCG@10"])
