@@ -6,7 +6,9 @@ Shapes: R rows of the table, B rows of a block, E embedding.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.data.read_ahead import pinned, read_ahead, to_device
@@ -24,7 +26,14 @@ ROWS_AT_ONCE = 2**16
 
 
 @torch.inference_mode()
-def embed_table(model: FTMambaTwoTowerModel, tower: str, n_rows: int, rows: Rows) -> Tensor:
+def embed_table(
+    model: FTMambaTwoTowerModel,
+    tower: str,
+    n_rows: int,
+    rows: Rows,
+    *,
+    n_events: NDArray[np.int64] | None = None,
+) -> Tensor:
     """Embed rows of a table with one tower, in evaluation mode; return float32 (R, E) on the CPU.
 
     Args:
@@ -32,6 +41,9 @@ def embed_table(model: FTMambaTwoTowerModel, tower: str, n_rows: int, rows: Rows
         tower: "user" or "item".
         n_rows: how many rows there are.
         rows: gives a stretch of them; for a GPU it is called in a thread that reads ahead.
+        n_events: (R,), ascending: how long a history each row brings. A block of longer ones has
+            fewer rows, and `rows` is asked for it alone, so that it pads them to no more than its
+            own longest.
 
     Raises:
         ValueError: `rows` gave fewer than it was asked for.
@@ -39,14 +51,17 @@ def embed_table(model: FTMambaTwoTowerModel, tower: str, n_rows: int, rows: Rows
     embed: Callable[..., Tensor] = (
         model.get_user_embeddings if tower == "user" else model.get_item_embeddings
     )
-    size = block_size(model, tower)
+    if n_events is None:
+        blocks = _blocks(rows, n_rows, block_size(model, tower))
+    else:
+        blocks = (rows(start, stop) for start, stop in _stretches(n_events, _most_tokens(model)))
     embeds_RE = torch.empty(n_rows, model.config.projection_size, dtype=torch.float32)
     was_training = model.training
     model.train(False)
     try:
         start = 0
-        with _ready(_blocks(rows, n_rows, size), model.device) as blocks:
-            for block in blocks:
+        with _ready(blocks, model.device) as ready:
+            for block in ready:
                 embeds_BE = embed(**to_device(block, model.device))
                 embeds_RE[start : start + len(embeds_BE)] = embeds_BE
                 start += len(embeds_BE)
@@ -74,8 +89,22 @@ def rows_of(tensors: Mapping[str, Tensor]) -> Rows:
 def block_size(model: FTMambaTwoTowerModel, tower: str) -> int:
     """Return how many records have as many tokens as the model's device embeds best at once."""
     config = {"user": model.user_tower.config, "item": model.item_tower.config}[tower]
-    tokens = TOKENS_AT_ONCE["cpu" if model.device.type == "cpu" else "cuda"]
-    return max(1, tokens // (len(config.parsed_columns()) + 1))
+    return max(1, _most_tokens(model) // (len(config.parsed_columns()) + 1))
+
+
+def _most_tokens(model: FTMambaTwoTowerModel) -> int:
+    return TOKENS_AT_ONCE["cpu" if model.device.type == "cpu" else "cuda"]
+
+
+def _stretches(n_events: NDArray[np.int64], n_tokens: int) -> Iterator[tuple[int, int]]:
+    """Yield where blocks begin and end: of at most so many padded events, but of one row."""
+    start = 0
+    while start < len(n_events):
+        stop = start + 1
+        while stop < len(n_events) and (stop + 1 - start) * max(1, n_events[stop]) <= n_tokens:
+            stop += 1
+        yield start, stop
+        start = stop
 
 
 def _blocks(rows: Rows, n_rows: int, size: int) -> Iterator[Mapping[str, Tensor]]:

@@ -116,7 +116,7 @@ def history_inputs(
     """
     column = history_of(data.extractor.columns("user"))
     assert column is not None
-    longest = column.max_length or len(histories.items.item_ids)
+    longest = _longest(data, histories)
     events: Events = histories.newest(user_ids_B.numpy(), longest, **before)
     inputs: dict[str, NDArray[Any]] = {
         "user_history_places": events.item_ids,
@@ -149,8 +149,11 @@ def user_embeddings(
             lambda start, stop: data.gather_users(user_ids[start:stop]),
         )  # fmt: skip
     # Neighbours in length share a block, of which little is then padding.
-    order_U = torch.from_numpy(np.argsort(histories.counts[user_ids.numpy()], kind="stable"))
+    n_events_U = histories.counts[user_ids.numpy()]
+    order = np.argsort(n_events_U, kind="stable")
+    order_U = torch.from_numpy(order)
     sorted_U = user_ids[order_U]
+    longest = _longest(data, histories)
 
     def rows(start: int, stop: int) -> dict[str, Tensor]:
         ids_B = sorted_U[start:stop]
@@ -159,8 +162,16 @@ def user_embeddings(
         return {**data.gather_users(ids_B), **inputs}
 
     embeds_UD = items.new_empty(len(user_ids), items.shape[1])
-    embeds_UD[order_U] = embed_table(model, "user", len(user_ids), rows)
+    n_events = np.minimum(n_events_U[order], longest)
+    embeds_UD[order_U] = embed_table(model, "user", len(user_ids), rows, n_events=n_events)
     return embeds_UD
+
+
+def _longest(data: EncodedData, histories: Histories) -> int:
+    """Return how many events of a history are read at most."""
+    column = history_of(data.extractor.columns("user"))
+    assert column is not None
+    return column.max_length or len(histories.items.item_ids)
 
 
 def catalogue_embeddings(

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -154,3 +155,38 @@ def test_on_a_gpu_the_embeddings_are_those_of_the_cpu(monkeypatch):
     found = embed_items(model.cuda(), tensors)
     assert found.device.type == "cpu"
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 20, 1000])
+def test_blocks_of_histories_hold_so_many_events_or_one_row(n_tokens, monkeypatch):
+    monkeypatch.setitem(table_embedding.TOKENS_AT_ONCE, "cpu", n_tokens)
+    n_events = np.array([0, 0, 1, 2, 2, 5, 6, 6, 30])
+    model = FTMambaTwoTowerModel(
+        FTMambaConfig.from_columns(
+            [{"name": "taken", "kind": "history"}], COLUMNS,
+            hidden_size=16, projection_size=8, num_hidden_layers=1, state_size=4, pooling="last",
+        )
+    ).eval()  # fmt: skip
+    torch.manual_seed(0)
+    history = torch.randn(len(n_events), 30, 8)
+    asked = []
+
+    def rows(start, stop):
+        asked.append((start, stop))
+        longest = n_events[start:stop].max()
+        return {
+            "user_history": history[start:stop, :longest],
+            "user_history_lengths": torch.from_numpy(n_events[start:stop]),
+        }
+
+    found = embed_table(model, "user", len(n_events), rows, n_events=n_events)
+    assert [start for start, _ in asked] == [0, *(stop for _, stop in asked[:-1])]
+    assert asked[-1][1] == len(n_events)
+    for start, stop in asked:
+        assert stop - start == 1 or (stop - start) * n_events[stop - 1] <= n_tokens
+    assert len(asked) == {1: 9, 7: 6, 20: 3, 1000: 1}[n_tokens]
+    with torch.no_grad():
+        whole = model.get_user_embeddings(
+            user_history=history, user_history_lengths=torch.from_numpy(n_events)
+        )
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
