@@ -53,11 +53,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run_variants(study: Study, options: argparse.Namespace) -> None:
     """Make the runs that are asked for and are not there, and test them."""
-    folder, own = options.folder, next(iter(study.variants))
+    folder = options.folder
     for name in study.baselines if options.baselines is None else options.baselines:
         place = place_of(study, name, 0)
         if not is_kept(place):
-            save(run_baseline(name, study.recipe(own, 0, folder)), place)
+            save(run_baseline(name, study.recipe(study.own, 0, folder)), place)
     for seed, name in chosen(options, (*study.variants, *study.refits)):
         place = place_of(study, name, seed)
         if is_kept(place):

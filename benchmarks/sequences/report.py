@@ -8,30 +8,33 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sequences.runs import RUNS
-from benchmarks.sequences.study import read_study, study_names
+from benchmarks.sequences.study import read_study
 from benchmarks.sequences.summary import summary_of
 from ftmamba.atomic import whole_file
 
 FIGURES = Path("docs/results/sequences.json")
 TABLES = Path("docs/results/sequences.md")
 CURVES = Path("docs/results/sequences-{study}.svg")
-TITLES = {"ml-1m": "MovieLens-1M", "amazon-beauty": "Amazon Beauty, 5-core"}
+STUDIES = {
+    "ml-1m": "MovieLens-1M",
+    "amazon-beauty": "Amazon Beauty, 5-core",
+    "ml-100k": "MovieLens-100K",
+}
+"""Studies with their titles, in the order of the document."""
 
 
 def report() -> None:
     """Write the figures of all runs that are there, then what is made of them."""
-    figures = {
-        name: found
-        for name in sorted(study_names(), reverse=True)
-        if (found := summary_of(read_study(name), RUNS))["tested"]
-    }
+    summaries = {name: summary_of(read_study(name), RUNS) for name in STUDIES}
+    figures = {name: found for name, found in summaries.items() if any(found.values())}
     FIGURES.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(FIGURES) as path:
         path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     with whole_file(TABLES) as path:
         path.write_text(tables(figures), encoding="utf-8")
     for name, models in figures.items():
-        draw_curves(models["tested"], Path(str(CURVES).format(study=name)), TITLES.get(name, name))
+        if models["tested"]:
+            draw_curves(models["tested"], Path(str(CURVES).format(study=name)), STUDIES[name])
 
 
 def tables(figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -45,10 +48,12 @@ def tables(figures: Mapping[str, Mapping[str, Any]]) -> str:
         "over users, each user's values averaged over seeds. Memory is the process's peak.",
     ]
     for name, models in figures.items():
-        lines += ["", f"## {TITLES.get(name, name)}", "", *tested_table(models["tested"])]
+        lines += ["", f"## {STUDIES[name]}"]
+        if models["tested"]:
+            lines += ["", *tested_table(models["tested"])]
+            lines += ["", f"![Learning curves](sequences-{name}.svg)"]
         if models["tried"]:
-            lines += ["", "Tried on validation alone:", "", *tried_table(models["tried"])]
-        lines += ["", f"![Learning curves](sequences-{name}.svg)"]
+            lines += ["", "On validation alone:", "", *tried_table(models["tried"])]
     return "\n".join(lines) + "\n"
 
 

@@ -37,6 +37,11 @@ class Study:
     tried: Mapping[str, Mapping[str, Any]]
     tried_with: Mapping[str, Any]
 
+    @property
+    def own(self) -> str:
+        """The variant that the others are compared with; empty where none is tested."""
+        return next(iter(self.variants), "")
+
     def recipe(self, variant: str, seed: int, folder: str) -> Recipe:
         """Return the recipe of a variant that is tested.
 

@@ -52,7 +52,7 @@ def read_runs(folder: Path) -> Seeds | None:
 
 def summary_of(study: Study, runs: Path) -> dict[str, Any]:
     """Return the figures of what was tested and of what was tried, of all runs that are there."""
-    folder, own = runs / study.name, next(iter(study.variants))
+    folder, own = runs / study.name, study.own
     tested = _read_all(folder, (*study.variants, *study.refits, *study.baselines))
     summary = {name: _figures(seeds) for name, seeds in tested.items()}
     for name, seeds in tested.items():

@@ -46,6 +46,7 @@ def place(tmp_path, monkeypatch):
         )
     )
     monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(report, "STUDIES", {"tiny": "A tiny study"})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -112,7 +113,11 @@ def test_values_are_replaced_section_by_section_and_columns_whole():
     assert base["a"]["b"] == 1
 
 
-@pytest.mark.parametrize("name", ["ml-1m", "amazon-beauty"])
+def test_every_shipped_study_has_a_place_in_the_document():
+    assert set(study.study_names()) == set(report.STUDIES)
+
+
+@pytest.mark.parametrize("name", ["ml-1m", "amazon-beauty", "ml-100k"])
 def test_the_shipped_studies_are_recipes(name):
     shipped = read_study(name)
     for variant in shipped.variants:
