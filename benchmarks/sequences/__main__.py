@@ -57,7 +57,8 @@ def run_variants(study: Study, options: argparse.Namespace) -> None:
     for name in study.baselines if options.baselines is None else options.baselines:
         place = place_of(study, name, 0)
         if not is_kept(place):
-            save(run_baseline(name, study.recipe(study.own, 0, folder)), place)
+            recipe = study.recipe(next(iter(study.variants)), 0, folder)
+            save(run_baseline(name, recipe), place)
     for seed, name in chosen(options, (*study.variants, *study.refits)):
         place = place_of(study, name, seed)
         if is_kept(place):

@@ -45,7 +45,7 @@ def tables(figures: Mapping[str, Mapping[str, Any]]) -> str:
         "Made by `python -m benchmarks.sequences report`; do not edit. What they mean stands in",
         "[sequences.md](../sequences.md). Mean over seeds ± their standard deviation; differences",
         "are those of the first row less the row's own, with the 95 % interval of the bootstrap",
-        "over users, each user's values averaged over seeds. Memory is the process's peak.",
+        "over users, each user's values averaged over seeds. Minutes are of one busy core.",
     ]
     for name, models in figures.items():
         lines += ["", f"## {STUDIES[name]}"]
@@ -61,9 +61,9 @@ def tested_table(models: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the table of models that were tested."""
     yield (
         "| model | seeds | NDCG@10 | HR@10 | not masked NDCG@10 | HR@10 | first row less this, "
-        "NDCG@10 | validation | best epoch | minutes | GB |"
+        "NDCG@10 | validation | best epoch | minutes |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for name, one in models.items():
         masked, free = one["test"]["masked"], one["test"]["not masked"]
         cells = [
@@ -75,7 +75,6 @@ def tested_table(models: Mapping[str, Any]) -> Iterator[str]:
             spread(one.get("validation", [])),
             ", ".join(map(str, one.get("best_epoch", []))) or "-",
             f"{np.mean(one['seconds']) / 60:.1f}" if "seconds" in one else "-",
-            f"{max(one['peak_memory_gb']):.1f}" if "peak_memory_gb" in one else "-",
         ]
         yield f"| {' | '.join(cells)} |"
 

@@ -4,7 +4,6 @@ Shapes: U users of the test.
 """
 
 import json
-import resource
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -65,7 +64,6 @@ def run_network(recipe: Recipe, *, with_test: bool) -> Run:
         "validation": trained.result.best_score,
         "history": trained.result.history,
         "seconds": trained.seconds,
-        "peak_memory_gb": peak_memory_gb(),
         **surroundings(),
     }
     if not with_test:
@@ -90,7 +88,6 @@ def run_refit(recipe: Recipe, n_epochs: int) -> Run:
         "n_parameters": model.num_parameters(),
         "best_epoch": n_epochs,
         "seconds": seconds,
-        "peak_memory_gb": peak_memory_gb(),
         **surroundings(),
     }
     trained = Trained(model, data, FitResult(n_epochs, None, []), seconds)
@@ -125,11 +122,6 @@ def tested(facts: dict[str, Any], scorer: Scorer, split: Split, k: tuple[int, ..
         for words, one in evaluations.items()
     }
     return Run({**facts, "test": figures}, evaluations)
-
-
-def peak_memory_gb() -> float:
-    """Return the most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def surroundings() -> dict[str, Any]:

@@ -22,7 +22,8 @@ class Study:
     Attributes:
         name: of the data, and of the file.
         base: values of the shipped recipe.
-        variants: what each variant that is tested replaces, by its name; the first is our own.
+        variants: what each variant that is tested replaces, by its name.
+        compared: the variant or refit from which the others' differences are; empty if none is.
         refits: of what is trained on validation too, as the baselines are, which variant it is.
         baselines: which are fitted beside them, tuned on validation.
         tried: what each variant that is judged on validation alone replaces.
@@ -32,15 +33,11 @@ class Study:
     name: str
     base: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]]
+    compared: str
     refits: Mapping[str, str]
     baselines: tuple[str, ...]
     tried: Mapping[str, Mapping[str, Any]]
     tried_with: Mapping[str, Any]
-
-    @property
-    def own(self) -> str:
-        """The variant that the others are compared with; empty where none is tested."""
-        return next(iter(self.variants), "")
 
     def recipe(self, variant: str, seed: int, folder: str) -> Recipe:
         """Return the recipe of a variant that is tested.
@@ -95,6 +92,7 @@ def read_study(name: str) -> Study:
         name,
         read_recipe(values["recipe"]),
         variants,
+        values.get("compared", next(iter(variants), "")),
         values.get("refits", {}),
         tuple(values.get("baselines", ())),
         tried,

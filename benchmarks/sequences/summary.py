@@ -52,8 +52,9 @@ def read_runs(folder: Path) -> Seeds | None:
 
 def summary_of(study: Study, runs: Path) -> dict[str, Any]:
     """Return the figures of what was tested and of what was tried, of all runs that are there."""
-    folder, own = runs / study.name, study.own
-    tested = _read_all(folder, (*study.variants, *study.refits, *study.baselines))
+    folder, own = runs / study.name, study.compared
+    others = (name for name in (*study.variants, *study.refits, *study.baselines) if name != own)
+    tested = _read_all(folder, (own, *others) if own else ())
     summary = {name: _figures(seeds) for name, seeds in tested.items()}
     for name, seeds in tested.items():
         if name != own and own in tested:
@@ -74,7 +75,7 @@ def _figures(seeds: Seeds) -> dict[str, Any]:
     tested = [facts["test"] for facts in seeds.facts if "test" in facts]
     first = seeds.facts[0]
     figures: dict[str, Any] = {"seeds": len(seeds.facts), "hardware": first["hardware"]}
-    for name in ("validation", "best_epoch", "seconds", "peak_memory_gb"):
+    for name in ("validation", "best_epoch", "seconds"):
         if all(facts.get(name) is not None for facts in seeds.facts):
             figures[name] = [facts[name] for facts in seeds.facts]
     for name in ("n_parameters", "options", "history", "threads"):
