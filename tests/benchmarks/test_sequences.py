@@ -98,8 +98,10 @@ def test_what_is_chosen_by_reads_no_test(place, monkeypatch):
 def test_an_unknown_study_or_variant_is_told(place):
     with pytest.raises(ValueError, match="study must be one of tiny, got 'large'"):
         read_study("large")
-    with pytest.raises(ValueError, match=r"has no variant 'frist'.*'first'.*it has: first, second"):
-        read_study("tiny").recipe("frist", 1, "")
+    with pytest.raises(
+        ValueError, match=r"has no variant 'first_'.*'first'.*it has: first, second"
+    ):
+        read_study("tiny").recipe("first_", 1, "")
 
 
 def test_values_are_replaced_section_by_section_and_columns_whole():
