@@ -1,6 +1,7 @@
 """The study of histories from end to end, tiny: runs are kept, found again, and reported."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,12 @@ def test_values_are_replaced_section_by_section_and_columns_whole():
         "model": {"preset": "q"},
     }
     assert base["a"]["b"] == 1
+
+
+def test_the_committed_tables_are_those_of_the_committed_figures():
+    root = Path(__file__).parents[2]
+    figures = json.loads((root / report.FIGURES).read_text(encoding="utf-8"))
+    assert (root / report.TABLES).read_text(encoding="utf-8") == report.tables(figures)
 
 
 def test_every_shipped_study_has_a_place_in_the_document():
