@@ -184,7 +184,7 @@ def load_known_users(folder: Path, *, key: str) -> KnownUsers:
         _check_types(folder / SEEN_FILE, tensors)
         starts, item_ids = (tensors[name].numpy() for name in ("starts", "item_ids"))
         records = _read_records(folder / USERS_FILE, len(starts) - 1)
-    except (DamagedFileError, pa.ArrowException, OSError, KeyError) as error:
+    except (DamagedFileError, pa.ArrowException, UnicodeDecodeError, OSError, KeyError) as error:
         raise ValueError(
             f"the known users in {str(folder)!r} are incomplete or truncated ({error!s:.300}); "
             "copy the checkpoint again, or delete that folder to go on without them"

@@ -55,6 +55,14 @@ def test_a_truncated_file_is_named(users: KnownUsers, tmp_path: Path, name: str)
         load_known_users(tmp_path, key="id")
 
 
+def test_a_column_whose_name_is_no_text_is_named(users: KnownUsers, tmp_path: Path) -> None:
+    users.save(tmp_path)
+    path = tmp_path / "users.parquet"
+    path.write_bytes(path.read_bytes().replace(b"age", b"a\xf5e"))
+    with pytest.raises(ValueError, match=r"known users in .* are incomplete or truncated"):
+        load_known_users(tmp_path, key="id")
+
+
 def test_files_of_two_checkpoints_do_not_fit(users: KnownUsers) -> None:
     with pytest.raises(ValueError, match="2 known users do not fit the 5 seen items of 3"):
         dataclasses.replace(users, records=users.records.slice(1))
