@@ -13,16 +13,15 @@ def exponentiate(x_CI: Tensor) -> tuple[Tensor, Tensor]:
     """Replace x by exp(x - largest of its row).
 
     Args:
-        x_CI: float32 or, on a CPU with the compiled kernels, bfloat16; contiguous.
+        x_CI: of floating point, contiguous; the kernel takes float32 and bfloat16.
 
     Returns:
         The rows' largest numbers and sums (C,), in float32 at least; of bfloat16 what is summed up
         is not rounded.
     """
     library = installed_library()
-    kernel = isinstance(library, KernelLibrary) and x_CI.device.type == "cpu" and x_CI.numel() > 0
-    if kernel and x_CI.dtype in (torch.float32, torch.bfloat16):
-        assert isinstance(library, KernelLibrary)
+    takes = x_CI.is_cpu and x_CI.numel() > 0 and x_CI.dtype in (torch.float32, torch.bfloat16)
+    if takes and isinstance(library, KernelLibrary):
         return _compiled(library, x_CI)
     wide_CI = x_CI.to(torch.promote_types(x_CI.dtype, torch.float32))
     largest_C = wide_CI.amax(1)
