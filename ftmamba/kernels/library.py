@@ -75,8 +75,8 @@ class ExponentialsCall(ctypes.Structure):
     """`Exponentials` of csrc/kernels.h."""
 
     _fields_ = (
-        *((name, _INT) for name in ("rows", "columns", "threads", "narrow")),
-        *((name, _POINTER) for name in ("x", "largest", "sum")),
+        *((name, _INT) for name in ("rows", "columns", "threads", "narrow", "width")),
+        *((name, _POINTER) for name in ("x", "largest", "sum", "lists", "list", "ahead", "kept")),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ftmamba.kernels import softmax
 from ftmamba.kernels.library import KernelLibrary
-from ftmamba.kernels.softmax import exponentiate
+from ftmamba.kernels.softmax import LeftOut, exponentiate
 
 from .conftest import LIBRARY, VARIANTS
 
@@ -62,3 +62,50 @@ def test_a_number_that_is_none_is_not_lost(library, place):
 def test_no_rows_are_no_rows(library):
     largest_C, sum_C = exponentiate(torch.empty(0, 5))
     assert len(largest_C) == len(sum_C) == 0
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_what_is_left_out_counts_as_minus_infinity(library, threads, dtype, n_threads):
+    threads(n_threads)
+    rows, columns = 700, 301
+    x_CI = logits(rows, columns, dtype)
+    generator = torch.Generator().manual_seed(0)
+    left_out = LeftOut(
+        lists=torch.randint(columns, (5, 40), generator=generator),
+        list=torch.randint(5, (rows,), generator=generator),
+        ahead=torch.randint(44, (rows,), generator=generator),
+        kept=torch.randint(20, (rows,), generator=generator),
+    )
+    is_out_CI = torch.zeros(rows, columns, dtype=torch.bool)
+    for row in range(rows):
+        is_out_CI[row, left_out.lists[left_out.list[row], : left_out.ahead[row]]] = True
+    assert is_out_CI[torch.arange(rows), left_out.kept].any()
+    is_out_CI[torch.arange(rows), left_out.kept] = False
+    wanted_CI = x_CI.masked_fill(is_out_CI, -torch.inf)
+    wanted = exponentiate(wanted_CI)
+    for found, one in zip(exponentiate(x_CI, left_out), wanted, strict=True):
+        assert torch.equal(found, one)
+    assert torch.equal(x_CI, wanted_CI)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lists": torch.tensor([[0, 5]])},
+        {"lists": torch.tensor([[-1, 0]])},
+        {"list": torch.tensor([1, 0])},
+        {"kept": torch.tensor([0, 5])},
+        {"ahead": torch.tensor([1])},
+    ],
+)
+def test_places_that_are_not_there_are_refused(library, wrong):
+    zeros = torch.zeros(2, dtype=torch.int64)
+    given = LeftOut(torch.tensor([[0, 1]]), zeros, zeros + 2, zeros)
+    x_CI = torch.zeros(2, 5)
+    exponentiate(x_CI, given)
+    with pytest.raises((IndexError, RuntimeError)):
+        exponentiate(x_CI, given._replace(**wrong))

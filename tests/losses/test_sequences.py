@@ -128,19 +128,6 @@ def test_what_was_taken_before_is_left_out_and_a_target_stays(case, generator, c
     assert_same_with_gradients(found, wanted, (hidden_MD, items_ID, bias_I), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_logits_of_any_type_are_left_out_alike(generator, dtype):
-    logits_CI = torch.randn(3, I, generator=generator).to(dtype)
-    before_CI = logits_CI.clone()
-    items_BT = torch.tensor([[1, 4, 4, 2]])
-    prefixes = Prefixes(items_BT, torch.zeros(5, dtype=torch.int64), torch.tensor([9, 9, 0, 3, 4]))
-    prefixes.exclude(logits_CI, torch.tensor([1, 4, 9]), slice(2, 5))
-    out = torch.zeros(3, I, dtype=torch.bool)
-    out[1, 1] = out[2, 1] = out[2, 4] = out[2, 2] = True
-    assert (logits_CI[out] == -torch.inf).all()
-    assert torch.equal(logits_CI[~out], before_CI[~out])
-
-
 def test_windows_without_events_leave_nothing_out(case):
     hidden_MD, items_ID, _, targets_M, _ = case
     nothing = Prefixes(

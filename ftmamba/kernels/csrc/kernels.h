@@ -70,12 +70,16 @@ typedef struct {
     void *out;
 } Gelu;
 
-/* x = exp(x - largest of its row), and what each row's largest number and sum are. */
+/* x = exp(x - largest of its row), and what each row's largest number and sum are. Some columns may
+ * count as minus infinity: the first `ahead` of list `list`, but for `kept`. */
 typedef struct {
     int64_t rows, columns, threads;
     int64_t narrow; /* x is bfloat16; what is summed up is not rounded */
+    int64_t width;  /* of a list */
     void *x;        /* (rows, columns) */
     float *largest, *sum; /* (rows) */
+    const int64_t *lists; /* (lists, width), columns; NULL if none is left out */
+    const int64_t *list, *ahead, *kept; /* (rows) */
 } Exponentials;
 
 #define MOST_THREADS 256

@@ -57,12 +57,33 @@ INLINE void exponentiate_row(const Exponentials *call, size_t row, const int nar
     call->sum[row] = lane_sum(first + second) + rest;
 }
 
+/* What follows reads the whole row: it is in the cache when these few places are written. */
+INLINE void leave_out(const Exponentials *call, size_t row, const int narrow) {
+    const int64_t *list = call->lists + call->list[row] * call->width;
+    float *wide = (float *)call->x + row * call->columns;
+    uint16_t *half = (uint16_t *)call->x + row * call->columns;
+    int64_t kept = call->kept[row], ahead = call->ahead[row];
+    float wide_kept = narrow ? 0 : wide[kept];
+    uint16_t half_kept = narrow ? half[kept] : 0;
+    for (int64_t i = 0; i < ahead; i++) {
+        if (narrow) half[list[i]] = 0xff80;
+        else wide[list[i]] = -__builtin_inff();
+    }
+    if (narrow) half[kept] = half_kept;
+    else wide[kept] = wide_kept;
+}
+
+INLINE void one_row(const Exponentials *call, size_t row, const int narrow) {
+    if (call->lists) leave_out(call, row, narrow);
+    exponentiate_row(call, row, narrow);
+}
+
 static void exponentiate_part(void *context, int64_t index) {
     const Exponentials *call = context;
     size_t row = call->rows * index / call->threads, end = call->rows * (index + 1) / call->threads;
     for (; row < end; row++) {
-        if (call->narrow) exponentiate_row(call, row, 1);
-        else exponentiate_row(call, row, 0);
+        if (call->narrow) one_row(call, row, 1);
+        else one_row(call, row, 0);
     }
 }
 

@@ -187,9 +187,9 @@ class _Work:
         if self.bias_I is not None:
             logits_CI += self.bias_I
         target_C = logits_CI.gather(1, targets_C[:, None])[:, 0].to(hidden_CD.dtype)
-        if self.excluded is not None:
-            self.excluded.exclude(logits_CI, targets_C, positions)
-        largest_C, sum_C = exponentiate(logits_CI)
+        given = self.excluded
+        left_out = None if given is None else given.of_chunk(positions, targets_C)
+        largest_C, sum_C = exponentiate(logits_CI, left_out)
         losses_C = sum_C.log() + largest_C - (1 - self.smoothing) * target_C
         if self.smoothing:
             losses_C -= self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
