@@ -21,7 +21,7 @@ from ftmamba.explanations import Explanation
 from ftmamba.known_users import KnownUsers, rows_of_keys
 from modeling_ftmamba.attribution import explain
 from modeling_ftmamba.catalogue_file import Catalogue
-from modeling_ftmamba.history_records import HistoryReader
+from modeling_ftmamba.history_records import Event, HistoryReader
 from modeling_ftmamba.string_table import text_table
 
 Record = Mapping[str, Any]
@@ -48,8 +48,9 @@ class Recommendation:
 class Recommender:
     """A trained model with its catalogue, ready to answer.
 
-    A score is the inner product of the user's and the item's embedding over the temperature.
-    Equal scores are ordered as in the catalogue.
+    A score is the inner product of the user's and the item's embedding over the temperature, with
+    the `repeat_bias` of a model that has one for items of the user's history. Equal scores
+    are ordered as in the catalogue.
 
     Examples:
         >>> recommender = Recommender.from_pretrained("runs/quickstart")  # doctest: +SKIP
@@ -66,7 +67,6 @@ class Recommender:
         items_IE = torch.from_numpy(checkpoint.catalogue.embeddings)
         self._items_IE = items_IE.to(self._model.device)
         self._lengths_I = torch.linalg.vector_norm(self._items_IE, dim=1).clamp(min=1e-12)
-        self._temperature = float(self._model.temperature.detach())
         self._read_history = HistoryReader(
             self._model, self._extractor, self._catalogue, self._items_IE
         )
@@ -128,7 +128,7 @@ class Recommender:
             row = users.row(user_key)
             scores_UI = self._scores_of_known(np.array([row]), exclude_seen=exclude_seen)
         else:
-            scores_UI = self._scores(self._embed([record or {}]))
+            scores_UI = self._scores_of_records([record or {}])
         scores_UI[0, torch.from_numpy(hidden)] = -torch.inf
         return self._answers(scores_UI, k)[0]
 
@@ -154,7 +154,7 @@ class Recommender:
         for start in range(0, n_users, size):
             block = slice(start, start + size)
             if rows_U is None:
-                scores_UI = self._scores(self._embed(list((records or ())[block])))
+                scores_UI = self._scores_of_records(list((records or ())[block]))
             else:
                 scores_UI = self._scores_of_known(rows_U[block], exclude_seen=exclude_seen)
             answers.extend(self._answers(scores_UI, k))
@@ -176,14 +176,15 @@ class Recommender:
     @torch.inference_mode()
     def user_embedding(self, record: Record) -> NDArray[np.float32]:
         """Return the embedding (E,) of a raw record."""
-        embedding: NDArray[np.float32] = self._embed([record])[0].cpu().numpy()
+        users_UE = self._embed_with([record], self._read_history([record]))
+        embedding: NDArray[np.float32] = users_UE[0].cpu().numpy()
         return embedding
 
     @torch.inference_mode()
     def score(self, record: Record, item_key: str) -> float:
         """Return the score of one item for a raw record."""
         row = self._catalogue.row(item_key)
-        return float(self._embed([record])[0] @ self._items_IE[row] / self._temperature)
+        return float(self._scores_of_records([record])[0, row])
 
     def explain(self, user: Record | str, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
@@ -200,28 +201,23 @@ class Recommender:
             ValueError: an unknown key, a value of the wrong type, or a checkpoint whose catalogue
                 holds embeddings only.
         """
-        history: Mapping[str, Tensor]
         if isinstance(user, str):
             users = self._known_users()
             row = users.row(user)
-            user, history = users.record(row), self._history_of_known(np.array([row]))
+            user, events = users.record(row), self._events_of_known(np.array([row]))
         else:
-            history = self._read_history([user])
-        found = explain(self._model, self._extractor, self._catalogue, user, item_key, history)
+            events = self._read_history.events([user])
+        found = explain(
+            self._model, self._extractor, self._catalogue, user, item_key,
+            self._read_history.of_events(events), self._read_history.taken(events),
+        )  # fmt: skip
         return Explanation(**found)
 
-    def _embed(self, users: Sequence[Record]) -> Tensor:
-        return self._embed_with(users, self._read_history(users))
-
-    def _embed_known(self, rows_U: NDArray[np.int64]) -> Tensor:
-        users = self._known_users()
-        return self._embed_with(users.records.take(rows_U), self._history_of_known(rows_U))
-
-    def _history_of_known(self, rows_U: NDArray[np.int64]) -> dict[str, Tensor]:
+    def _events_of_known(self, rows_U: NDArray[np.int64]) -> list[list[Event]]:
         if self._read_history.column is None:
-            return {}
+            return [[] for _ in rows_U]
         users = self._known_users()
-        return self._read_history.of_events([users.events(row) for row in rows_U])
+        return [users.events(row) for row in rows_U]
 
     def _embed_with(
         self, users: Sequence[Record] | pa.Table, history: Mapping[str, Tensor]
@@ -237,13 +233,20 @@ class Recommender:
             )
         return users_UE
 
-    def _scores(self, users_UE: Tensor) -> Tensor:
-        scores: Tensor = (users_UE @ self._items_IE.T).div_(self._temperature)
-        return scores
+    def _scores_of_records(self, records: Sequence[Record]) -> Tensor:
+        return self._scores(records, self._read_history.events(records))
+
+    def _scores(
+        self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]
+    ) -> Tensor:
+        users_UE = self._embed_with(users, self._read_history.of_events(events))
+        taken = self._read_history.taken(events)
+        scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, taken)
+        return scores_UI
 
     def _scores_of_known(self, rows_U: NDArray[np.int64], *, exclude_seen: bool) -> Tensor:
         users = self._known_users()
-        scores_UI = self._scores(self._embed_known(rows_U))
+        scores_UI = self._scores(users.records.take(rows_U), self._events_of_known(rows_U))
         if exclude_seen:
             positions, item_ids = users.taken.pairs(rows_U)
             scores_UI[torch.from_numpy(positions), torch.from_numpy(item_ids)] = -torch.inf

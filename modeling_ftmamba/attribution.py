@@ -7,6 +7,7 @@ Shapes: N coalitions, C columns of a tower, S slots of a tensor, E embedding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def explain(
     record: Mapping[str, Any],
     item_key: str,
     history: Inputs | None = None,
+    taken: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Explain the score of one item for one user.
 
@@ -39,6 +41,7 @@ def explain(
         record: raw columns of the user.
         item_key: of the item.
         history: what the user has done, as `HistoryReader` gives it; it counts as one column.
+        taken: what of the catalogue is in it, as `HistoryReader.taken` gives it.
 
     Returns:
         What `ftmamba.explanations.Explanation` holds: `user` and `item`, the share of every column;
@@ -60,6 +63,8 @@ def explain(
     check_records(catalogue, extractor.columns("item"), slice(row, row + 1))
     user = extractor(users=[dict(record)], return_tensors="pt")
     found = attribute(model, extractor, user, item, history)
+    if taken is not None and bool((taken[1] == row).any()):
+        found = _with_repeat(found, model, extractor)
     return {
         "item_key": item_key,
         "title": catalogue.titles[row],
@@ -88,6 +93,15 @@ def attribute(
         play(lambda has_come_NC: embed_item(has_come_NC.to(device)), len(items)),
         temperature=float(model.temperature),
     )
+
+
+def _with_repeat(found: Shares, model: Any, extractor: Any) -> Shares:
+    """Add the bias of a repeat: it comes with the history, in whatever order columns come."""
+    columns = extractor.columns("user")
+    bias = float((model.repeat_bias / model.temperature).detach())
+    user_C = found.user.clone()
+    user_C[columns.index(history_of(columns))] += bias
+    return replace(found, user=user_C, score=found.score + bias)
 
 
 def _coalitions(

@@ -318,6 +318,8 @@ class FTMambaConfig(FTMambaArchitecture):
         item_tower: section of the item tower.
         temperature: initial divisor of the inner product.
         learn_temperature: whether training changes it.
+        repeat_bias: learn a number that is added to the inner product of a user and an item of the
+            user's history: below zero where people seldom take a thing again.
     """
 
     model_type = "ftmamba"
@@ -326,6 +328,7 @@ class FTMambaConfig(FTMambaArchitecture):
     item_tower: dict[str, Any] | None = None
     temperature: float | int = 1.0
     learn_temperature: bool = False
+    repeat_bias: bool = False
 
     @classmethod
     def from_columns(
@@ -359,6 +362,14 @@ class FTMambaConfig(FTMambaArchitecture):
     def validate_temperature(self) -> None:
         """Check that the temperature is positive."""
         _check("temperature", self.temperature, ok=self.temperature > 0, rule="> 0")
+
+    def validate_repeat_bias(self) -> None:
+        """Check that there are histories where a bias is learned for what is in them."""
+        if self.repeat_bias and history_of(self.tower("user").parsed_columns()) is None:
+            raise ValueError(
+                "repeat_bias needs a column of kind 'history' in user_tower, which says what a "
+                "user took before; add one or remove repeat_bias"
+            )
 
     def validate_towers(self) -> None:
         """Check both sections; an error names the tower."""

@@ -53,6 +53,16 @@ def _check_lengths(lengths_B: Tensor, rows: int, n_events: int) -> None:
         )
 
 
+def pairs_of_events(places_BT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the row and the item of every event, without those beyond a row's own."""
+    if lengths_B is None:
+        rows_BT = torch.arange(len(places_BT), device=places_BT.device)[:, None]
+        return rows_BT.expand_as(places_BT).flatten(), places_BT.flatten()
+    steps_T = torch.arange(places_BT.shape[1], device=places_BT.device)
+    rows, steps = (steps_T < lengths_B[:, None]).nonzero().unbind(1)
+    return rows, places_BT[rows, steps]
+
+
 class TokenRows(NamedTuple):
     """The tokens of a batch of users.
 

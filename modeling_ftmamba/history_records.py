@@ -74,19 +74,38 @@ class HistoryReader:
         Raises:
             WrongValueError: what a record has is no list of events.
         """
+        return self.of_events(self.events(records))
+
+    def events(self, records: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
+        """Return the events of raw records, in order; see `__call__`."""
         if self.column is None:
-            return {}
+            return [[] for _ in records]
         place, name = place_of(self.column, "user"), self.column.name
-        histories = [
+        return [
             _events(record.get(name), self.column.context, place, row)
             for row, record in enumerate(records)
         ]
-        return self.of_events(histories)
+
+    def taken(self, histories: Sequence[Sequence[Event]]) -> tuple[Tensor, Tensor] | None:
+        """Return the rows of the histories and of the catalogue's items that are in them.
+
+        Of events as the model reads them, for `TwoTowerNetwork.scores`; None where it has no bias
+        for them.
+        """
+        if self.column is None or self._model.repeat_bias is None:
+            return None
+        newest = [events[-self._kept :] for events in histories]
+        found = self._rows([event.item for events in newest for event in events])
+        rows = [row for row, events in enumerate(newest) for _ in events]
+        pairs = [(row, item) for row, item in zip(rows, found, strict=True) if item is not None]
+        pairs_P2 = torch.tensor(pairs, dtype=torch.int64, device=self._items_IE.device).view(-1, 2)
+        return pairs_P2[:, 0], pairs_P2[:, 1]
 
     def of_events(self, histories: Sequence[Sequence[Event]]) -> dict[str, Tensor]:
         """Return the tensors of events in order; the newest of them, as the column says."""
-        assert self.column is not None
-        kept = self.column.max_length or _MOST_EVENTS
+        if self.column is None:
+            return {}
+        kept = self._kept
         newest = [events[-kept:] for events in histories]
         length = max(map(len, newest), default=0)
         device, width = self._items_IE.device, self._items_IE.shape[1]
@@ -116,12 +135,20 @@ class HistoryReader:
             tensors["user_event_features"] = torch.from_numpy(features).float().to(device)
         return tensors
 
-    def _embed(self, items: Sequence[Any]) -> Tensor:
-        """Return the embeddings (T, E) of rows and keys of the catalogue, other keys, columns."""
+    @property
+    def _kept(self) -> int:
+        return (self.column and self.column.max_length) or _MOST_EVENTS
+
+    def _rows(self, items: Sequence[Any]) -> list[int | None]:
+        """Return the rows of the catalogue that items are, None for what is not in it."""
         found = self._catalogue.rows_or_none(one if isinstance(one, str) else "" for one in items)
-        rows = [
+        return [
             item if isinstance(item, int) else row for item, row in zip(items, found, strict=True)
         ]
+
+    def _embed(self, items: Sequence[Any]) -> Tensor:
+        """Return the embeddings (T, E) of rows and keys of the catalogue, other keys, columns."""
+        rows = self._rows(items)
         unknown = [place for place, row in enumerate(rows) if row is None]
         embeds_TE = self._items_IE[[row or 0 for row in rows]]
         if unknown:

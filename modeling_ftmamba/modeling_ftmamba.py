@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from .checked_weights import check_values, checked_options
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
-from .history import HistoryTokens
+from .history import HistoryTokens, pairs_of_events
 from .layers import FTMambaLayer
 from .mixer_mamba import MambaMixer
 from .mixer_ssd import SSDMixer
@@ -45,7 +45,7 @@ class FTMambaTwoTowerOutput(ModelOutput):
 
     Attributes:
         loss: mean cross-entropy in nats, where labels were given.
-        scores: inner products over the temperature (U, I).
+        scores: inner products over the temperature (U, I), see `TwoTowerNetwork.scores`.
         user_embeds: embeddings of the users (U, E).
         item_embeds: embeddings of the items (I, E).
     """
@@ -112,7 +112,7 @@ class FTMambaPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, FTMambaTwoTowerModel):
-            init.constant_(module.log_temperature, math.log(self.config.temperature))
+            module.reset_scores()
 
 
 class FTMambaModel(TowerNetwork, FTMambaPreTrainedModel):
@@ -141,7 +141,14 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
         self.item_tower = FTMambaModel(config.tower("item"), "item")
         # Shape (1,): FSDP2 refuses parameters without a dimension.
         self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
+        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
         self.post_init()
+
+    def reset_scores(self) -> None:
+        """Start from the config's temperature, and from no difference between items."""
+        init.constant_(self.log_temperature, math.log(self.config.temperature))
+        if self.repeat_bias is not None:
+            init.zeros_(self.repeat_bias)
 
     def forward(  # noqa: PLR0913 - Transformers passes a batch as keywords
         self,
@@ -179,7 +186,8 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
             user_history_lengths: int64 (U,).
             user_event_features: float (U, T, F).
             user_history_places: int64 (U, T), in place of `user_history`: which of the given items
-                each event is of, any of them beyond a row's own events.
+                each event is of, any of them beyond a row's own events. A model with a
+                `repeat_bias` knows from them, and from them alone, what a user took before.
             all_positions: embed each user as of every event, as `TowerNetwork.forward_positions`
                 does; there are no scores and no loss then.
             with_scores: without them, U x I numbers less are computed and kept; no loss then.
@@ -200,7 +208,10 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
         )  # fmt: skip
         if all_positions or not with_scores:
             return FTMambaTwoTowerOutput(user_embeds=users_UE, item_embeds=items_IE)
-        scores_UI = users_UE @ items_IE.T / self.temperature.to(users_UE.dtype)
+        taken = None
+        if user_history_places is not None:
+            taken = pairs_of_events(user_history_places, user_history_lengths)
+        scores_UI = self.scores(users_UE, items_IE, taken)
         loss = None if labels is None else F.cross_entropy(scores_UI.float(), labels)
         return FTMambaTwoTowerOutput(
             loss=loss, scores=scores_UI, user_embeds=users_UE, item_embeds=items_IE

@@ -36,6 +36,8 @@ from .tower_encoder import place_of
 _TOP_K = 10
 _RECORDS_AT_A_TIME = 1024
 _SCORES_AT_A_TIME = 2**24
+_TAKEN = "taken"
+"""Beside a batch's tensors: the items of its histories, for `TwoTowerNetwork.scores`."""
 
 Answer = list[dict[str, Any]]
 """The items recommended for one record, best first: `item_key`, `score` and `title` of each."""
@@ -44,8 +46,9 @@ Answer = list[dict[str, Any]]
 class FTMambaRecommendationPipeline(Pipeline):
     """Recommend items of a checkpoint's catalogue for raw records of users.
 
-    A score is the inner product of the user's and the item's embedding over the temperature; it is
-    comparable between the items of one record only. Equal scores are ordered as in the catalogue.
+    A score is the inner product of the user's and the item's embedding over the temperature, with
+    the `repeat_bias` of a model that has one for items of the user's history; it is comparable
+    between the items of one record only. Equal scores are ordered as in the catalogue.
 
     Args:
         model: both towers.
@@ -88,7 +91,6 @@ class FTMambaRecommendationPipeline(Pipeline):
         self.catalogue = catalogue
         self._texts = text_table(catalogue.keys), text_table(catalogue.titles)
         self._items_IE = torch.from_numpy(catalogue.embeddings).to(self.device)
-        self._temperature = float(model.temperature.detach())
         self._read_history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
         columns = feature_extractor.columns("user")
         self._names = frozenset(column.name for column in columns)
@@ -148,10 +150,11 @@ class FTMambaRecommendationPipeline(Pipeline):
             ValueError: a wrong record, or no such item.
         """
         check_record(record, 0, self._names)
-        history = self._read_history([record])
+        events = self._read_history.events([record])
         return explain(
-            self.model, self.feature_extractor, self.catalogue, record, item_key, history
-        )
+            self.model, self.feature_extractor, self.catalogue, record, item_key,
+            self._read_history.of_events(events), self._read_history.taken(events),
+        )  # fmt: skip
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         """Save all that a pipeline is made of: model, extractor, catalogue and code."""
@@ -173,11 +176,14 @@ class FTMambaRecommendationPipeline(Pipeline):
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
         """Encode a list of records, and what their histories' events are of."""
         encoded = dict(self.feature_extractor(users=input_, return_tensors="pt"))
-        return encoded | self._read_history(input_)
+        events = self._read_history.events(input_)
+        taken = self._read_history.taken(events)
+        return encoded | self._read_history.of_events(events) | {_TAKEN: taken}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        users_BE = self.model.get_user_embeddings(**input_tensors).to(self._items_IE.dtype)
-        scores_BI = (users_BE @ self._items_IE.T).div_(self._temperature)
+        tensors = {name: one for name, one in input_tensors.items() if name != _TAKEN}
+        users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
+        scores_BI = self.model.scores(users_BE, self._items_IE, input_tensors[_TAKEN])
         hidden = self.catalogue.rows_of_known(forward_parameters.get("exclude", ()))
         if len(hidden):
             scores_BI[:, torch.from_numpy(hidden).to(self.device)] = -torch.inf

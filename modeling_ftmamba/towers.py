@@ -194,11 +194,35 @@ class TwoTowerNetwork(Scanning, StreamingUsers):
     user_tower: TowerNetwork
     item_tower: TowerNetwork
     log_temperature: nn.Parameter
+    repeat_bias: nn.Parameter | None
 
     @property
     def temperature(self) -> Tensor:
         """Divisor of the inner product (1,)."""
         return self.log_temperature.exp()
+
+    def scores(
+        self, users_UE: Tensor, items_IE: Tensor, taken: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Score users against items: (inner product + bias of a repeat) / temperature.
+
+        Args:
+            users_UE: embeddings of users.
+            items_IE: embeddings of items.
+            taken: rows of users and of items, the pairs of which the item is in the user's history;
+                repeats allowed. They get the `repeat_bias`, where the model has one.
+
+        Returns:
+            (U, I).
+        """
+        products_UI = users_UE @ items_IE.T
+        temperature = self.temperature.to(products_UI.dtype)
+        if taken is not None and self.repeat_bias is not None:
+            is_taken_UI = torch.zeros_like(products_UI)
+            is_taken_UI[taken] = 1
+            products_UI = products_UI + self.repeat_bias.to(products_UI.dtype) * is_taken_UI
+        in_place = not torch.is_grad_enabled()
+        return products_UI.div_(temperature) if in_place else products_UI / temperature
 
     def get_user_embeddings(
         self,
@@ -263,6 +287,7 @@ class TwoTowers(TwoTowerNetwork):
         self.user_tower = Tower(config.tower("user"), "user")
         self.item_tower = Tower(config.tower("item"), "item")
         self.log_temperature = nn.Parameter(torch.empty(1))
+        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
 
     @property
     def device(self) -> torch.device:

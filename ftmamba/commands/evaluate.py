@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ftmamba.checkpoint import Checkpoint
+    from ftmamba.data.histories import Histories
     from ftmamba.data.tables import Tables
     from ftmamba.evaluation import Evaluation, Split
+    from modeling_ftmamba.columns import Column
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -55,9 +57,11 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     """
     from accelerate import PartialState
 
-    from ftmamba.evaluation import EmbeddingScorer, evaluate
+    from ftmamba.data.histories import histories_of
+    from ftmamba.evaluation import evaluate
     from ftmamba.recipe.files import recipe_from_dict
-    from ftmamba.training.run import make_protocol, read_tables, split_tables
+    from ftmamba.training.run import make_protocol, read_tables, scorer_of, split_tables
+    from modeling_ftmamba.columns import history_of
 
     if not checkpoint.recipe:
         raise ValueError("the checkpoint has no recipe.yaml, so its evaluation cannot be repeated")
@@ -66,25 +70,40 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     state: Any = PartialState()
     tables = read_tables(recipe.data, recipe.schema, state)
     split = split_tables(tables, recipe)
-    scorer = EmbeddingScorer(
-        _user_embeddings(checkpoint, tables),
-        _item_embeddings(checkpoint, tables, split, refit=recipe.evaluation.refit),
-        float(checkpoint.model.temperature.detach()),
-    )
+    column = history_of(checkpoint.extractor.columns("user"))
+    histories = None if column is None else histories_of(split.before_test)
+    items_IE = _item_embeddings(checkpoint, tables, split, refit=recipe.evaluation.refit)
+    users_UE = _user_embeddings(checkpoint, tables, items_IE, histories, column)
+    scorer = scorer_of(checkpoint.model, users_UE, items_IE, histories, column)
     protocol = make_protocol(recipe.evaluation)
     return split, evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol)
 
 
-def _user_embeddings(checkpoint: "Checkpoint", tables: "Tables") -> "Tensor":
-    from ftmamba.table_embedding import embed_table
+def _user_embeddings(
+    checkpoint: "Checkpoint",
+    tables: "Tables",
+    items_IE: "Tensor",
+    histories: "Histories | None",
+    column: "Column | None",
+) -> "Tensor":
+    import torch
 
-    def rows(start: int, stop: int) -> "Mapping[str, Tensor]":
+    from ftmamba.table_embedding import embed_table
+    from ftmamba.training.embedding import embed_with_histories
+
+    def gather(user_ids: "Tensor") -> "Mapping[str, Tensor]":
         encoded: Mapping[str, Tensor] = checkpoint.extractor(
-            users=tables.users.slice(start, stop - start)
+            users=tables.users.take(user_ids.numpy()), return_tensors="pt"
         )
         return encoded
 
-    return embed_table(checkpoint.model, "user", tables.users.num_rows, rows)
+    n_users, model = tables.users.num_rows, checkpoint.model
+    if histories is not None and column is not None:
+        every_U = torch.arange(n_users)
+        return embed_with_histories(model, gather, every_U, items_IE, histories, column)
+    return embed_table(
+        model, "user", n_users, lambda start, stop: gather(torch.arange(start, stop))
+    )
 
 
 def _item_embeddings(

@@ -23,6 +23,7 @@ from ftmamba.data.histories import Histories, histories_of
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.tables import Tables
+from modeling_ftmamba.columns import Column, history_of
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 ENCODING_VERSION = 1
@@ -68,6 +69,13 @@ class EncodedData:
     def n_items(self) -> int:
         """Rows of the table of items."""
         return len(self.item_counts)
+
+    @property
+    def history_column(self) -> Column | None:
+        """The column of users' histories, where there is one."""
+        if self.histories is None:
+            return None
+        return history_of(self.extractor.columns("user"))
 
     def gather_users(self, user_ids: Tensor) -> dict[str, Tensor]:
         """Return the users' rows as the model's arguments, (B, ...)."""

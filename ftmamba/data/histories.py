@@ -122,6 +122,15 @@ class Histories:
         starts_B = np.maximum(starts_B, ends_B - max_length)
         return self.stretches(starts_B, ends_B - starts_B)
 
+    def newest_items(self, max_length: int) -> ItemsByUser:
+        """Return the items of every user's newest events, at most so many of each."""
+        kept_U = np.minimum(self.counts, max_length)
+        is_kept_R = np.arange(len(self.items.item_ids)) >= np.repeat(
+            self.items.starts[1:] - kept_U, self.counts
+        )
+        starts = np.concatenate([[0], np.cumsum(kept_U)])
+        return ItemsByUser(starts, self.items.item_ids[is_kept_R])
+
     def stretches(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> Events:
         """Return stretches of neighbouring events, by the place of the first and how many."""
         steps_T = np.arange(lengths_B.max(initial=0))

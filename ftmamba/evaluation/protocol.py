@@ -18,6 +18,7 @@ from ftmamba.evaluation.inner_products import (
     longest_of,
     smallest_catalogue,
 )
+from ftmamba.evaluation.seen import ItemsByUser
 
 
 class Scorer(TypingProtocol):
@@ -69,11 +70,15 @@ class EmbeddingScorer:
         users: (U, D), embedding of every user, in the order of the table of users.
         items: (I, D), embedding of every item.
         temperature: positive; does not change a ranking.
+        repeats: what each user's history has; None where that changes no score.
+        repeat_bias: added to the inner product of a user and an item of the user's history.
     """
 
     users: Tensor
     items: Tensor
     temperature: float = 1.0
+    repeats: ItemsByUser | None = None
+    repeat_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.users.shape[1:] != self.items.shape[1:]:
@@ -87,12 +92,18 @@ class EmbeddingScorer:
         object.__setattr__(self, "items", self.items.detach())
 
     def scores(self, user_ids: NDArray[np.int64]) -> Tensor:
-        return (self._queries(user_ids) @ self._exact_items.T).float()
+        scores_UI = self._queries(user_ids) @ self._exact_items.T
+        if self.repeats is not None:
+            rows, item_ids = (torch.from_numpy(one) for one in self.repeats.pairs(user_ids))
+            # Of an item that is there twice the same number is written twice.
+            scores_UI[rows, item_ids] = scores_UI[rows, item_ids] + self._bias
+        return scores_UI.float()
 
     def has_first_places(self, k: int) -> bool:
         """Return whether there is a faster way to the first places than all scores."""
         return (
-            self.items.dtype == torch.float32
+            self.repeats is None
+            and self.items.dtype == torch.float32
             and self.items.device.type == self.users.device.type == "cpu"
             and len(self.items) >= smallest_catalogue(k)
         )
@@ -109,6 +120,10 @@ class EmbeddingScorer:
         """
         queries_UD = self._queries(user_ids)
         return first_places(queries_UD, self.items, k, hidden, longest=self._longest)
+
+    @property
+    def _bias(self) -> float:
+        return self.repeat_bias / self.temperature
 
     def _queries(self, user_ids: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(user_ids).to(self.users.device)

@@ -76,7 +76,10 @@ class ExponentialsCall(ctypes.Structure):
 
     _fields_ = (
         *((name, _INT) for name in ("rows", "columns", "threads", "narrow", "width")),
-        *((name, _POINTER) for name in ("x", "largest", "sum", "lists", "list", "ahead", "kept")),
+        ("bias", ctypes.c_double),
+        *((name, _POINTER) for name in (
+            "x", "largest", "sum", "listed", "lists", "list", "ahead", "kept",
+        )),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 Shapes: C rows, I columns, N lists of T columns.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,69 +15,89 @@ NUMBERS_A_THREAD = 2**16
 """Fewer are done sooner than another thread is started."""
 
 
-class LeftOut(NamedTuple):
-    """Columns that count as minus infinity: of each row the first few of one of the lists.
+class Listed(NamedTuple):
+    """Columns of each row to which a bias is added: the first few of one of the lists.
 
     Attributes:
-        lists: int64 (N, T), columns.
+        lists: int64 (N, T), columns; -1 is none.
         list: int64 (C,), which of them is a row's.
-        ahead: int64 (C,), how many of it are left out; more than T are T.
-        kept: int64 (C,), a column that stays although it may be among them.
+        ahead: int64 (C,), how many of it count; more than T are T.
+        bias: what is added once; with minus infinity the columns are left out. A column must not
+            be on a list twice if the bias is finite.
+        kept: int64 (C,), a column that stays as it is although it may be listed; None for none.
     """
 
     lists: Tensor
     list: Tensor
     ahead: Tensor
-    kept: Tensor
+    bias: float = -math.inf
+    kept: Tensor | None = None
 
-    def write(self, x_CI: Tensor) -> None:
-        """Set them to minus infinity, in place."""
-        kept_C1 = self.kept[:, None]
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Return columns (C, T), and which of them count."""
         columns_CT = self.lists[self.list]
-        is_out_CT = torch.arange(columns_CT.shape[1], device=x_CI.device) < self.ahead[:, None]
-        numbers_C1 = x_CI.gather(1, kept_C1)
-        x_CI.scatter_(1, torch.where(is_out_CT, columns_CT, kept_C1), -torch.inf)
-        x_CI.scatter_(1, kept_C1, numbers_C1)
+        steps_T = torch.arange(columns_CT.shape[1], device=columns_CT.device)
+        return columns_CT, (steps_T < self.ahead[:, None]) & (columns_CT >= 0)
+
+    def mask(self, n_columns: int) -> Tensor:
+        """Return which numbers get the bias, bool (C, I)."""
+        columns_CT, counts_CT = self.columns()
+        # What does not count is written beyond the end.
+        mask_CI = counts_CT.new_zeros(len(columns_CT), n_columns + 1)
+        mask_CI.scatter_(1, columns_CT.masked_fill(~counts_CT, n_columns), value=True)
+        if self.kept is not None:
+            mask_CI.scatter_(1, self.kept[:, None], value=False)
+        return mask_CI[:, :n_columns]
 
 
-def exponentiate(x_CI: Tensor, left_out: LeftOut | None = None) -> tuple[Tensor, Tensor]:
-    """Replace x by exp(x - largest of its row).
+class Exponentials(NamedTuple):
+    """What is known of the rows whose exponentials were made; float32 at least.
+
+    Attributes:
+        largest: their largest numbers (C,).
+        sum: sums of the exponentials (C,); of bfloat16 what is summed up is not rounded.
+        listed: sums of the listed columns alone (C,); None where the bias is infinite.
+    """
+
+    largest: Tensor
+    sum: Tensor
+    listed: Tensor | None
+
+
+def exponentiate(x_CI: Tensor, listed: Listed | None = None) -> Exponentials:
+    """Replace x by exp(x - largest of its row), after a bias for some columns.
 
     Args:
         x_CI: of floating point, contiguous; the kernel takes float32 and bfloat16.
-        left_out: whose exponentials are zero; None leaves out none.
-
-    Returns:
-        The rows' largest numbers and sums (C,), in float32 at least; of bfloat16 what is summed up
-        is not rounded.
+        listed: columns with a bias; None for none.
 
     Raises:
         IndexError: columns or lists that are not there.
     """
-    if left_out is not None:
-        if any(tensor.shape != (len(x_CI),) for tensor in left_out[1:]):
-            raise IndexError(
-                f"a softmax of {len(x_CI)} rows must know for each what it leaves out, got shapes "
-                f"{[tuple(tensor.shape) for tensor in left_out[1:]]}"
-            )
-        left_out = left_out if left_out.lists.shape[1] else None
+    if listed is not None and {listed.list.shape, listed.ahead.shape} != {x_CI.shape[:1]}:
+        raise IndexError(
+            f"each of the {len(x_CI)} rows of a softmax must have a list of columns, got shapes "
+            f"{tuple(listed.list.shape)} and {tuple(listed.ahead.shape)}"
+        )
     library = installed_library()
     takes = x_CI.is_cpu and x_CI.numel() > 0 and x_CI.dtype in (torch.float32, torch.bfloat16)
     if takes and isinstance(library, KernelLibrary):
-        return _compiled(library, x_CI, left_out)
-    if left_out is not None:
-        left_out.write(x_CI)
+        return _compiled(library, x_CI, listed)
     wide_CI = x_CI.to(torch.promote_types(x_CI.dtype, torch.float32))
+    mask_CI = None if listed is None else listed.mask(x_CI.shape[1])
+    if mask_CI is not None and listed is not None:
+        wide_CI = torch.where(mask_CI, (wide_CI + listed.bias).to(x_CI.dtype), wide_CI)
     largest_C = wide_CI.amax(1)
     exponentials_CI = (wide_CI - largest_C[:, None]).exp_()
     x_CI.copy_(exponentials_CI)
-    return largest_C, exponentials_CI.sum(1)
+    of_listed_C = None
+    if mask_CI is not None and listed is not None and math.isfinite(listed.bias):
+        of_listed_C = (exponentials_CI * mask_CI).sum(1)
+    return Exponentials(largest_C, exponentials_CI.sum(1), of_listed_C)
 
 
-def _compiled(
-    library: KernelLibrary, x_CI: Tensor, left_out: LeftOut | None
-) -> tuple[Tensor, Tensor]:
-    largest_C, sum_C = torch.empty(2, len(x_CI)).unbind()
+def _compiled(library: KernelLibrary, x_CI: Tensor, listed: Listed | None) -> Exponentials:
+    largest_C, sum_C, listed_C = torch.zeros(3, len(x_CI)).unbind()
     call = ExponentialsCall(
         rows=x_CI.shape[0],
         columns=x_CI.shape[1],
@@ -86,28 +107,43 @@ def _compiled(
         largest=largest_C.data_ptr(),
         sum=sum_C.data_ptr(),
     )
-    if left_out is not None:
-        left_out = _checked(left_out, x_CI)
-        call.width = left_out.lists.shape[1]
-        for name, tensor in left_out._asdict().items():
-            setattr(call, name, tensor.data_ptr())
+    sums_listed = listed is not None and math.isfinite(listed.bias)
+    if listed is not None and listed.lists.shape[1]:
+        listed = _checked(listed, x_CI.shape[1])
+        call.width, call.bias = listed.lists.shape[1], listed.bias
+        call.lists, call.list = listed.lists.data_ptr(), listed.list.data_ptr()
+        call.ahead = listed.ahead.data_ptr()
+        call.kept = None if listed.kept is None else listed.kept.data_ptr()
+        call.listed = listed_C.data_ptr() if sums_listed else None
     library.run("exponentials", call)
-    return largest_C, sum_C
+    return Exponentials(largest_C, sum_C, listed_C if sums_listed else None)
 
 
-def _checked(given: LeftOut, x_CI: Tensor) -> LeftOut:
+def _checked(given: Listed, n_columns: int) -> Listed:
     """Return what the kernel reads without looking."""
-    columns = x_CI.shape[1]
-    for name, tensor, end in (
-        ("lists", given.lists, columns),
-        ("list", given.list, len(given.lists)),
-        ("kept", given.kept, columns),
+    for name, tensor, first, end in (
+        ("lists", given.lists, -1, n_columns),
+        ("list", given.list, 0, len(given.lists)),
+        ("kept", given.kept, 0, n_columns),
     ):
-        least, most = (int(one) for one in tensor.aminmax()) if tensor.numel() else (0, -1)
-        if least < 0 or most >= end:
+        if tensor is None:
+            continue
+        least, most = (int(one) for one in tensor.aminmax())
+        if least < first or most >= end:
             raise IndexError(
-                f"`{name}` of what a softmax leaves out must be in 0..{end - 1}, got "
+                f"`{name}` of the columns of a softmax must be in {first}..{end - 1}, got "
                 f"{least}..{most}"
             )
-    within = given._replace(ahead=given.ahead.clamp(0, given.lists.shape[1]))
-    return LeftOut(*(tensor.to(torch.int64).contiguous() for tensor in within))
+    if given.kept is not None and given.kept.shape != given.list.shape:
+        raise IndexError(f"`kept` must have a column a row, got shape {tuple(given.kept.shape)}")
+    return Listed(
+        _int64(given.lists),
+        _int64(given.list),
+        _int64(given.ahead.clamp(0, given.lists.shape[1])),
+        given.bias,
+        None if given.kept is None else _int64(given.kept),
+    )
+
+
+def _int64(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.int64).contiguous()

@@ -4,6 +4,7 @@ Shapes: B interactions, U distinct users, I items, M items of the batch, D embed
 W popularity columns.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from ftmamba.data.histories import Events, Histories
 from ftmamba.data.read_ahead import to_device
 from ftmamba.table_embedding import embed_table
 from ftmamba.training.feed import Batch, Inputs
-from modeling_ftmamba.columns import history_of
+from modeling_ftmamba.columns import Column
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 
@@ -69,14 +70,16 @@ class PairEmbedder:
         of the catalogue, which has to be embedded whole.
         """
         histories, user_ids_B = self.data.histories, batch["user_ids"]
+        column = self.data.history_column
         assert histories is not None
+        assert column is not None
         if "times" in batch:
             before = {"before": batch["times"].numpy()}
         else:
             before = {"n_first": histories.places[batch["rows"].numpy()]}
         return {
             **self.data.gather_users(user_ids_B),
-            **history_inputs(histories, self.data, user_ids_B, **before),
+            **history_inputs(histories, column, user_ids_B, **before),
             "places_of_users": torch.arange(len(user_ids_B)),
         }
 
@@ -104,19 +107,17 @@ def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def history_inputs(
-    histories: Histories, data: EncodedData, user_ids_B: Tensor, **before: NDArray[np.int64]
+    histories: Histories, column: Column, user_ids_B: Tensor, **before: NDArray[np.int64]
 ) -> dict[str, Tensor]:
     """Return the newest events of users as the model's arguments, items as rows of the catalogue.
 
     Args:
         histories: of the users.
-        data: whose column says how many events, and what stands beside them.
+        column: which says how many events, and what stands beside them.
         user_ids_B: rows of the table of users, repeats allowed.
         before: which events count, as `Histories.newest` takes it.
     """
-    column = history_of(data.extractor.columns("user"))
-    assert column is not None
-    longest = _longest(data, histories)
+    longest = longest_history(column, histories)
     events: Events = histories.newest(user_ids_B.numpy(), longest, **before)
     inputs: dict[str, NDArray[Any]] = {
         "user_history_places": events.item_ids,
@@ -143,34 +144,53 @@ def user_embeddings(
         items: embeddings (I, D) of the catalogue, of which histories are made; of no use without.
         histories: what users are known to have done; read where the model has a history.
     """
-    if data.histories is None or histories is None or items is None:
+    column = data.history_column
+    if column is None or histories is None or items is None:
         return embed_table(
             model, "user", len(user_ids),
             lambda start, stop: data.gather_users(user_ids[start:stop]),
         )  # fmt: skip
+    return embed_with_histories(model, data.gather_users, user_ids, items, histories, column)
+
+
+def embed_with_histories(
+    model: FTMambaTwoTowerModel,
+    gather_users: Callable[[Tensor], Mapping[str, Tensor]],
+    user_ids: Tensor,
+    items_ID: Tensor,
+    histories: Histories,
+    column: Column,
+) -> Tensor:
+    """Embed users who have a history; see `user_embeddings`.
+
+    Args:
+        model: with a column of histories.
+        gather_users: from rows of the table of users to what the model reads of them beside it.
+        user_ids: rows of the table of users.
+        items_ID: embeddings of the catalogue.
+        histories: of the users.
+        column: of the histories.
+    """
     # Neighbours in length share a block, of which little is then padding.
     n_events_U = histories.counts[user_ids.numpy()]
     order = np.argsort(n_events_U, kind="stable")
     order_U = torch.from_numpy(order)
     sorted_U = user_ids[order_U]
-    longest = _longest(data, histories)
 
     def rows(start: int, stop: int) -> dict[str, Tensor]:
         ids_B = sorted_U[start:stop]
-        inputs = history_inputs(histories, data, ids_B)
-        inputs["user_history"] = items[inputs.pop("user_history_places")]
-        return {**data.gather_users(ids_B), **inputs}
+        inputs = history_inputs(histories, column, ids_B)
+        inputs["user_history"] = items_ID[inputs.pop("user_history_places")]
+        return {**gather_users(ids_B), **inputs}
 
-    embeds_UD = items.new_empty(len(user_ids), items.shape[1])
-    n_events = np.minimum(n_events_U[order], longest)
+    embeds_UD = items_ID.new_empty(len(user_ids), items_ID.shape[1])
+    n_events = np.minimum(n_events_U[order], longest_history(column, histories))
     embeds_UD[order_U] = embed_table(model, "user", len(user_ids), rows, n_events=n_events)
     return embeds_UD
 
 
-def _longest(data: EncodedData, histories: Histories) -> int:
+def longest_history(column: Column, histories: Histories) -> int:
     """Return how many events of a history are read at most."""
-    column = history_of(data.extractor.columns("user"))
-    assert column is not None
     return column.max_length or len(histories.items.item_ids)
 
 

@@ -39,6 +39,7 @@ def make_objective(
     known: KnownPositives | None,
 ) -> Objective:
     """Build the objective that the recipe names."""
+    _check_repeats(recipe, learned=embedder.base.repeat_bias is not None)
     if recipe.sequences:
         return make_sequence_objective(recipe, embedder, rank=rank, seed=seed)
     _check_rows(recipe, embedder.data)
@@ -59,6 +60,23 @@ def make_objective(
         )
     pair_loss = {"bce": bce_loss, "mse": mse_loss}[recipe.loss]
     return PairObjective(embedder, pair_loss, recipe.n_negatives, seed, known)
+
+
+def _check_repeats(recipe: TrainingRecipe, *, learned: bool) -> None:
+    """Check that a bias for repeats would be learned."""
+    if not learned:
+        return
+    if not recipe.sequences or recipe.loss != "full_softmax":
+        raise ValueError(
+            "a model with repeat_bias learns it with training.sequences 'newest' or 'every' and "
+            f"loss 'full_softmax', got {recipe.sequences!r} and {recipe.loss!r}; change them or "
+            "remove repeat_bias"
+        )
+    if recipe.mask_history:
+        raise ValueError(
+            "mask_history leaves out what the user took before, of which repeat_bias is learned; "
+            "remove one of the two"
+        )
 
 
 def _check_rows(recipe: TrainingRecipe, data: EncodedData) -> None:

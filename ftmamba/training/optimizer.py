@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ftmamba.recipe import TrainingRecipe
 
-WITHOUT_DECAY = ("bias", "dt_bias", "A_log", "D", "gap_weight", "log_temperature")
+WITHOUT_DECAY = ("bias", "dt_bias", "A_log", "D", "gap_weight", "log_temperature", "repeat_bias")
 
 
 def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.AdamW:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ftmamba.data.encoded import EncodedData, encode
 from ftmamba.data.histories import Histories
@@ -21,10 +22,10 @@ from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
 from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, load_preset
-from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
+from ftmamba.training.embedding import catalogue_embeddings, longest_history, user_embeddings
 from ftmamba.training.fit import FitResult, fit
 from ftmamba.training.saved import Watch
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.columns import Column, near
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
@@ -227,7 +228,31 @@ def embedding_scorer(
     embedded = user_embeddings(model, data, rows, items, histories)
     users = embedded.new_full((data.n_users, embedded.shape[1]), torch.nan)
     users[rows] = embedded
-    return EmbeddingScorer(users, items, float(model.temperature.detach()))
+    return scorer_of(model, users, items, histories, data.history_column)
+
+
+def scorer_of(
+    model: FTMambaTwoTowerModel,
+    users: Tensor,
+    items: Tensor,
+    histories: Histories | None,
+    column: Column | None,
+) -> EmbeddingScorer:
+    """Return what scores as the model does.
+
+    Args:
+        model: of the embeddings.
+        users: (U, D), every row of the table of users.
+        items: (I, D), every row of the table of items.
+        histories: which the model read; None for none.
+        column: of the histories; None where the model has none.
+    """
+    temperature = float(model.temperature.detach())
+    if model.repeat_bias is None or histories is None or column is None:
+        return EmbeddingScorer(users, items, temperature)
+    taken = histories.newest_items(longest_history(column, histories))
+    bias = float(model.repeat_bias.detach())
+    return EmbeddingScorer(users, items, temperature, repeats=taken, repeat_bias=bias)
 
 
 def _read(recipe: DataRecipe, schema: Schema | None) -> Tables:

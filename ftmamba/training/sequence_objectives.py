@@ -44,11 +44,13 @@ class Drawn:
 
     Attributes:
         prefixes: the items ahead of each position, as places among the N.
+        repeat_bias: (1,), what items ahead of a position get, over the temperature; None: nothing.
         item_ids: int64 (N,), rows of the table of items; None: all of them.
         negatives: int64 (K,), which of the N were drawn, with repeats; None: none were.
     """
 
     prefixes: Prefixes
+    repeat_bias: Tensor | None = None
     item_ids: Tensor | None = None
     negatives: Tensor | None = None
 
@@ -105,9 +107,11 @@ class SequenceObjective:
             windows=inputs["places_of_positions"] // n_slots,
             lengths=inputs["places_of_positions"] % n_slots,
         )
-        drawn = Drawn(prefixes, inputs.get("ids_of_items"), inputs.get("negatives"))
+        base = embedder.base
+        bias = None if base.repeat_bias is None else base.repeat_bias / base.temperature
+        drawn = Drawn(prefixes, bias, inputs.get("ids_of_items"), inputs.get("negatives"))
         return self.loss(
-            positions_MD / embedder.base.temperature, inputs["targets"], output.item_embeds, drawn
+            positions_MD / base.temperature, inputs["targets"], output.item_embeds, drawn
         )
 
     def _first_targets(self, batch: Batch) -> Tensor:
@@ -206,7 +210,8 @@ def _full_softmax(
         targets_M,
         items_ND,
         label_smoothing=smoothing,
-        excluded=drawn.prefixes if mask_history else None,
+        prefixes=drawn.prefixes if mask_history or drawn.repeat_bias is not None else None,
+        repeat_bias=drawn.repeat_bias,
         products_in=products_in,
     )
 

@@ -7,7 +7,7 @@ import torch
 
 from ftmamba.kernels import softmax
 from ftmamba.kernels.library import KernelLibrary
-from ftmamba.kernels.softmax import LeftOut, exponentiate
+from ftmamba.kernels.softmax import Listed, exponentiate
 
 from .conftest import LIBRARY, VARIANTS
 
@@ -33,7 +33,7 @@ def test_it_is_the_exponentials_of_float64(library, threads, dtype, columns, n_t
     threads(n_threads)
     x_CI = logits(45, columns, dtype)
     exact_CI = x_CI.double()
-    largest_C, sum_C = exponentiate(x_CI)
+    largest_C, sum_C, _ = exponentiate(x_CI)
     wanted_CI = (exact_CI - exact_CI.amax(1, keepdim=True)).exp()
     # An exponent of 60 is rounded by 4e-6, and so is its exponential.
     rounding = 2**-8 if dtype == torch.bfloat16 else 1e-5
@@ -45,7 +45,7 @@ def test_it_is_the_exponentials_of_float64(library, threads, dtype, columns, n_t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_far_apart_numbers_become_one_and_zero(library, dtype):
     x_CI = torch.tensor([[-1e30, 3e30, -math.inf] + [0.0] * 40]).to(dtype)
-    _, sum_C = exponentiate(x_CI)
+    _, sum_C, _ = exponentiate(x_CI)
     assert x_CI[0, 1] == 1
     assert x_CI[0, :20].sum() == 1
     torch.testing.assert_close(sum_C, torch.ones(1))
@@ -55,48 +55,85 @@ def test_far_apart_numbers_become_one_and_zero(library, dtype):
 def test_a_number_that_is_none_is_not_lost(library, place):
     x_CI = torch.zeros(3, 37)
     x_CI[1, place] = math.nan
-    _, sum_C = exponentiate(x_CI)
+    _, sum_C, _ = exponentiate(x_CI)
     assert sum_C.isnan().tolist() == [False, True, False]
 
 
 def test_no_rows_are_no_rows(library):
-    largest_C, sum_C = exponentiate(torch.empty(0, 5))
+    largest_C, sum_C, _ = exponentiate(torch.empty(0, 5))
     assert len(largest_C) == len(sum_C) == 0
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
+def lists_of(rows, columns, bias, *, with_kept):
+    """Return lists without repeats, a few columns of them none, and which numbers they are."""
+    generator = torch.Generator().manual_seed(0)
+    lists = torch.stack([torch.randperm(columns, generator=generator)[:40] for _ in range(5)])
+    lists[:, 3] = -1
+    listed = Listed(
+        lists,
+        torch.randint(5, (rows,), generator=generator),
+        torch.randint(44, (rows,), generator=generator),
+        bias,
+        lists[0, 0].expand(rows).clone() if with_kept else None,
+    )
+    is_listed_CI = torch.zeros(rows, columns, dtype=torch.bool)
+    for row in range(rows):
+        of_row = lists[listed.list[row], : listed.ahead[row]]
+        is_listed_CI[row, of_row[of_row >= 0]] = True
+    if with_kept:
+        assert is_listed_CI[:, lists[0, 0]].any()
+        is_listed_CI[:, lists[0, 0]] = False
+    return listed, is_listed_CI
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_what_is_left_out_counts_as_minus_infinity(library, threads, dtype, n_threads):
+@pytest.mark.parametrize("with_kept", [False, True])
+def test_what_is_left_out_counts_as_minus_infinity(library, threads, dtype, n_threads, with_kept):
     threads(n_threads)
-    rows, columns = 700, 301
-    x_CI = logits(rows, columns, dtype)
-    generator = torch.Generator().manual_seed(0)
-    left_out = LeftOut(
-        lists=torch.randint(columns, (5, 40), generator=generator),
-        list=torch.randint(5, (rows,), generator=generator),
-        ahead=torch.randint(44, (rows,), generator=generator),
-        kept=torch.randint(20, (rows,), generator=generator),
-    )
-    is_out_CI = torch.zeros(rows, columns, dtype=torch.bool)
-    for row in range(rows):
-        is_out_CI[row, left_out.lists[left_out.list[row], : left_out.ahead[row]]] = True
-    assert is_out_CI[torch.arange(rows), left_out.kept].any()
-    is_out_CI[torch.arange(rows), left_out.kept] = False
-    wanted_CI = x_CI.masked_fill(is_out_CI, -torch.inf)
+    x_CI = logits(700, 301, dtype)
+    listed, is_listed_CI = lists_of(700, 301, -math.inf, with_kept=with_kept)
+    wanted_CI = x_CI.masked_fill(is_listed_CI, -torch.inf)
     wanted = exponentiate(wanted_CI)
-    for found, one in zip(exponentiate(x_CI, left_out), wanted, strict=True):
-        assert torch.equal(found, one)
+    found = exponentiate(x_CI, listed)
+    assert torch.equal(found.largest, wanted.largest)
+    assert torch.equal(found.sum, wanted.sum)
+    assert found.listed is None
     assert torch.equal(x_CI, wanted_CI)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [-3.25, 0.0, 2.5])
+def test_what_is_listed_gets_the_bias_and_a_sum_of_its_own(library, dtype, bias):
+    x_CI = logits(700, 301, dtype)
+    listed, is_listed_CI = lists_of(700, 301, bias, with_kept=False)
+    wanted_CI = torch.where(is_listed_CI, x_CI + bias, x_CI)
+    wanted = exponentiate(wanted_CI)
+    found = exponentiate(x_CI, listed)
+    assert torch.equal(found.largest, wanted.largest)
+    assert torch.equal(found.sum, wanted.sum)
+    assert torch.equal(x_CI, wanted_CI)
+    of_listed_C = (wanted_CI.double() * is_listed_CI).sum(1).to(found.sum.dtype)
+    rounding = 2**-8 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.listed, of_listed_C, rtol=rounding, atol=1e-30)
+
+
+def test_lists_of_no_columns_change_nothing(library):
+    zeros = torch.zeros(4, dtype=torch.int64)
+    x_CI = logits(4, 9, torch.float32)
+    wanted = exponentiate(x_CI.clone())
+    found = exponentiate(x_CI, Listed(torch.empty(2, 0, dtype=torch.int64), zeros, zeros, -1.0))
+    assert torch.equal(found.sum, wanted.sum)
+    assert found.listed.tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"lists": torch.tensor([[0, 5]])},
-        {"lists": torch.tensor([[-1, 0]])},
         {"list": torch.tensor([1, 0])},
         {"kept": torch.tensor([0, 5])},
         {"ahead": torch.tensor([1])},
@@ -104,8 +141,7 @@ def test_what_is_left_out_counts_as_minus_infinity(library, threads, dtype, n_th
 )
 def test_places_that_are_not_there_are_refused(library, wrong):
     zeros = torch.zeros(2, dtype=torch.int64)
-    given = LeftOut(torch.tensor([[0, 1]]), zeros, zeros + 2, zeros)
-    x_CI = torch.zeros(2, 5)
-    exponentiate(x_CI, given)
+    given = Listed(torch.tensor([[0, 1]]), zeros, zeros + 2, kept=zeros)
+    exponentiate(torch.zeros(2, 4), given)
     with pytest.raises((IndexError, RuntimeError)):
-        exponentiate(x_CI, given._replace(**wrong))
+        exponentiate(torch.zeros(2, 4), given._replace(**wrong))

@@ -121,11 +121,51 @@ def test_what_was_taken_before_is_left_out_and_a_target_stays(case, generator, c
         targets_M,
         bias_I,
         weights_M=weights_M if weighted else None,
-        excluded=Prefixes(items_BT, windows_M, lengths_M),
+        prefixes=Prefixes(items_BT, windows_M, lengths_M),
         chunk=chunk,
     )
     wanted = (plain_M * weights_M).mean() if weighted else plain_M.mean()
     assert_same_with_gradients(found, wanted, (hidden_MD, items_ID, bias_I), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("start", [0.0, -2.5])
+def test_what_was_taken_before_gets_a_bias_which_is_learned(
+    case, generator, chunk, smoothing, start
+):
+    hidden_MD, items_ID, bias_I, targets_M, weights_M = case
+    repeat_bias = torch.tensor([start], dtype=torch.float64, requires_grad=True)
+    items_BT = torch.randint(I, (4, 6), generator=generator)
+    items_BT[0, :3] = items_BT[0, 0]
+    windows_M, lengths_M = torch.arange(M) % 4, torch.arange(M) % 7
+    taken_MI = torch.zeros(M, I, dtype=torch.bool)
+    for place in range(M):
+        taken_MI[place, items_BT[windows_M[place], : lengths_M[place]]] = True
+    assert taken_MI[torch.arange(M), targets_M].any()
+    logits_MI = hidden_MD @ items_ID.T + bias_I + repeat_bias * taken_MI
+    plain_M = F.cross_entropy(logits_MI, targets_M, reduction="none", label_smoothing=smoothing)
+    found = fused_linear_cross_entropy(
+        hidden_MD,
+        items_ID,
+        targets_M,
+        bias_I,
+        smoothing,
+        weights_M=weights_M,
+        prefixes=Prefixes(items_BT, windows_M, lengths_M),
+        repeat_bias=repeat_bias,
+        chunk=chunk,
+    )
+    tensors = (hidden_MD, items_ID, bias_I, repeat_bias)
+    assert_same_with_gradients(found, (plain_M * weights_M).mean(), tensors, rtol=1e-12, atol=1e-14)
+
+
+def test_a_bias_of_repeats_needs_what_was_taken(case):
+    hidden_MD, items_ID, _, targets_M, _ = case
+    with pytest.raises(ValueError, match="needs prefixes"):
+        fused_linear_cross_entropy(
+            hidden_MD, items_ID, targets_M, repeat_bias=torch.zeros(1, dtype=torch.float64)
+        )
 
 
 def test_windows_without_events_leave_nothing_out(case):
@@ -134,7 +174,7 @@ def test_windows_without_events_leave_nothing_out(case):
         torch.empty(4, 0, dtype=torch.int64), targets_M % 4, torch.zeros_like(targets_M)
     )
     assert fused_linear_cross_entropy(
-        hidden_MD, items_ID, targets_M, excluded=nothing
+        hidden_MD, items_ID, targets_M, prefixes=nothing
     ) == fused_linear_cross_entropy(hidden_MD, items_ID, targets_M)
 
 

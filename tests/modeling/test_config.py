@@ -209,6 +209,7 @@ FLIPS = {
     "item_tower": ({}, {"columns": COLUMNS[::-1], "num_hidden_layers": 1}),
     "temperature": ({}, 0.5),
     "learn_temperature": ({}, True),
+    "repeat_bias": (WITH_HISTORY, True),
 }
 
 

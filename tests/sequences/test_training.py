@@ -77,10 +77,10 @@ def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(
 def test_what_is_left_out_is_what_was_taken_before_each_target(tmp_path, monkeypatch):
     seen = []
 
-    def spied(positions_MD, targets_M, items_ND, *, excluded, **options):
-        seen.append((targets_M, excluded))
+    def spied(positions_MD, targets_M, items_ND, *, prefixes, **options):
+        seen.append((targets_M, prefixes))
         return sequence_full_softmax(
-            positions_MD, targets_M, items_ND, excluded=excluded, **options
+            positions_MD, targets_M, items_ND, prefixes=prefixes, **options
         )
 
     monkeypatch.setattr(sequence_objectives, "sequence_full_softmax", spied)

@@ -45,9 +45,8 @@ def make_checkpoint(user_columns=(*PROFILE, HISTORY), **architecture) -> Checkpo
     )
     extractor.fit(users, pa.table(items))
     sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 16, "projection_size": 8}
-    config = FTMambaConfig.from_columns(
-        extractor.user_columns, extractor.item_columns, **(sizes | architecture)
-    )
+    fields = {**sizes, "repeat_bias": HISTORY in user_columns, **architecture}
+    config = FTMambaConfig.from_columns(extractor.user_columns, extractor.item_columns, **fields)
     torch.manual_seed(0)
     model = FTMambaTwoTowerModel(config).eval()
     with torch.no_grad():

@@ -70,16 +70,18 @@ typedef struct {
     void *out;
 } Gelu;
 
-/* x = exp(x - largest of its row), and what each row's largest number and sum are. Some columns may
- * count as minus infinity: the first `ahead` of list `list`, but for `kept`. */
+/* x = exp(x - largest of its row), and what each row's largest number and sum are. Before, `bias` is
+ * added to some columns: the first `ahead` of list `list`, but for `kept`; a column < 0 is none. */
 typedef struct {
     int64_t rows, columns, threads;
     int64_t narrow; /* x is bfloat16; what is summed up is not rounded */
     int64_t width;  /* of a list */
+    double bias;    /* minus infinity leaves the columns out */
     void *x;        /* (rows, columns) */
     float *largest, *sum; /* (rows) */
-    const int64_t *lists; /* (lists, width), columns; NULL if none is left out */
-    const int64_t *list, *ahead, *kept; /* (rows) */
+    float *listed;        /* (rows), the sum of these columns alone; NULL if not asked for */
+    const int64_t *lists; /* (lists, width); NULL for none */
+    const int64_t *list, *ahead, *kept; /* (rows); kept: NULL for none */
 } Exponentials;
 
 #define MOST_THREADS 256

@@ -69,7 +69,8 @@ static int bad_gelu(const Gelu *gelu) {
 
 static int bad_exponentials(const Exponentials *call) {
     return call->rows < 1 || call->columns < 1 || call->threads < 1 ||
-           call->threads > MOST_THREADS || (call->lists && call->width < 1);
+           call->threads > MOST_THREADS || (call->lists && call->width < 1) ||
+           (call->listed && !call->lists);
 }
 
 #define CALL(FUNCTION, ARGUMENT, BAD) \

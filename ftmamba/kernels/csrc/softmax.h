@@ -57,25 +57,46 @@ INLINE void exponentiate_row(const Exponentials *call, size_t row, const int nar
     call->sum[row] = lane_sum(first + second) + rest;
 }
 
+INLINE float number_at(const void *x, size_t i, const int narrow) {
+    if (!narrow) return ((const float *)x)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)x)[i] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+INLINE void put_number(void *x, size_t i, float value, const int narrow) {
+    if (narrow) {
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof(bits));
+        ((uint16_t *)x)[i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    } else ((float *)x)[i] = value;
+}
+
 /* What follows reads the whole row: it is in the cache when these few places are written. */
-INLINE void leave_out(const Exponentials *call, size_t row, const int narrow) {
+INLINE void add_bias(const Exponentials *call, size_t row, const int narrow) {
     const int64_t *list = call->lists + call->list[row] * call->width;
-    float *wide = (float *)call->x + row * call->columns;
-    uint16_t *half = (uint16_t *)call->x + row * call->columns;
-    int64_t kept = call->kept[row], ahead = call->ahead[row];
-    float wide_kept = narrow ? 0 : wide[kept];
-    uint16_t half_kept = narrow ? half[kept] : 0;
-    for (int64_t i = 0; i < ahead; i++) {
-        if (narrow) half[list[i]] = 0xff80;
-        else wide[list[i]] = -__builtin_inff();
+    size_t start = row * call->columns, kept = start + (call->kept ? call->kept[row] : 0);
+    float bias = (float)call->bias, before = call->kept ? number_at(call->x, kept, narrow) : 0;
+    for (int64_t i = 0; i < call->ahead[row]; i++) {
+        size_t at = start + (list[i] < 0 ? 0 : list[i]);
+        if (list[i] >= 0) put_number(call->x, at, number_at(call->x, at, narrow) + bias, narrow);
     }
-    if (narrow) half[kept] = half_kept;
-    else wide[kept] = wide_kept;
+    if (call->kept) put_number(call->x, kept, before, narrow);
+}
+
+INLINE float sum_of_listed(const Exponentials *call, size_t row, const int narrow) {
+    const int64_t *list = call->lists + call->list[row] * call->width;
+    float sum = 0;
+    for (int64_t i = 0; i < call->ahead[row]; i++)
+        if (list[i] >= 0) sum += number_at(call->x, row * call->columns + list[i], narrow);
+    return sum;
 }
 
 INLINE void one_row(const Exponentials *call, size_t row, const int narrow) {
-    if (call->lists) leave_out(call, row, narrow);
+    if (call->lists) add_bias(call, row, narrow);
     exponentiate_row(call, row, narrow);
+    if (call->listed) call->listed[row] = sum_of_listed(call, row, narrow);
 }
 
 static void exponentiate_part(void *context, int64_t index) {

@@ -18,7 +18,8 @@ def sequence_full_softmax(  # noqa: PLR0913 - as the function it names
     bias_I: Tensor | None = None,
     label_smoothing: float = 0.0,
     weights_M: Tensor | None = None,
-    excluded: Prefixes | None = None,
+    prefixes: Prefixes | None = None,
+    repeat_bias: Tensor | None = None,
     products_in: torch.dtype | None = None,
 ) -> Tensor:
     """Cross-entropy over every item, as Mamba4Rec trains (Liu et al., arXiv 2403.03900).
@@ -30,7 +31,8 @@ def sequence_full_softmax(  # noqa: PLR0913 - as the function it names
         bias_I: added to each item's logits.
         label_smoothing: share of a label that is spread over all items.
         weights_M: weight of each position's loss; None weighs all alike.
-        excluded: items ahead of each position, which are no negatives there; None excludes none.
+        prefixes: items ahead of each position; None treats all items alike.
+        repeat_bias: (1,), added to their logits; None makes them no negatives there.
         products_in: type of the matrix products, see `fused_linear_cross_entropy`.
 
     Returns:
@@ -43,6 +45,7 @@ def sequence_full_softmax(  # noqa: PLR0913 - as the function it names
         bias_I,
         label_smoothing,
         weights_M=weights_M,
-        excluded=excluded,
+        prefixes=prefixes,
+        repeat_bias=repeat_bias,
         products_in=products_in,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ftmamba.kernels.softmax import exponentiate
-from ftmamba.losses.sequences.prefixes import Prefixes
+from ftmamba.losses.sequences.prefixes import Prefixes, TakenBefore
 from modeling_ftmamba.linears import product_into
 
 LOGIT_BYTES_AT_ONCE = 2**23
@@ -28,7 +28,8 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     label_smoothing: float = 0.0,
     *,
     weights_M: Tensor | None = None,
-    excluded: Prefixes | None = None,
+    prefixes: Prefixes | None = None,
+    repeat_bias: Tensor | None = None,
     products_in: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> Tensor:
@@ -49,7 +50,8 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
         bias_I: added to each item's logits.
         label_smoothing: this share of a position's label is spread over all items.
         weights_M: weight of each position's loss, without gradient; None weighs all alike.
-        excluded: items ahead of each position, which are no negatives there; None excludes none.
+        prefixes: items ahead of each position; None treats all items alike.
+        repeat_bias: (1,), added to their logits; None makes them no negatives there.
         products_in: type of the matrix products; by default that of the inputs.
         chunk: positions at once; by default as many as are fast.
 
@@ -63,7 +65,8 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
         bias_I,
         label_smoothing,
         weights_M=weights_M,
-        excluded=excluded,
+        prefixes=prefixes,
+        repeat_bias=repeat_bias,
         products_in=products_in,
         chunk=chunk,
     )
@@ -78,7 +81,8 @@ def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
     label_smoothing: float = 0.0,
     *,
     weights_M: Tensor | None = None,
-    excluded: Prefixes | None = None,
+    prefixes: Prefixes | None = None,
+    repeat_bias: Tensor | None = None,
     products_in: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -91,7 +95,9 @@ def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 position, got {chunk}")
-    inputs = [hidden_MD, items_ID] if bias_I is None else [hidden_MD, items_ID, bias_I]
+    if repeat_bias is not None and prefixes is None:
+        raise ValueError("repeat_bias needs prefixes, the items ahead of each position")
+    inputs = [one for one in (hidden_MD, items_ID, bias_I, repeat_bias) if one is not None]
     with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     with torch.autocast(hidden_MD.device.type, enabled=False):
         outputs: tuple[Tensor, Tensor] = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -99,9 +105,10 @@ def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
             _exact(items_ID),
             targets_M,
             None if bias_I is None else _exact(bias_I),
+            None if repeat_bias is None else _exact(repeat_bias),
             weights_M,
             label_smoothing,
-            excluded,
+            prefixes,
             products_in,
             chunk or _default_chunk(items_ID, products_in),
             with_gradient,
@@ -126,9 +133,10 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         items_ID: Tensor,
         targets_M: Tensor,
         bias_I: Tensor | None,
+        repeat_bias: Tensor | None,
         weights_M: Tensor | None,
         label_smoothing: float,
-        excluded: Prefixes | None,
+        prefixes: Prefixes | None,
         products_in: torch.dtype | None,
         chunk: int,
         with_gradient: bool,
@@ -136,24 +144,29 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         share_M = hidden_MD.new_full((len(hidden_MD),), 1 / max(1, len(hidden_MD)))
         if weights_M is not None:
             share_M *= weights_M
-        work = _Work(items_ID, bias_I, label_smoothing, excluded, products_in, with_gradient)
+        taken = None if prefixes is None else TakenBefore(prefixes, repeat_bias)
+        work = _Work(items_ID, bias_I, label_smoothing, taken, products_in, with_gradient)
         hidden_MD = hidden_MD.detach()
         parts = [slice(start, start + chunk) for start in range(0, len(hidden_MD), chunk)]
         chunks = [work.add(hidden_MD[p], targets_M[p], share_M[p], p) for p in parts]
         losses_M = torch.cat([losses for losses, _ in chunks]) if chunks else share_M
         if with_gradient:
             d_hidden_MD = torch.cat([d for _, d in chunks]) if chunks else hidden_MD
-            ctx.save_for_backward(d_hidden_MD, work.d_items_DI.t(), work.d_bias_I)
+            d_repeat_bias = items_ID.new_zeros(1) if taken is None else taken.d_repeat_bias
+            ctx.save_for_backward(d_hidden_MD, work.d_items_DI.t(), work.d_bias_I, d_repeat_bias)
         ctx.mark_non_differentiable(losses_M)
-        ctx.has_bias = bias_I is not None
+        ctx.has_bias, ctx.has_repeat_bias = bias_I is not None, repeat_bias is not None
         return losses_M @ share_M, losses_M
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden_MD, d_items_ID, d_bias_I = (tensor * d_loss for tensor in ctx.saved_tensors)
-        d_bias = d_bias_I if ctx.has_bias else None
-        return d_hidden_MD, d_items_ID, None, d_bias, *[None] * 6
+        d_hidden_MD, d_items_ID, *others = (tensor * d_loss for tensor in ctx.saved_tensors)
+        d_bias, d_repeat_bias = (
+            one if given else None
+            for one, given in zip(others, (ctx.has_bias, ctx.has_repeat_bias), strict=True)
+        )
+        return d_hidden_MD, d_items_ID, None, d_bias, d_repeat_bias, *[None] * 6
 
 
 class _Work:
@@ -164,14 +177,14 @@ class _Work:
         items_ID: Tensor,
         bias_I: Tensor | None,
         label_smoothing: float,
-        excluded: Prefixes | None,
+        taken: TakenBefore | None,
         products_in: torch.dtype | None,
         with_gradient: bool,
     ) -> None:
         self.items_ID, self.bias_I = items_ID.detach(), bias_I
         self.factor_ID = self.items_ID.to(products_in or items_ID.dtype)
         self.smoothing, self.with_gradient = label_smoothing, with_gradient
-        self.excluded = excluded
+        self.taken = taken
         self.mean_item_D = self.items_ID.mean(0)
         self.mean_bias = 0.0 if bias_I is None else bias_I.detach().mean()
         # Items last: this product is twice as fast as its transpose.
@@ -187,15 +200,19 @@ class _Work:
         if self.bias_I is not None:
             logits_CI += self.bias_I
         target_C = logits_CI.gather(1, targets_C[:, None])[:, 0].to(hidden_CD.dtype)
-        given = self.excluded
-        left_out = None if given is None else given.of_chunk(positions, targets_C)
-        largest_C, sum_C = exponentiate(logits_CI, left_out)
-        losses_C = sum_C.log() + largest_C - (1 - self.smoothing) * target_C
+        label_logit_C = (1 - self.smoothing) * target_C
         if self.smoothing:
-            losses_C -= self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
+            label_logit_C += self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
+        taken, labels = self.taken, (self.smoothing, len(self.items_ID))
+        listed = None if taken is None else taken.listed(positions, targets_C)
+        found = exponentiate(logits_CI, listed)
+        if taken is not None and listed is not None:
+            label_logit_C += taken.bias_of_label(listed, targets_C, *labels)
+            taken.add_gradient(listed, found, targets_C, share_C, *labels)
+        losses_C = found.sum.log() + found.largest - label_logit_C
         if not self.with_gradient:
             return losses_C, hidden_CD
-        return losses_C, self._gradients(hidden_CD, targets_C, share_C, logits_CI, sum_C)
+        return losses_C, self._gradients(hidden_CD, targets_C, share_C, logits_CI, found.sum)
 
     def _gradients(
         self,

@@ -1,13 +1,15 @@
-"""What a user took before each position: items that may be left out of what is to come.
+"""What a user took before each position, which a softmax over items may treat apart.
 
 Shapes: B windows, T events of the longest, M positions, C positions of a chunk, I items.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from ftmamba.kernels.softmax import LeftOut
+from ftmamba.kernels.softmax import Exponentials, Listed
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,67 @@ class Prefixes:
     windows: Tensor
     lengths: Tensor
 
-    def of_chunk(self, positions: slice, targets_C: Tensor) -> LeftOut:
-        """Return what a softmax over items leaves out; a target, taken before or not, stays.
+    def left_out(self, positions: slice, targets_C: Tensor) -> Listed:
+        """Return a chunk's items as ones to leave out; a target, taken before or not, stays.
 
         Args:
             positions: which of the M positions these are.
             targets_C: int64, the item that came next.
         """
-        return LeftOut(self.items, self.windows[positions], self.lengths[positions], targets_C)
+        windows_C, lengths_C = self.windows[positions], self.lengths[positions]
+        return Listed(self.items, windows_C, lengths_C, kept=targets_C)
+
+    def biased(self, positions: slice, bias: float) -> Listed:
+        """Return a chunk's items as ones whose logits get a bias, once each."""
+        return Listed(self._distinct, self.windows[positions], self.lengths[positions], bias)
+
+    @cached_property
+    def _distinct(self) -> Tensor:
+        """The items (B, T), -1 where one has been in its window before."""
+        sorted_BT, order_BT = self.items.sort(dim=1, stable=True)
+        again_BT = torch.zeros_like(self.items, dtype=torch.bool)
+        again_BT[:, 1:] = sorted_BT[:, 1:] == sorted_BT[:, :-1]
+        return self.items.masked_fill(torch.zeros_like(again_BT).scatter(1, order_BT, again_BT), -1)
+
+
+class TakenBefore:
+    """What a softmax does with the items ahead of positions: they are left out, or get a bias.
+
+    Args:
+        prefixes: these items.
+        repeat_bias: (1,), added to their logits; None leaves them out.
+    """
+
+    def __init__(self, prefixes: Prefixes, repeat_bias: Tensor | None) -> None:
+        self._prefixes = prefixes
+        self._bias = None if repeat_bias is None else float(repeat_bias)
+        self._type = torch.float64 if repeat_bias is None else repeat_bias.dtype
+        self.d_repeat_bias = torch.zeros(1, dtype=self._type, device=prefixes.items.device)
+
+    def listed(self, positions: slice, targets_C: Tensor) -> Listed:
+        """Return a chunk's items ahead, as `exponentiate` takes them."""
+        if self._bias is None:
+            return self._prefixes.left_out(positions, targets_C)
+        return self._prefixes.biased(positions, self._bias)
+
+    def bias_of_label(self, listed: Listed, targets_C: Tensor, smoothing: float, n: int) -> Tensor:
+        """Return what the bias adds to the logits (C,) that the labels of n items weigh."""
+        if self._bias is None:
+            return self.d_repeat_bias
+        return self._bias * self._label(listed, targets_C, smoothing, n)
+
+    def add_gradient(
+        self, listed: Listed, found: Exponentials, targets_C: Tensor, share_C: Tensor,
+        smoothing: float, n: int,
+    ) -> None:  # fmt: skip
+        """Add a chunk's gradient of the bias: probabilities of listed items less their labels."""
+        if found.listed is not None:
+            label_C = self._label(listed, targets_C, smoothing, n)
+            self.d_repeat_bias += (share_C * (found.listed / found.sum - label_C)).sum()
+
+    def _label(self, listed: Listed, targets_C: Tensor, smoothing: float, n: int) -> Tensor:
+        """Return the share (C,) of each label that is on items ahead."""
+        columns_CT, counts_CT = listed.columns()
+        is_target_C = ((columns_CT == targets_C[:, None]) & counts_CT).any(1)
+        label_C = (1 - smoothing) * is_target_C.to(self._type)
+        return label_C + smoothing / n * counts_CT.sum(1).to(self._type) if smoothing else label_C
