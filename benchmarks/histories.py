@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.speed.results import environment
 from benchmarks.streaming import WIDTH
-from ftmamba.losses.sequences import sequence_full_softmax
+from ftmamba.losses.sequences import fused_linear_cross_entropy
 from ftmamba.recipe import load_preset, load_recipe
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
@@ -99,7 +99,7 @@ def long_histories(threads: int) -> dict[str, float]:
     started = time.perf_counter()
     output = model(item_category_ids=item_ids, user_history_places=history_BT, all_positions=True)
     positions_MD = output.user_embeds[:, 1:-1].reshape(-1, WIDTH)
-    loss = sequence_full_softmax(positions_MD, history_BT[:, 1:].flatten(), output.item_embeds)
+    loss = fused_linear_cross_entropy(positions_MD, history_BT[:, 1:].flatten(), output.item_embeds)
     loss.backward()
     trained = time.perf_counter()
     model.eval()

@@ -85,4 +85,7 @@ def chosen(options: argparse.Namespace, names: Iterable[str]) -> Iterator[tuple[
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"benchmarks.sequences: {error}")

@@ -18,7 +18,7 @@ from ftmamba.data.sequence_batches import key_of_feature
 from ftmamba.losses.sequences import (
     NegativeSampler,
     Prefixes,
-    sequence_full_softmax,
+    fused_linear_cross_entropy,
     sequence_gbce,
     sequence_in_batch,
     sequence_sampled_softmax,
@@ -205,7 +205,7 @@ def _full_softmax(
     items_ND: Tensor,
     drawn: Drawn,
 ) -> Tensor:
-    return sequence_full_softmax(
+    return fused_linear_cross_entropy(
         positions_MD,
         targets_M,
         items_ND,

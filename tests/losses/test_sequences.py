@@ -13,7 +13,6 @@ from ftmamba.losses.sequences import (
     Prefixes,
     fused_linear_cross_entropy,
     fused_linear_cross_entropy_of_each,
-    sequence_full_softmax,
     sequence_gbce,
     sequence_in_batch,
     sequence_sampled_softmax,
@@ -65,7 +64,7 @@ def test_the_fused_loss_is_the_plain_one_with_its_gradients(case, chunk, smoothi
     )
     wanted = (plain_M if weights_M is None else plain_M * weights_M).mean()
     found, losses_M = fused_linear_cross_entropy_of_each(
-        hidden_MD, items_ID, targets_M, bias_I, smoothing, weights_M=weights_M, chunk=chunk
+        hidden_MD, targets_M, items_ID, bias_I, smoothing, weights_M=weights_M, chunk=chunk
     )
     assert_same_with_gradients(found, wanted, (hidden_MD, items_ID, bias_I), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(losses_M, plain_M.detach(), rtol=1e-12, atol=1e-14)
@@ -75,7 +74,7 @@ def test_the_fused_loss_is_the_plain_one_with_its_gradients(case, chunk, smoothi
 def test_the_fused_loss_needs_no_bias(case):
     hidden_MD, items_ID, _, targets_M, _ = case
     wanted = F.cross_entropy(hidden_MD @ items_ID.T, targets_M)
-    found = fused_linear_cross_entropy(hidden_MD, items_ID, targets_M, chunk=6)
+    found = fused_linear_cross_entropy(hidden_MD, targets_M, items_ID, chunk=6)
     assert_same_with_gradients(found, wanted, (hidden_MD, items_ID), rtol=1e-12, atol=1e-14)
 
 
@@ -83,7 +82,7 @@ def test_large_logits_do_not_overflow(case):
     hidden_MD, items_ID, _, targets_M, _ = (one.detach() for one in case)
     hidden_MD = (hidden_MD * 1e4).float().requires_grad_()
     items_ID = items_ID.float().requires_grad_()
-    found = fused_linear_cross_entropy(hidden_MD, items_ID, targets_M)
+    found = fused_linear_cross_entropy(hidden_MD, targets_M, items_ID)
     wanted = F.cross_entropy(hidden_MD @ items_ID.T, targets_M)
     assert_same_with_gradients(found, wanted, (hidden_MD, items_ID), rtol=1e-5, atol=1e-5)
 
@@ -92,7 +91,7 @@ def test_half_precision_is_computed_in_float32_also_under_autocast(case):
     hidden_MD, items_ID, _, targets_M, _ = (one.detach() for one in case)
     halves = [one.bfloat16().requires_grad_() for one in (hidden_MD, items_ID)]
     with torch.autocast("cpu", torch.bfloat16):
-        found = fused_linear_cross_entropy(*halves, targets_M)
+        found = fused_linear_cross_entropy(halves[0], targets_M, halves[1])
     wanted = F.cross_entropy(halves[0].float() @ halves[1].float().T, targets_M)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
@@ -117,8 +116,8 @@ def test_what_was_taken_before_is_left_out_and_a_target_stays(case, generator, c
     plain_M = F.cross_entropy(logits_MI, targets_M, reduction="none")
     found = fused_linear_cross_entropy(
         hidden_MD,
-        items_ID,
         targets_M,
+        items_ID,
         bias_I,
         weights_M=weights_M if weighted else None,
         prefixes=Prefixes(items_BT, windows_M, lengths_M),
@@ -147,8 +146,8 @@ def test_what_was_taken_before_gets_a_bias_which_is_learned(
     plain_M = F.cross_entropy(logits_MI, targets_M, reduction="none", label_smoothing=smoothing)
     found = fused_linear_cross_entropy(
         hidden_MD,
-        items_ID,
         targets_M,
+        items_ID,
         bias_I,
         smoothing,
         weights_M=weights_M,
@@ -164,7 +163,7 @@ def test_a_bias_of_repeats_needs_what_was_taken(case):
     hidden_MD, items_ID, _, targets_M, _ = case
     with pytest.raises(ValueError, match="needs prefixes"):
         fused_linear_cross_entropy(
-            hidden_MD, items_ID, targets_M, repeat_bias=torch.zeros(1, dtype=torch.float64)
+            hidden_MD, targets_M, items_ID, repeat_bias=torch.zeros(1, dtype=torch.float64)
         )
 
 
@@ -174,8 +173,8 @@ def test_windows_without_events_leave_nothing_out(case):
         torch.empty(4, 0, dtype=torch.int64), targets_M % 4, torch.zeros_like(targets_M)
     )
     assert fused_linear_cross_entropy(
-        hidden_MD, items_ID, targets_M, prefixes=nothing
-    ) == fused_linear_cross_entropy(hidden_MD, items_ID, targets_M)
+        hidden_MD, targets_M, items_ID, prefixes=nothing
+    ) == fused_linear_cross_entropy(hidden_MD, targets_M, items_ID)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
@@ -188,10 +187,10 @@ def test_products_in_bfloat16_are_right_but_for_rounding(generator, smoothing):
     wanted = F.cross_entropy(hidden_MD @ items_ID.T + bias_I, targets_M, label_smoothing=smoothing)
     tensors = (hidden_MD, items_ID, bias_I)
     found = fused_linear_cross_entropy(
-        hidden_MD, items_ID, targets_M, bias_I, smoothing, products_in=torch.bfloat16, chunk=128
+        hidden_MD, targets_M, items_ID, bias_I, smoothing, products_in=torch.bfloat16, chunk=128
     )
     assert found.dtype == torch.float32
-    assert found != fused_linear_cross_entropy(hidden_MD, items_ID, targets_M, bias_I, smoothing)
+    assert found != fused_linear_cross_entropy(hidden_MD, targets_M, items_ID, bias_I, smoothing)
     torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
     for one, other in zip(
         torch.autograd.grad(found, tensors), torch.autograd.grad(wanted, tensors), strict=True
@@ -202,9 +201,9 @@ def test_products_in_bfloat16_are_right_but_for_rounding(generator, smoothing):
 
 def test_without_gradients_the_loss_is_the_same_and_nothing_is_kept(case):
     hidden_MD, items_ID, _, targets_M, _ = case
-    with_gradient = fused_linear_cross_entropy(hidden_MD, items_ID, targets_M)
+    with_gradient = fused_linear_cross_entropy(hidden_MD, targets_M, items_ID)
     with torch.no_grad():
-        without = fused_linear_cross_entropy(hidden_MD, items_ID, targets_M)
+        without = fused_linear_cross_entropy(hidden_MD, targets_M, items_ID)
     assert without.grad_fn is None
     assert without.item() == with_gradient.item()
 
@@ -225,7 +224,7 @@ def test_no_tensor_is_as_large_as_all_logits():
 
     n_bytes = 4000 * 1000 * 4
     assert largest(plain) >= n_bytes
-    fused = largest(lambda: fused_linear_cross_entropy(hidden_MD, items_ID, targets_M, chunk=400))
+    fused = largest(lambda: fused_linear_cross_entropy(hidden_MD, targets_M, items_ID, chunk=400))
     assert fused <= n_bytes / 4
 
 
@@ -239,13 +238,13 @@ def test_no_tensor_is_as_large_as_all_logits():
 def test_options_out_of_range_are_refused(case, options, message):
     hidden_MD, items_ID, _, targets_M, _ = case
     with pytest.raises(ValueError, match=message):
-        fused_linear_cross_entropy(hidden_MD, items_ID, targets_M, **options)
+        fused_linear_cross_entropy(hidden_MD, targets_M, items_ID, **options)
 
 
 def test_full_softmax_of_positions_is_that_of_rows(case):
     hidden_MD, items_ID, _, targets_M, weights_M = case
     assert_same_with_gradients(
-        sequence_full_softmax(hidden_MD, targets_M, items_ID, weights_M=weights_M),
+        fused_linear_cross_entropy(hidden_MD, targets_M, items_ID, weights_M=weights_M),
         full_softmax_loss(hidden_MD, items_ID, targets_M, weights_B=weights_M),
         (hidden_MD, items_ID),
     )
@@ -350,7 +349,9 @@ def test_many_corrected_negatives_come_to_the_full_softmax(case, kind):
     targets_M = targets_M.long()
     hidden_MD.requires_grad_()
     sampler = NegativeSampler(kind, np.arange(1, I + 1) ** 2)
-    (exact,) = torch.autograd.grad(sequence_full_softmax(hidden_MD, targets_M, items_ID), hidden_MD)
+    (exact,) = torch.autograd.grad(
+        fused_linear_cross_entropy(hidden_MD, targets_M, items_ID), hidden_MD
+    )
 
     def error(log_q_I):
         negatives = sampler.draw((200_000,), step=0)
@@ -364,7 +365,7 @@ def test_many_corrected_negatives_come_to_the_full_softmax(case, kind):
 
 
 LOSSES = {
-    "full_softmax": sequence_full_softmax,
+    "full_softmax": fused_linear_cross_entropy,
     "in_batch": sequence_in_batch,
     "sampled_softmax": lambda h, t, i: sequence_sampled_softmax(
         h, t, i, negatives=torch.tensor([1, 2])

@@ -12,7 +12,7 @@ from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import popularity_column
 from ftmamba.evaluation import evaluate
 from ftmamba.experiment.rivals import held_out_scorer
-from ftmamba.losses.sequences import sequence_full_softmax
+from ftmamba.losses.sequences import fused_linear_cross_entropy
 from ftmamba.training import sequence_objectives
 from ftmamba.training.run import make_accelerator, make_protocol, split_tables, train
 
@@ -62,9 +62,9 @@ def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(
 
     def spied(*arguments, products_in, **options):
         types.append(products_in)
-        return sequence_full_softmax(*arguments, products_in=products_in, **options)
+        return fused_linear_cross_entropy(*arguments, products_in=products_in, **options)
 
-    monkeypatch.setattr(sequence_objectives, "sequence_full_softmax", spied)
+    monkeypatch.setattr(sequence_objectives, "fused_linear_cross_entropy", spied)
     tables = ring_tables()
     recipe = ring_recipe(tmp_path, mixed_precision="bf16")
     split = split_tables(tables, recipe)
@@ -79,11 +79,11 @@ def test_what_is_left_out_is_what_was_taken_before_each_target(tmp_path, monkeyp
 
     def spied(positions_MD, targets_M, items_ND, *, prefixes, **options):
         seen.append((targets_M, prefixes))
-        return sequence_full_softmax(
+        return fused_linear_cross_entropy(
             positions_MD, targets_M, items_ND, prefixes=prefixes, **options
         )
 
-    monkeypatch.setattr(sequence_objectives, "sequence_full_softmax", spied)
+    monkeypatch.setattr(sequence_objectives, "fused_linear_cross_entropy", spied)
     tables = ring_tables()
     recipe = ring_recipe(tmp_path, mask_history=True, num_epochs=1, evaluate_every=1)
     train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))

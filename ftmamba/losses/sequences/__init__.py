@@ -5,7 +5,6 @@ the embeddings of the items. The M times I logits never exist at once: positions
 at a time, forward and backward.
 """
 
-from ftmamba.losses.sequences.full_softmax import sequence_full_softmax
 from ftmamba.losses.sequences.fused_linear_cross_entropy import (
     fused_linear_cross_entropy,
     fused_linear_cross_entropy_of_each,
@@ -22,7 +21,6 @@ __all__ = [
     "Prefixes",
     "fused_linear_cross_entropy",
     "fused_linear_cross_entropy_of_each",
-    "sequence_full_softmax",
     "sequence_gbce",
     "sequence_in_batch",
     "sequence_sampled_softmax",

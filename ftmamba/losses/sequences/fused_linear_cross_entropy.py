@@ -22,8 +22,8 @@ LEAST_CHUNK = 1024
 
 def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how it is computed
     hidden_MD: Tensor,
-    items_ID: Tensor,
     targets_M: Tensor,
+    items_ID: Tensor,
     bias_I: Tensor | None = None,
     label_smoothing: float = 0.0,
     *,
@@ -35,6 +35,7 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
 ) -> Tensor:
     """Compute `F.cross_entropy(hidden @ items.T + bias, targets)` in memory for one chunk.
 
+    It is the loss over every item at every position of Mamba4Rec (Liu et al., arXiv 2403.03900).
     The logits of a chunk of positions turn into their own gradient while they are there, as in
     Liger Kernel (Hsu et al., arXiv 2410.10989), so that backward only scales what forward found
     and no logit is computed twice.
@@ -45,8 +46,8 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
 
     Args:
         hidden_MD: outputs of positions, already divided by the temperature.
+        targets_M: int64, the item that came next, a row of `items_ID`.
         items_ID: embeddings of all items.
-        targets_M: int64, the item that came next.
         bias_I: added to each item's logits.
         label_smoothing: this share of a position's label is spread over all items.
         weights_M: weight of each position's loss, without gradient; None weighs all alike.
@@ -60,8 +61,8 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     """
     loss, _ = fused_linear_cross_entropy_of_each(
         hidden_MD,
-        items_ID,
         targets_M,
+        items_ID,
         bias_I,
         label_smoothing,
         weights_M=weights_M,
@@ -75,8 +76,8 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
 
 def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
     hidden_MD: Tensor,
-    items_ID: Tensor,
     targets_M: Tensor,
+    items_ID: Tensor,
     bias_I: Tensor | None = None,
     label_smoothing: float = 0.0,
     *,
