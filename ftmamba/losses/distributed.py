@@ -34,6 +34,23 @@ def smallest_of_all_ranks(values: Tensor) -> int:
     return int(smallest.item())
 
 
+def weight_of_rank(n_rows: int, device: torch.device) -> Tensor | float:
+    """Return by what this rank's mean over its rows counts, so that all rows count alike.
+
+    With gradients averaged over the ranks as DDP does, parameters then get the gradient of the
+    mean over the rows of all ranks, of which some ranks may have more.
+
+    Args:
+        n_rows: this rank's.
+        device: where a collective call works.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return 1.0
+    total = torch.tensor(n_rows, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return (n_rows * dist.get_world_size() / total.clamp(min=1)).float()
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ftmamba.data.read_ahead import to_device
 from ftmamba.data.sequence_batches import key_of_feature
+from ftmamba.losses.distributed import weight_of_rank
 from ftmamba.losses.sequences import (
     NegativeSampler,
     Prefixes,
@@ -110,9 +111,10 @@ class SequenceObjective:
         base = embedder.base
         bias = None if base.repeat_bias is None else base.repeat_bias / base.temperature
         drawn = Drawn(prefixes, bias, inputs.get("ids_of_items"), inputs.get("negatives"))
-        return self.loss(
+        loss = self.loss(
             positions_MD / base.temperature, inputs["targets"], output.item_embeds, drawn
         )
+        return loss * weight_of_rank(len(positions_MD), embedder.device)
 
     def _first_targets(self, batch: Batch) -> Tensor:
         """Return what to foretell before any event, where there is something to do it from."""
