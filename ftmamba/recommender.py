@@ -184,7 +184,13 @@ class Recommender:
     def score(self, record: Record, item_key: str) -> float:
         """Return the score of one item for a raw record."""
         row = self._catalogue.row(item_key)
-        return float(self._scores_of_records([record])[0, row])
+        events = self._read_history.events([record])
+        users_UE = self._embed_with([record], self._read_history.of_events(events))
+        taken = self._read_history.taken(events)
+        if taken is not None:
+            of_item = taken[0][taken[1] == row]
+            taken = of_item, torch.zeros_like(of_item)
+        return float(self._model.scores(users_UE, self._items_IE[row : row + 1], taken))
 
     def explain(self, user: Record | str, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.

@@ -206,12 +206,13 @@ class _Work:
         label_logit_C = (1 - self.smoothing) * target_C
         if self.smoothing:
             label_logit_C += self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
-        taken, labels = self.taken, (self.smoothing, len(self.items_ID))
+        taken, n_items = self.taken, len(self.items_ID)
         listed = None if taken is None else taken.listed(positions, targets_C)
         found = exponentiate(logits_CI, listed)
         if taken is not None and listed is not None:
-            label_logit_C += taken.bias_of_label(listed, targets_C, *labels)
-            taken.add_gradient(listed, found, targets_C, share_C, *labels)
+            label_logit_C += taken.add_labels(
+                listed, found, targets_C, share_C, self.smoothing, n_items
+            )
         losses_C = found.sum.log() + found.largest - label_logit_C
         if not self.with_gradient:
             return losses_C, hidden_CD

@@ -60,8 +60,8 @@ class TakenBefore:
     def __init__(self, prefixes: Prefixes, repeat_bias: Tensor | None) -> None:
         self._prefixes = prefixes
         self._bias = None if repeat_bias is None else float(repeat_bias)
-        self._type = torch.float64 if repeat_bias is None else repeat_bias.dtype
-        self.d_repeat_bias = torch.zeros(1, dtype=self._type, device=prefixes.items.device)
+        kind = torch.float32 if repeat_bias is None else repeat_bias.dtype
+        self.d_repeat_bias = torch.zeros(1, dtype=kind, device=prefixes.items.device)
 
     def listed(self, positions: slice, targets_C: Tensor) -> Listed:
         """Return a chunk's items ahead, as `exponentiate` takes them."""
@@ -69,24 +69,28 @@ class TakenBefore:
             return self._prefixes.left_out(positions, targets_C)
         return self._prefixes.biased(positions, self._bias)
 
-    def bias_of_label(self, listed: Listed, targets_C: Tensor, smoothing: float, n: int) -> Tensor:
-        """Return what the bias adds to the logits (C,) that the labels of n items weigh."""
-        if self._bias is None:
-            return self.d_repeat_bias
-        return self._bias * self._label(listed, targets_C, smoothing, n)
-
-    def add_gradient(
+    def add_labels(
         self, listed: Listed, found: Exponentials, targets_C: Tensor, share_C: Tensor,
         smoothing: float, n: int,
-    ) -> None:  # fmt: skip
-        """Add a chunk's gradient of the bias: probabilities of listed items less their labels."""
-        if found.listed is not None:
-            label_C = self._label(listed, targets_C, smoothing, n)
-            self.d_repeat_bias += (share_C * (found.listed / found.sum - label_C)).sum()
+    ) -> Tensor | float:  # fmt: skip
+        """Add a chunk's gradient of the bias: probabilities of listed items less their labels.
+
+        Returns:
+            What the bias adds to the logits (C,) that the labels of n items weigh.
+        """
+        if self._bias is None or found.listed is None:
+            return 0.0
+        label_C = self._label(listed, targets_C, smoothing, n)
+        self.d_repeat_bias += (share_C * (found.listed / found.sum - label_C)).sum()
+        return self._bias * label_C
 
     def _label(self, listed: Listed, targets_C: Tensor, smoothing: float, n: int) -> Tensor:
         """Return the share (C,) of each label that is on items ahead."""
         columns_CT, counts_CT = listed.columns()
         is_target_C = ((columns_CT == targets_C[:, None]) & counts_CT).any(1)
-        label_C = (1 - smoothing) * is_target_C.to(self._type)
-        return label_C + smoothing / n * counts_CT.sum(1).to(self._type) if smoothing else label_C
+        label_C = (1 - smoothing) * is_target_C.to(self.d_repeat_bias)
+        return (
+            label_C + smoothing / n * counts_CT.sum(1).to(self.d_repeat_bias)
+            if smoothing
+            else label_C
+        )
