@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -173,11 +174,18 @@ def encode_once(
 
 
 def make_model(recipe: Recipe, data: EncodedData) -> FTMambaTwoTowerModel:
-    """Build the model of the recipe's preset for the columns of the data, weights seeded."""
+    """Build the model of the recipe's preset for the columns of the data, weights seeded.
+
+    Raises:
+        ValueError: a field of the model that cannot be.
+    """
     fields = {**load_preset(recipe.model.preset), **recipe.model.overrides}
-    config = FTMambaConfig.from_columns(
-        data.extractor.user_columns, data.extractor.item_columns, **fields
-    )
+    try:
+        config = FTMambaConfig.from_columns(
+            data.extractor.user_columns, data.extractor.item_columns, **fields
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"model: {error.__cause__ or error}") from error
     set_seed(recipe.seed)
     return FTMambaTwoTowerModel(config)
 

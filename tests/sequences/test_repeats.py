@@ -206,6 +206,20 @@ def test_training_that_would_not_learn_it_is_refused(tmp_path, training, message
         trained_on(recipe_of(tmp_path, repeats=False, **training))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"temperature": -1}, "model: temperature must be > 0"),
+        ({"repeat_bias": "no"}, "model: .*bool"),
+    ],
+)
+def test_a_recipe_of_a_model_that_cannot_be_is_refused_in_words(tmp_path, overrides, message):
+    recipe = recipe_of(tmp_path, repeats=False)
+    model = replace(recipe.model, overrides={**recipe.model.overrides, **overrides})
+    with pytest.raises(ValueError, match=message):
+        trained_on(replace(recipe, model=model))
+
+
 def test_a_model_without_histories_cannot_have_it():
     with pytest.raises(Exception, match=r"(?s)repeat_bias needs a column of kind 'history'"):
         make_config(repeat_bias=True)
