@@ -78,6 +78,8 @@ class FTMambaArchitecture(PreTrainedConfig):
         unseen_probability: in training, how often an id is replaced by the unseen id, so that its
             embedding is learned.
         history_start: put a learned token ahead of the events of a history.
+        scale_embedding: multiply the tokens of a history's events by sqrt(hidden_size), before
+            anything is added, as the Transformer does (Vaswani et al. 2017, section 3.4).
         max_positions: so many learned positions are added to the tokens of a history's events,
             oldest first; 0 means none.
         time_decay: learn for each channel (`ssd`: head) how far the gap ahead of an event of a
@@ -127,6 +129,7 @@ class FTMambaArchitecture(PreTrainedConfig):
     category_bias: bool = True
     unseen_probability: float | int = 0.0
     history_start: bool = False
+    scale_embedding: bool = False
     max_positions: int = 0
     time_decay: bool = False
     numeric_embedding: str = "linear"

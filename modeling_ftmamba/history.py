@@ -6,6 +6,7 @@ its table and its content, and an item that no training has seen still says some
 Shapes: B batch, T events, L tokens, D hidden, E embedding (`projection_size`), F event features.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -116,6 +117,7 @@ class HistoryTokens(nn.Module):
         super().__init__()
         size, n_features = config.hidden_size, len(column.event_features)
         self.initializer_range = config.initializer_range
+        self.factor = math.sqrt(size) if config.scale_embedding else 1.0
         self.features = column.event_features
         self.scales = column.event_scales
         self.embedding_size = config.projection_size
@@ -149,6 +151,8 @@ class HistoryTokens(nn.Module):
             ValueError: there are more events than positions.
         """
         tokens_BTD: Tensor = self.projection(events.embeds)
+        if self.factor != 1:
+            tokens_BTD = tokens_BTD * self.factor
         if self.feature_weight is not None and self.missing is not None:
             if events.features is None:
                 tokens_BTD = tokens_BTD + self.missing.sum(0)

@@ -193,6 +193,7 @@ FLIPS = {
     "category_bias": ({}, False),
     "unseen_probability": ({}, 0.5),
     "history_start": (WITH_HISTORY, True),
+    "scale_embedding": (WITH_HISTORY, True),
     "max_positions": (WITH_HISTORY, 20),
     "time_decay": (WITH_HISTORY, True),
     "numeric_embedding": ({}, "ple"),

@@ -25,6 +25,7 @@ CAUSAL = [
     {"pooling": "last"},
     {"pooling": "last", "mixer": "ssd", "norm_position": "sum", "mixer_feed_forward": True},
     {"pooling": "last", "mixer": "attention", "causal_attention": True, "max_positions": 20},
+    {"pooling": "last", "scale_embedding": True, "history_start": True},
     {"pooling": "last", "time_decay": True, "history_start": True, "normalize_embeddings": True},
     {"pooling": "last", "mixer": "ssd", "time_decay": True, "token_norm": True},
     {"pooling": "last", "mixer_residual": False, "norm_position": "post", "projection_size": 16},
@@ -220,6 +221,18 @@ def test_positions_are_added_oldest_first_and_run_out_with_a_remedy():
         history(Events(torch.zeros(1, 21, 8, dtype=torch.float64), None, None))
 
 
+def test_embeddings_are_scaled_and_what_is_added_to_them_is_not():
+    model = make_model(
+        mixer="attention", causal_attention=True, scale_embedding=True, max_positions=20
+    )
+    history = model.user_tower.tokenizer.history
+    embeds = torch.randn(2, 3, 8, dtype=torch.float64)
+    width = model.config.hidden_size
+    added = history.missing.sum(0) + history.positions.weight[:3]
+    expected = history.projection(embeds) * width**0.5 + added
+    assert_near(history(Events(embeds, None, None)), expected)
+
+
 @pytest.mark.parametrize("mixer", ["mamba", "ssd"])
 def test_time_decay_starts_silent_and_then_lengthens_the_steps(mixer):
     model = make_model(pooling="last", mixer=mixer, time_decay=True)
@@ -262,8 +275,8 @@ def test_a_config_of_before_histories_means_what_it_meant(tmp_path):
     fields = json.loads(path.read_text())
     new = (
         "mixer_residual", "mixer_feed_forward", "causal_attention", "token_norm", "category_bias",
-        "history_start", "max_positions", "time_decay", "final_norm", "with_head",
-        "initializer_range",
+        "history_start", "scale_embedding", "max_positions", "time_decay", "final_norm",
+        "with_head", "initializer_range",
     )  # fmt: skip
     for name in new:
         del fields[name]
