@@ -75,7 +75,7 @@ class ExponentialsCall(ctypes.Structure):
     """`Exponentials` of csrc/kernels.h."""
 
     _fields_ = (
-        *((name, _INT) for name in ("rows", "columns", "threads", "narrow", "width")),
+        *((name, _INT) for name in ("rows", "columns", "threads", "stride", "narrow", "width")),
         ("bias", ctypes.c_double),
         *((name, _POINTER) for name in (
             "x", "largest", "sum", "listed", "lists", "list", "ahead", "kept",
@@ -83,7 +83,20 @@ class ExponentialsCall(ctypes.Structure):
     )  # fmt: skip
 
 
-Call: TypeAlias = LayerCall | ScanCall | DropoutCall | GeluCall | ExponentialsCall
+class SoftmaxCall(ctypes.Structure):
+    """`Softmax` of csrc/kernels.h."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("rows", "columns", "threads", "size", "width")),
+        ("bias", ctypes.c_double),
+        *((name, _POINTER) for name in (
+            "hidden", "items", "targets", "target", "largest", "sum", "listed", "lists", "list",
+            "ahead", "kept", "share", "d_hidden", "d_items",
+        )),
+    )  # fmt: skip
+
+
+Call: TypeAlias = LayerCall | ScanCall | DropoutCall | GeluCall | ExponentialsCall | SoftmaxCall
 
 
 class KernelLibrary:
@@ -130,6 +143,11 @@ class KernelLibrary:
             raise MemoryError(f"{function}: no working memory for {_sizes(call)}")
         if code:
             raise ValueError(f"{function} does not take these sizes: {_sizes(call)}")
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether `softmax` is there: the processor multiplies tiles of bfloat16 (AMX)."""
+        return self.variant == "amx"
 
     def threads_for(self, work: int, least: int = 100_000) -> int:
         """How many threads pay for `work`, each with at least so much; by default scan elements."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .library import ExponentialsCall, KernelLibrary, installed_library
+from .library import ExponentialsCall, KernelLibrary, SoftmaxCall, installed_library
 
 NUMBERS_A_THREAD = 2**16
 """Fewer are done sooner than another thread is started."""
@@ -74,11 +74,7 @@ def exponentiate(x_CI: Tensor, listed: Listed | None = None) -> Exponentials:
     Raises:
         IndexError: columns or lists that are not there.
     """
-    if listed is not None and {listed.list.shape, listed.ahead.shape} != {x_CI.shape[:1]}:
-        raise IndexError(
-            f"each of the {len(x_CI)} rows of a softmax must have a list of columns, got shapes "
-            f"{tuple(listed.list.shape)} and {tuple(listed.ahead.shape)}"
-        )
+    _check_lists(listed, len(x_CI))
     library = installed_library()
     takes = x_CI.is_cpu and x_CI.numel() > 0 and x_CI.dtype in (torch.float32, torch.bfloat16)
     if takes and isinstance(library, KernelLibrary):
@@ -96,27 +92,119 @@ def exponentiate(x_CI: Tensor, listed: Listed | None = None) -> Exponentials:
     return Exponentials(largest_C, exponentials_CI.sum(1), of_listed_C)
 
 
+class SoftmaxOfProducts(NamedTuple):
+    """What a softmax of inner products with every item leaves, and its gradient.
+
+    Attributes:
+        exponentials: of the rows.
+        target: the products with the targets (C,), before a bias.
+        d_hidden: (C, D), the gradient of the log of the sum, weighted by share; None without.
+    """
+
+    exponentials: Exponentials
+    target: Tensor
+    d_hidden: Tensor | None
+
+
+def has_softmax_of_products(hidden_CD: Tensor, items_ID: Tensor) -> bool:
+    """Return whether `softmax_of_products` runs here and is for such numbers."""
+    library = installed_library()
+    fits = hidden_CD.is_cpu and hidden_CD.dtype == torch.float32
+    fits = fits and items_ID.dtype == torch.bfloat16 and items_ID.numel() > 0
+    return fits and isinstance(library, KernelLibrary) and library.has_tiles
+
+
+def softmax_of_products(
+    hidden_CD: Tensor,
+    items_ID: Tensor,
+    targets_C: Tensor,
+    share_C: Tensor,
+    listed: Listed | None = None,
+    d_items_DI: Tensor | None = None,
+) -> SoftmaxOfProducts:
+    """Compute softmax(hidden @ items.T) a block of rows at a time, and what its gradient needs.
+
+    The rows of a block go through the product, the exponentials and both products of the gradient
+    while they lie in the cache. Factors, logits and exponentials are rounded to bfloat16; sums are
+    not.
+
+    Args:
+        hidden_CD: float32.
+        items_ID: bfloat16.
+        targets_C: int64, rows of the items.
+        share_C: float32, the weight of each row's gradient.
+        listed: columns with a bias; None for none.
+        d_items_DI: float32, contiguous; the gradient of the items, transposed, is added to it.
+            None leaves out the gradients.
+
+    Raises:
+        IndexError: columns, lists or targets that are not there.
+    """
+    library = installed_library()
+    assert isinstance(library, KernelLibrary)
+    _check_lists(listed, len(hidden_CD))
+    n_items = len(items_ID)
+    if len(targets_C) and not 0 <= int(targets_C.min()) <= int(targets_C.max()) < n_items:
+        raise IndexError(f"targets of a softmax must be in 0..{n_items - 1}")
+    hidden_CD, items_ID = hidden_CD.contiguous(), items_ID.contiguous()
+    targets_C, share_C = _int64(targets_C), share_C.contiguous()
+    d_hidden_CD = None if d_items_DI is None else torch.empty_like(hidden_CD)
+    largest_C, sum_C, target_C, listed_C = torch.zeros(4, len(hidden_CD)).unbind()
+    call = SoftmaxCall(
+        rows=len(hidden_CD), columns=n_items, size=hidden_CD.shape[1],
+        threads=library.threads_for(len(hidden_CD) * n_items, least=NUMBERS_A_THREAD),
+        hidden=hidden_CD.data_ptr(), items=items_ID.data_ptr(), targets=targets_C.data_ptr(),
+        target=target_C.data_ptr(), largest=largest_C.data_ptr(), sum=sum_C.data_ptr(),
+        share=share_C.data_ptr(),
+        d_hidden=None if d_hidden_CD is None else d_hidden_CD.data_ptr(),
+        d_items=None if d_items_DI is None else d_items_DI.data_ptr(),
+    )  # fmt: skip
+    alive = _fill_lists(call, listed, n_items, listed_C)
+    if len(hidden_CD):
+        library.run("softmax", call)
+    of_listed_C = listed_C if alive is not None and math.isfinite(alive.bias) else None
+    return SoftmaxOfProducts(Exponentials(largest_C, sum_C, of_listed_C), target_C, d_hidden_CD)
+
+
 def _compiled(library: KernelLibrary, x_CI: Tensor, listed: Listed | None) -> Exponentials:
     largest_C, sum_C, listed_C = torch.zeros(3, len(x_CI)).unbind()
     call = ExponentialsCall(
         rows=x_CI.shape[0],
         columns=x_CI.shape[1],
+        stride=x_CI.shape[1],
         threads=library.threads_for(x_CI.numel(), least=NUMBERS_A_THREAD),
         narrow=x_CI.dtype == torch.bfloat16,
         x=x_CI.data_ptr(),
         largest=largest_C.data_ptr(),
         sum=sum_C.data_ptr(),
     )
-    sums_listed = listed is not None and math.isfinite(listed.bias)
-    if listed is not None and listed.lists.shape[1]:
-        listed = _checked(listed, x_CI.shape[1])
-        call.width, call.bias = listed.lists.shape[1], listed.bias
-        call.lists, call.list = listed.lists.data_ptr(), listed.list.data_ptr()
-        call.ahead = listed.ahead.data_ptr()
-        call.kept = None if listed.kept is None else listed.kept.data_ptr()
-        call.listed = listed_C.data_ptr() if sums_listed else None
+    alive = _fill_lists(call, listed, x_CI.shape[1], listed_C)
     library.run("exponentials", call)
+    sums_listed = alive is not None and math.isfinite(alive.bias)
     return Exponentials(largest_C, sum_C, listed_C if sums_listed else None)
+
+
+def _fill_lists(
+    call: ExponentialsCall | SoftmaxCall, listed: Listed | None, n_columns: int, listed_C: Tensor
+) -> Listed | None:
+    """Write the lists into a call; return them as the kernel reads them, to be kept until then."""
+    if listed is None or not listed.lists.shape[1]:
+        return listed
+    listed = _checked(listed, n_columns)
+    call.width, call.bias = listed.lists.shape[1], listed.bias
+    call.lists, call.list = listed.lists.data_ptr(), listed.list.data_ptr()
+    call.ahead = listed.ahead.data_ptr()
+    call.kept = None if listed.kept is None else listed.kept.data_ptr()
+    call.listed = listed_C.data_ptr() if math.isfinite(listed.bias) else None
+    return listed
+
+
+def _check_lists(listed: Listed | None, n_rows: int) -> None:
+    if listed is not None and {listed.list.shape, listed.ahead.shape} != {(n_rows,)}:
+        raise IndexError(
+            f"each of the {n_rows} rows of a softmax must have a list of columns, got shapes "
+            f"{tuple(listed.list.shape)} and {tuple(listed.ahead.shape)}"
+        )
 
 
 def _checked(given: Listed, n_columns: int) -> Listed:

@@ -178,24 +178,59 @@ def test_windows_without_events_leave_nothing_out(case):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_products_in_bfloat16_are_right_but_for_rounding(generator, smoothing):
-    hidden_MD, items_ID, bias_I = (
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk", [None, 128])
+def test_products_in_bfloat16_are_right_but_for_rounding(generator, smoothing, with_bias, chunk):
+    tensors = [
         torch.randn(*shape, generator=generator).requires_grad_()
         for shape in ((400, 16), (300, 16), (300,))
-    )
+    ][: 3 if with_bias else 2]
     targets_M = torch.randint(300, (400,), generator=generator)
-    wanted = F.cross_entropy(hidden_MD @ items_ID.T + bias_I, targets_M, label_smoothing=smoothing)
-    tensors = (hidden_MD, items_ID, bias_I)
-    found = fused_linear_cross_entropy(
-        hidden_MD, targets_M, items_ID, bias_I, smoothing, products_in=torch.bfloat16, chunk=128
-    )
+    logits_MI = tensors[0] @ tensors[1].T + (tensors[2] if with_bias else 0)
+    wanted = F.cross_entropy(logits_MI, targets_M, label_smoothing=smoothing)
+    bias_I = tensors[2] if with_bias else None
+
+    def fused(**options):
+        return fused_linear_cross_entropy(
+            tensors[0], targets_M, tensors[1], bias_I, smoothing, **options
+        )
+
+    found = fused(products_in=torch.bfloat16, chunk=chunk)
     assert found.dtype == torch.float32
-    assert found != fused_linear_cross_entropy(hidden_MD, targets_M, items_ID, bias_I, smoothing)
+    assert found != fused()
     torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
     for one, other in zip(
         torch.autograd.grad(found, tensors), torch.autograd.grad(wanted, tensors), strict=True
     ):
         assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+@pytest.mark.parametrize("bias", [None, -1.5])
+def test_products_in_bfloat16_know_what_was_taken_before(generator, bias):
+    hidden_MD, items_ID = (
+        torch.randn(*shape, generator=generator).requires_grad_()
+        for shape in ((400, 16), (300, 16))
+    )
+    repeat_bias = None if bias is None else torch.tensor([bias], requires_grad=True)
+    targets_M = torch.randint(300, (400,), generator=generator)
+    prefixes = Prefixes(
+        torch.randint(300, (8, 50), generator=generator),
+        torch.arange(400) // 50,
+        torch.arange(400) % 50,
+    )
+    tensors = [hidden_MD, items_ID] + ([] if repeat_bias is None else [repeat_bias])
+    wanted, found = (
+        fused_linear_cross_entropy(
+            hidden_MD, targets_M, items_ID, prefixes=prefixes, repeat_bias=repeat_bias,
+            products_in=kind, chunk=chunk,
+        )
+        for kind, chunk in ((None, None), (torch.bfloat16, 128))
+    )  # fmt: skip
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(found, tensors), torch.autograd.grad(wanted, tensors), strict=True
+    ):
         assert (one - other).norm() < 0.01 * other.norm()
 
 

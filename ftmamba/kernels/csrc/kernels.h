@@ -4,6 +4,13 @@
 
 #include <stdint.h>
 
+/* Intel's tiles: compilers that know them, and a kernel that lends them. */
+#if defined(__x86_64__) && defined(__linux__)
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
+#define WITH_AMX 1
+#endif
+#endif
+
 /* One Mamba layer over `rows` records of `length` tokens:
  * out = [x +] out_proj(gate(scan(silu(conv(in_proj(norm(x))))))).
  * Shapes as in the comments: B rows, L length, H hidden, E inner, N state, R rank, K kernel. */
@@ -74,6 +81,7 @@ typedef struct {
  * added to some columns: the first `ahead` of list `list`, but for `kept`; a column < 0 is none. */
 typedef struct {
     int64_t rows, columns, threads;
+    int64_t stride; /* numbers from one row of x to the next */
     int64_t narrow; /* x is bfloat16; what is summed up is not rounded */
     int64_t width;  /* of a list */
     double bias;    /* minus infinity leaves the columns out */
@@ -83,6 +91,25 @@ typedef struct {
     const int64_t *lists; /* (lists, width); NULL for none */
     const int64_t *list, *ahead, *kept; /* (rows); kept: NULL for none */
 } Exponentials;
+
+/* The softmax of inner products of `rows` positions with `columns` items, and its gradient less the
+ * labels' share of it: with p the exponentials of a row over their sum,
+ * d_hidden = share p items, and d_items += (share hidden)' p, transposed. */
+typedef struct {
+    int64_t rows, columns, threads;
+    int64_t size;  /* of an embedding */
+    int64_t width; /* from here to `bias`, and the lists, as above */
+    double bias;
+    const float *hidden;   /* (rows, size) */
+    const uint16_t *items; /* (columns, size), bfloat16; hidden and p are rounded to it */
+    const int64_t *targets; /* (rows) */
+    float *target;          /* (rows), the product with the target */
+    float *largest, *sum, *listed;
+    const int64_t *lists, *list, *ahead, *kept;
+    const float *share; /* (rows) */
+    float *d_hidden;    /* (rows, size); NULL for no gradient */
+    float *d_items;     /* (size, columns) */
+} Softmax;
 
 #define MOST_THREADS 256
 
@@ -110,4 +137,5 @@ typedef struct {
     int (*dropout)(const Dropout *);
     int (*gelu)(const Gelu *);
     int (*exponentials)(const Exponentials *);
+    int (*softmax)(const Softmax *); /* NULL where the processor has no tiles */
 } Variant;

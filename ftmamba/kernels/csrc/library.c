@@ -17,14 +17,41 @@ extern const Variant variant_avx2, variant_avx512;
 
 void ftmamba_use_runtime(void *parallel, void *num_threads);
 
+#ifdef WITH_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+extern const Variant variant_amx;
+
+#define REQUEST_FEATURE 0x1023 /* arch_prctl's ARCH_REQ_XCOMP_PERM */
+#define TILE_DATA 18
+
+/* The processor has tiles of bfloat16, and the kernel lends them to this process. */
+static int has_tiles(void) {
+    static int known; /* 1: no, 2: yes */
+    unsigned a, b, c, d, more;
+    if (known) return known == 2;
+    known = 1;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !__get_cpuid_count(7, 1, &more, &b, &c, &a))
+        return 0;
+    int bfloat16_tiles = (d >> 22 & 1) && (d >> 24 & 1), bfloat16_vectors = more >> 5 & 1;
+    if (bfloat16_tiles && bfloat16_vectors &&
+        syscall(SYS_arch_prctl, REQUEST_FEATURE, TILE_DATA) == 0)
+        known = 2;
+    return known == 2;
+}
+#endif
+
 static const Variant *runnable(int64_t index) {
     int64_t count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        count++ == index)
-        return &variant_avx512;
+    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+#ifdef WITH_AMX
+    if (avx512 && has_tiles() && count++ == index) return &variant_amx;
+#endif
+    if (avx512 && count++ == index) return &variant_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && count++ == index)
         return &variant_avx2;
 #endif
@@ -69,8 +96,14 @@ static int bad_gelu(const Gelu *gelu) {
 
 static int bad_exponentials(const Exponentials *call) {
     return call->rows < 1 || call->columns < 1 || call->threads < 1 ||
+           call->threads > MOST_THREADS || call->stride < call->columns ||
+           (call->lists && call->width < 1) || (call->listed && !call->lists);
+}
+
+static int bad_softmax(const Softmax *call) {
+    return call->rows < 1 || call->columns < 1 || call->size < 1 || call->threads < 1 ||
            call->threads > MOST_THREADS || (call->lists && call->width < 1) ||
-           (call->listed && !call->lists);
+           (call->listed && !call->lists) || !call->d_hidden != !call->d_items;
 }
 
 #define CALL(FUNCTION, ARGUMENT, BAD) \
@@ -100,6 +133,12 @@ EXPORT int ftmamba_dropout(int64_t variant, const Dropout *dropout) {
 
 EXPORT int ftmamba_gelu(int64_t variant, const Gelu *gelu) {
     CALL(gelu, gelu, bad_gelu)
+}
+
+EXPORT int ftmamba_softmax(int64_t variant, const Softmax *call) {
+    const Variant *chosen = runnable(variant);
+    if (!chosen || !chosen->softmax || bad_softmax(call)) return BAD_SIZES;
+    return chosen->softmax(call) ? NO_MEMORY : DONE;
 }
 
 EXPORT int ftmamba_exponentials(int64_t variant, const Exponentials *call) {

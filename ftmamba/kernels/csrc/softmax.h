@@ -36,7 +36,7 @@ INLINE vec exponential_of(vec x, float largest) {
 }
 
 INLINE void exponentiate_row(const Exponentials *call, size_t row, const int narrow) {
-    size_t columns = call->columns, start = row * columns, i = 0;
+    size_t columns = call->columns, start = row * call->stride, i = 0;
     float largest = row_largest(call->x, start, columns, narrow);
     vec first = splat(0), second = first;
     for (; i + 2 * WIDTH <= columns; i += 2 * WIDTH) {
@@ -76,7 +76,7 @@ INLINE void put_number(void *x, size_t i, float value, const int narrow) {
 /* What follows reads the whole row: it is in the cache when these few places are written. */
 INLINE void add_bias(const Exponentials *call, size_t row, const int narrow) {
     const int64_t *list = call->lists + call->list[row] * call->width;
-    size_t start = row * call->columns, kept = start + (call->kept ? call->kept[row] : 0);
+    size_t start = row * call->stride, kept = start + (call->kept ? call->kept[row] : 0);
     float bias = (float)call->bias, before = call->kept ? number_at(call->x, kept, narrow) : 0;
     for (int64_t i = 0; i < call->ahead[row]; i++) {
         size_t at = start + (list[i] < 0 ? 0 : list[i]);
@@ -89,7 +89,7 @@ INLINE float sum_of_listed(const Exponentials *call, size_t row, const int narro
     const int64_t *list = call->lists + call->list[row] * call->width;
     float sum = 0;
     for (int64_t i = 0; i < call->ahead[row]; i++)
-        if (list[i] >= 0) sum += number_at(call->x, row * call->columns + list[i], narrow);
+        if (list[i] >= 0) sum += number_at(call->x, row * call->stride + list[i], narrow);
     return sum;
 }
 

@@ -2,7 +2,7 @@
 #include "gelu.h"
 #include "layer_backward.h"
 #include "plain_scan.h"
-#include "softmax.h"
+#include "softmax_tiles.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -11,5 +11,5 @@
 
 const Variant JOIN(variant_, VARIANT) = {
     TEXT(VARIANT), layer_forward, layer_backward, plain_scan_forward, plain_scan_backward, dropout,
-    gelu, exponentials,
+    gelu, exponentials, SOFTMAX,
 };

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftmamba.kernels.softmax import exponentiate
+from ftmamba.kernels.softmax import (
+    Listed,
+    SoftmaxOfProducts,
+    exponentiate,
+    has_softmax_of_products,
+    softmax_of_products,
+)
 from ftmamba.losses.sequences.prefixes import Prefixes, TakenBefore
 from modeling_ftmamba.linears import product_into
 
@@ -18,6 +24,9 @@ LOGIT_BYTES_AT_ONCE = 2**23
 
 LEAST_CHUNK = 1024
 """Positions; with fewer, adding up the gradients of all items costs more than what is added."""
+
+CHUNK_OF_BLOCKS = 8192
+"""Positions, where the kernel cuts them into blocks itself."""
 
 
 def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how it is computed
@@ -111,15 +120,10 @@ def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
             label_smoothing,
             prefixes,
             products_in,
-            chunk or _default_chunk(items_ID, products_in),
+            chunk,
             with_gradient,
         )
     return outputs
-
-
-def _default_chunk(items_ID: Tensor, products_in: torch.dtype | None) -> int:
-    logit_bytes = (products_in or items_ID.dtype).itemsize
-    return max(LEAST_CHUNK, LOGIT_BYTES_AT_ONCE // logit_bytes // max(1, len(items_ID)))
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -139,7 +143,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         prefixes: Prefixes | None,
         products_in: torch.dtype | None,
-        chunk: int,
+        chunk: int | None,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         share_M = hidden_MD.new_full((len(hidden_MD),), 1 / max(1, len(hidden_MD)))
@@ -148,6 +152,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         taken = None if prefixes is None else TakenBefore(prefixes, repeat_bias)
         work = _Work(items_ID, bias_I, label_smoothing, taken, products_in, with_gradient)
         hidden_MD = hidden_MD.detach()
+        chunk = chunk or work.default_chunk(hidden_MD)
         parts = [slice(start, start + chunk) for start in range(0, len(hidden_MD), chunk)]
         chunks = [work.add(hidden_MD[p], targets_M[p], share_M[p], p) for p in parts]
         losses_M = torch.cat([losses for losses, _ in chunks]) if chunks else share_M
@@ -194,57 +199,82 @@ class _Work:
         self.d_items_DI = torch.zeros_like(self.items_ID.t(), memory_format=torch.contiguous_format)
         self.d_bias_I = items_ID.new_zeros(len(items_ID))
 
+    def default_chunk(self, hidden_MD: Tensor) -> int:
+        """Return as many positions at once as are fast."""
+        if self._is_compiled(hidden_MD):
+            return CHUNK_OF_BLOCKS
+        bytes_a_row = max(1, len(self.items_ID)) * self.factor_ID.dtype.itemsize
+        return max(LEAST_CHUNK, LOGIT_BYTES_AT_ONCE // bytes_a_row)
+
+    def _is_compiled(self, hidden: Tensor) -> bool:
+        return self.bias_I is None and has_softmax_of_products(hidden, self.factor_ID)
+
     def add(
         self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor, positions: slice
     ) -> tuple[Tensor, Tensor]:
         """Return the losses (C,) of a chunk and the gradient (C, D) of its outputs."""
-        logits_CI = self.factor_ID.new_empty(len(hidden_CD), len(self.items_ID))
-        _product_into(logits_CI, hidden_CD.to(logits_CI.dtype), self.factor_ID)
-        if self.bias_I is not None:
-            logits_CI += self.bias_I
-        target_C = logits_CI.gather(1, targets_C[:, None])[:, 0].to(hidden_CD.dtype)
+        taken, n_items = self.taken, len(self.items_ID)
+        listed = None if taken is None else taken.listed(positions, targets_C)
+        if self._is_compiled(hidden_CD):
+            d_items_DI = self.d_items_DI if self.with_gradient else None
+            found, target_C, d_hidden_CD = softmax_of_products(
+                hidden_CD, self.factor_ID, targets_C, share_C, listed, d_items_DI
+            )
+        else:
+            found, target_C, d_hidden_CD = self._softmax(hidden_CD, targets_C, share_C, listed)
         label_logit_C = (1 - self.smoothing) * target_C
         if self.smoothing:
             label_logit_C += self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
-        taken, n_items = self.taken, len(self.items_ID)
-        listed = None if taken is None else taken.listed(positions, targets_C)
-        found = exponentiate(logits_CI, listed)
         if taken is not None and listed is not None:
             label_logit_C += taken.add_labels(
                 listed, found, targets_C, share_C, self.smoothing, n_items
             )
         losses_C = found.sum.log() + found.largest - label_logit_C
-        if not self.with_gradient:
+        if d_hidden_CD is None:
             return losses_C, hidden_CD
-        return losses_C, self._gradients(hidden_CD, targets_C, share_C, logits_CI, found.sum)
+        return losses_C, self._less_labels(d_hidden_CD, hidden_CD, targets_C, share_C)
 
-    def _gradients(
-        self,
-        hidden_CD: Tensor,
-        targets_C: Tensor,
-        share_C: Tensor,
-        exponentials_CI: Tensor,
-        sum_C: Tensor,
-    ) -> Tensor:
-        """Add a chunk's gradients of items and bias, and return that of its outputs.
+    def _softmax(
+        self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor, listed: Listed | None
+    ) -> SoftmaxOfProducts:
+        """Do as `softmax_of_products`, with the bias of items and its gradient.
 
-        The gradient of a logit is its probability less its label. Probabilities are exponentials
-        whose row is divided by its sum, which is done to the narrow factor of each product; the
-        labels are products of their own, with one item or with the mean of all.
+        Probabilities are exponentials whose row is divided by its sum, which is done to the narrow
+        factor of each product.
         """
-        scale_C, label_C = share_C / sum_C, share_C * (1 - self.smoothing)
-        d_factor_CD = exponentials_CI.new_empty(hidden_CD.shape)
-        _product_into(d_factor_CD, exponentials_CI, self.factor_ID.t())
+        logits_CI = self.factor_ID.new_empty(len(hidden_CD), len(self.items_ID))
+        _product_into(logits_CI, hidden_CD.to(logits_CI.dtype), self.factor_ID)
+        if self.bias_I is not None:
+            logits_CI += self.bias_I
+        target_C = logits_CI.gather(1, targets_C[:, None])[:, 0].to(hidden_CD.dtype)
+        found = exponentiate(logits_CI, listed)
+        if not self.with_gradient:
+            return SoftmaxOfProducts(found, target_C, None)
+        scale_C = share_C / found.sum
+        d_factor_CD = logits_CI.new_empty(hidden_CD.shape)
+        _product_into(d_factor_CD, logits_CI, self.factor_ID.t())
         d_hidden_CD = d_factor_CD.to(hidden_CD.dtype).mul_(scale_C[:, None])
-        d_hidden_CD -= label_C[:, None] * self.items_ID[targets_C]
-        scaled_DC = (hidden_CD * scale_C[:, None]).to(exponentials_CI.dtype).t()
+        scaled_DC = (hidden_CD * scale_C[:, None]).to(logits_CI.dtype).t()
         if scaled_DC.dtype == self.d_items_DI.dtype:
-            self.d_items_DI.addmm_(scaled_DC, exponentials_CI)
+            self.d_items_DI.addmm_(scaled_DC, logits_CI)
         else:
-            self.d_items_DI += scaled_DC @ exponentials_CI
+            self.d_items_DI += scaled_DC @ logits_CI
+        if self.bias_I is not None:
+            self.d_bias_I += logits_CI.t() @ scale_C.to(logits_CI.dtype)
+        return SoftmaxOfProducts(found, target_C, d_hidden_CD)
+
+    def _less_labels(
+        self, d_hidden_CD: Tensor, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor
+    ) -> Tensor:
+        """Take the labels out of a chunk's gradients, and return that of its outputs.
+
+        The gradient of a logit is its probability less its label; labels are products with one
+        item, or with the mean of all.
+        """
+        label_C = share_C * (1 - self.smoothing)
+        d_hidden_CD -= label_C[:, None] * self.items_ID[targets_C]
         self.d_items_DI.t().index_add_(0, targets_C, label_C[:, None] * hidden_CD, alpha=-1)
         if self.bias_I is not None:
-            self.d_bias_I += exponentials_CI.t() @ scale_C.to(exponentials_CI.dtype)
             self.d_bias_I.index_add_(0, targets_C, label_C, alpha=-1)
         if self.smoothing:
             spread_C = share_C * self.smoothing
