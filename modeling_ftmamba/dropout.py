@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .scans import cpu_dropout
+from .scans import cpu_kernel
 
 
 class Dropout(nn.Dropout):
@@ -27,4 +27,4 @@ class Dropout(nn.Dropout):
 
     def _kernel(self, x: Tensor, name: str) -> Callable[[Tensor, float], Tensor] | None:
         fits = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and self.p < 1
-        return cpu_dropout(name) if fits and not torch.compiler.is_compiling() else None
+        return cpu_kernel(name) if fits and not torch.compiler.is_compiling() else None

@@ -185,10 +185,10 @@ def _made(name: str) -> Scan | str:
 
 
 @functools.cache
-def cpu_dropout(name: str = "dropout") -> Callable[[Tensor, float], Tensor] | None:
-    """Return the compiled `dropout` or `gelu_dropout` of CPUs, or None where there is none."""
+def cpu_kernel(name: str) -> Callable[..., Tensor] | None:
+    """Return a compiled function of CPUs beside the scans', or None where there is none."""
     try:
-        function: Callable[[Tensor, float], Tensor] | None = getattr(_cpu_plugin(), name, None)
+        function: Callable[..., Tensor] | None = getattr(_cpu_plugin(), name, None)
     except CannotRun:
         return None
     return function

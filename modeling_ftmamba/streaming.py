@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .history import GAP, Events, HistoryTokens
 from .mixer_state import MixerState, Part
+from .normalize import normalize
 from .tokens import FeatureTokenizer
 from .tower_inputs import GivenEvents, fitting_inputs, no_events
 from .user_state import NO_TIME, UserState, gaps_of
@@ -143,7 +143,7 @@ class StreamingTower(nn.Module):
     def embedding_of(self, pooled: Tensor) -> Tensor:
         """Return the embeddings (..., E) of pooled outputs (..., D)."""
         embeds: Tensor = self.head(self.norm(pooled))
-        return F.normalize(embeds, dim=-1) if self.config.normalize_embeddings else embeds
+        return normalize(embeds) if self.config.normalize_embeddings else embeds
 
     def history_tokens(self, what: str, poolings: tuple[str, ...]) -> HistoryTokens:
         """Return what makes tokens of events.

@@ -71,6 +71,16 @@ class GeluCall(ctypes.Structure):
     )  # fmt: skip
 
 
+class NormalizeCall(ctypes.Structure):
+    """`Normalize` of csrc/kernels.h."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("rows", "size", "threads")),
+        ("eps", ctypes.c_double),
+        *((name, _POINTER) for name in ("x", "d_out", "out")),
+    )  # fmt: skip
+
+
 class ExponentialsCall(ctypes.Structure):
     """`Exponentials` of csrc/kernels.h."""
 
@@ -96,7 +106,9 @@ class SoftmaxCall(ctypes.Structure):
     )  # fmt: skip
 
 
-Call: TypeAlias = LayerCall | ScanCall | DropoutCall | GeluCall | ExponentialsCall | SoftmaxCall
+Call: TypeAlias = (
+    LayerCall | ScanCall | DropoutCall | GeluCall | NormalizeCall | ExponentialsCall | SoftmaxCall
+)
 
 
 class KernelLibrary:

@@ -4,6 +4,7 @@ from .dropout_op import dropout
 from .gelu_op import gelu_dropout
 from .layer_op import carried_layer, fused_layer
 from .library import installed_library
+from .normalize_op import normalize
 from .scan_op import selective_scan, selective_scan_last
 
 CONTRACT = 1
@@ -15,6 +16,7 @@ __all__ = [
     "dropout",
     "fused_layer",
     "gelu_dropout",
+    "normalize",
     "selective_scan",
     "selective_scan_last",
     "why_not",

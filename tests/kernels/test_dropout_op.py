@@ -113,7 +113,7 @@ def test_the_module_uses_it_in_training_for_float32_and_bfloat16(monkeypatch):
         used.append((x.dtype, rate))
         return x
 
-    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_dropout", {"dropout": spy}.get)
+    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_kernel", {"dropout": spy}.get)
     module = Dropout(0.25)
     x = torch.ones(8)
     module(x)
@@ -128,7 +128,7 @@ def test_the_module_uses_it_in_training_for_float32_and_bfloat16(monkeypatch):
 
 
 def test_without_the_kernel_it_is_torchs_dropout(monkeypatch):
-    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_dropout", lambda _: None)
+    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_kernel", lambda _: None)
     for function in (Dropout(0.5), Dropout(0.5).after_gelu):
         torch.manual_seed(1)
         ours = function(torch.ones(100))

@@ -96,7 +96,7 @@ def test_the_module_uses_it_in_training_alone(monkeypatch):
         used.append(rate)
         return x
 
-    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_dropout", {"gelu_dropout": spy}.get)
+    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_kernel", {"gelu_dropout": spy}.get)
     module, x = Dropout(0.25), torch.randn(8)
     module.after_gelu(x)
     Dropout(0.0).after_gelu(x)

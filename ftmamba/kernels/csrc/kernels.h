@@ -77,6 +77,14 @@ typedef struct {
     void *out;
 } Gelu;
 
+/* out = x / max(|x|, eps) row by row; with d_out the gradient of x instead. */
+typedef struct {
+    int64_t rows, size, threads;
+    double eps;
+    const float *x, *d_out; /* (rows, size); d_out: NULL for the forward pass */
+    float *out;
+} Normalize;
+
 /* x = exp(x - largest of its row), and what each row's largest number and sum are. Before, `bias` is
  * added to some columns: the first `ahead` of list `list`, but for `kept`; a column < 0 is none. */
 typedef struct {
@@ -136,6 +144,7 @@ typedef struct {
     int (*scan_backward)(const Scan *);
     int (*dropout)(const Dropout *);
     int (*gelu)(const Gelu *);
+    int (*normalize)(const Normalize *);
     int (*exponentials)(const Exponentials *);
     int (*softmax)(const Softmax *); /* NULL where the processor has no tiles */
 } Variant;

@@ -94,6 +94,11 @@ static int bad_gelu(const Gelu *gelu) {
            !(gelu->rate >= 0.0 && gelu->rate < 1.0);
 }
 
+static int bad_normalize(const Normalize *call) {
+    return call->rows < 1 || call->size < 1 || call->threads < 1 ||
+           call->threads > MOST_THREADS || !(call->eps > 0.0);
+}
+
 static int bad_exponentials(const Exponentials *call) {
     return call->rows < 1 || call->columns < 1 || call->threads < 1 ||
            call->threads > MOST_THREADS || call->stride < call->columns ||
@@ -133,6 +138,10 @@ EXPORT int ftmamba_dropout(int64_t variant, const Dropout *dropout) {
 
 EXPORT int ftmamba_gelu(int64_t variant, const Gelu *gelu) {
     CALL(gelu, gelu, bad_gelu)
+}
+
+EXPORT int ftmamba_normalize(int64_t variant, const Normalize *call) {
+    CALL(normalize, call, bad_normalize)
 }
 
 EXPORT int ftmamba_softmax(int64_t variant, const Softmax *call) {

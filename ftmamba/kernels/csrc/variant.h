@@ -1,6 +1,7 @@
 /* The whole kernel for the instruction set that the including file has set. */
 #include "gelu.h"
 #include "layer_backward.h"
+#include "normalize.h"
 #include "plain_scan.h"
 #include "softmax_tiles.h"
 
@@ -11,5 +12,5 @@
 
 const Variant JOIN(variant_, VARIANT) = {
     TEXT(VARIANT), layer_forward, layer_backward, plain_scan_forward, plain_scan_backward, dropout,
-    gelu, exponentials, SOFTMAX,
+    gelu, normalize, exponentials, SOFTMAX,
 };
