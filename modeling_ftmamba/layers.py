@@ -4,6 +4,7 @@ Shapes: B batch, L tokens, D hidden.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -85,7 +86,14 @@ class FTMambaLayer(nn.Module):
         mixer = self.mixer
         if not isinstance(mixer, MambaMixer) or not self._fuses_with_norm():
             return None
-        if (fused := mixer.fused(hidden_BLD, gaps_BL)) is None:
+        rate = self.dropout.p if self.training else 0.0
+        fused: Callable[..., Tensor] | None
+        if rate:
+            dropping = mixer.dropping(hidden_BLD, gaps_BL)
+            fused = None if dropping is None else partial(dropping, dropout=rate)
+        else:
+            fused = mixer.fused(hidden_BLD, gaps_BL)
+        if fused is None:
             return None
         return fused(
             hidden_BLD,
@@ -101,7 +109,8 @@ class FTMambaLayer(nn.Module):
     ) -> tuple[Tensor, MixerState] | None:
         """Return mixer, norm and sum of `advance` from one fused call, or None."""
         mixer = self.mixer
-        if not isinstance(mixer, MambaMixer) or not self._fuses_with_norm():
+        drops = self.training and self.dropout.p > 0
+        if not isinstance(mixer, MambaMixer) or drops or not self._fuses_with_norm():
             return None
         if (carried := mixer.carried(hidden, part)) is None:
             return None
@@ -113,9 +122,8 @@ class FTMambaLayer(nn.Module):
         return out_BTD.view_as(hidden), MixerState(conv, scan)
 
     def _fuses_with_norm(self) -> bool:
-        drops = self.training and self.dropout.p > 0
         before = self.norm_before and is_untouched(self.mixer_norm, self.norm_class)
-        return before and not drops and self.reverse_mixer is None
+        return before and self.reverse_mixer is None
 
     def _norm_weights(self) -> Norm | None:
         norm = self.mixer_norm

@@ -23,7 +23,14 @@ from .mixer_state import (
     carry_scan,
     carry_scan_one,
 )
-from .scans import WIDEST_FUSED_CONV, AutoScan, CarriedLayerFunction, LayerFunction, Scan
+from .scans import (
+    WIDEST_FUSED_CONV,
+    AutoScan,
+    CarriedLayerFunction,
+    DroppingLayerFunction,
+    LayerFunction,
+    Scan,
+)
 
 
 class MambaMixer(nn.Module):
@@ -148,6 +155,15 @@ class MambaMixer(nn.Module):
         """
         layer = self.scan.for_tensor(hidden_BLD).layer
         return layer if layer is not None and self._can_fuse(gaps_BL) else None
+
+    def dropping(
+        self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None
+    ) -> DroppingLayerFunction | None:
+        """Return the scan's fused layer with dropout, on the terms of `fused`."""
+        layer = self.scan.for_tensor(hidden_BLD).dropping_layer
+        if layer is None or torch.compiler.is_compiling():
+            return None
+        return layer if self._can_fuse(gaps_BL) else None
 
     def carried(self, hidden: Tensor, part: Part) -> CarriedLayerFunction | None:
         """Return the scan's fused layer over tokens that follow others, on the terms of `fused`."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_layer, float32
+from .dropout_op import draw_seed
 from .library import LayerCall
 from .states import as_pointers, is_kept, library, state_shape
 
@@ -31,6 +32,8 @@ class Options(NamedTuple):
     residual: bool
     last: bool
     reverse: bool
+    drop_rate: float = 0.0
+    drop_seed: int = 0
 
 
 @torch.library.custom_op("ftmamba::mamba_layer", mutates_args=(), device_types="cpu")
@@ -51,6 +54,8 @@ def mamba_layer(  # noqa: PLR0913 - an operator takes every tensor by itself
     residual: bool,
     last: bool,
     reverse: bool,
+    drop_rate: float,
+    drop_seed: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the layer's output (B, L, D), or (B, D) of the last token, and states to keep."""
@@ -58,13 +63,14 @@ def mamba_layer(  # noqa: PLR0913 - an operator takes every tensor by itself
         x, in_proj, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D, out_proj,
         norm_weight, norm_bias,
     )  # fmt: skip
-    return _forward(tensors, Options(eps, residual, last, reverse), keep_states=keep_states)
+    options = Options(eps, residual, last, reverse, drop_rate, drop_seed)
+    return _forward(tensors, options, keep_states=keep_states)
 
 
 @mamba_layer.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor]:
-    x, A_log, (last, _, keep_states) = inputs[0], inputs[7], inputs[-3:]
-    return _empty_outputs(x, A_log, last=last, keep_states=keep_states)
+    x, A_log, options = inputs[0], inputs[7], Options(*inputs[len(_TENSORS) : -1])
+    return _empty_outputs(x, A_log, last=options.last, keep_states=inputs[-1])
 
 
 @torch.library.custom_op("ftmamba::mamba_layer_backward", mutates_args=(), device_types="cpu")
@@ -87,6 +93,8 @@ def mamba_layer_backward(  # noqa: PLR0913
     residual: bool,
     last: bool,
     reverse: bool,
+    drop_rate: float,
+    drop_seed: int,
 ) -> list[Tensor]:
     """Return the gradients of the twelve tensors, an empty one where a tensor is None."""
     tensors = (
@@ -96,7 +104,7 @@ def mamba_layer_backward(  # noqa: PLR0913
     if not x.numel():
         return [torch.zeros_like(t) if t is not None else x.new_empty(0) for t in tensors]
     gradients = _empty_gradients(tensors)
-    call, _alive = _call(tensors, Options(eps, residual, last, reverse))
+    call, _alive = _call(tensors, Options(eps, residual, last, reverse, drop_rate, drop_seed))
     d_out = d_out.contiguous()
     call.d_out, call.states = d_out.data_ptr(), states.data_ptr() or None
     for name, gradient in zip(_TENSORS, gradients, strict=True):
@@ -179,8 +187,9 @@ def fused_layer(
     residual: bool,
     last: bool,
     reverse: bool,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """Run a Mamba layer: [hidden +] mixer(norm(hidden)), in float32 whatever the inputs' type.
+    """Run a Mamba layer: [hidden +] dropout(mixer(norm(hidden))), in float32 whatever the type.
 
     Args:
         hidden_BLD: tokens, float32, bfloat16 or float16, on the CPU.
@@ -189,6 +198,7 @@ def fused_layer(
         residual: whether the input is added to the mixer's output.
         last: return only the last token's output.
         reverse: read the tokens from the last to the first; `last` is then the first token.
+        dropout: its rate, in [0, 1); what is dropped comes from torch's generator.
 
     Returns:
         (B, L, D), or (B, D) where `last`, of hidden's type.
@@ -200,7 +210,8 @@ def fused_layer(
     """
     weight, bias, eps = norm or (None, None, 0.0)
     tensors = [float32(tensor) for tensor in (hidden_BLD, *parameters, weight, bias)]
-    options = Options(eps, residual, last, reverse)
+    seed = draw_seed() if dropout else 0
+    options = Options(eps, residual, last, reverse, dropout, seed)
     out: Tensor
     kept = is_kept(*tensors)
     if kept or torch.compiler.is_compiling() or type(hidden_BLD) is not Tensor:

@@ -28,6 +28,8 @@ class LayerCall(ctypes.Structure):
             "threads", "last", "reverse", "residual",
         )),
         ("eps", ctypes.c_double),
+        ("drop_rate", ctypes.c_double),
+        ("drop_seed", ctypes.c_uint64),
         *((name, _POINTER) for name in (
             "x", "norm_weight", "norm_bias", "in_proj", "conv_weight", "conv_bias", "x_proj",
             "dt_weight", "dt_bias", "A_log", "D", "out_proj", "out", "states",

@@ -10,10 +10,13 @@ from .scan_op import selective_scan, selective_scan_last
 CONTRACT = 1
 """Version of the functions' signatures; checkpoints carry code of their own age."""
 
+dropping_layer = fused_layer
+
 __all__ = [
     "CONTRACT",
     "carried_layer",
     "dropout",
+    "dropping_layer",
     "fused_layer",
     "gelu_dropout",
     "normalize",

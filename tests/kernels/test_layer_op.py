@@ -6,6 +6,7 @@ from torch.library import opcheck
 
 from ftmamba.kernels import layer_op, states
 from ftmamba.kernels.library import KernelLibrary
+from modeling_ftmamba.layers import FTMambaLayer
 
 from .conftest import LIBRARY, gradients, make_layer, relative_error, twins
 
@@ -71,6 +72,39 @@ def test_a_layer_with_parts_outside_the_kernel_equals_its_definition(variant, fi
     compare(layer.eval(), exact.eval(), tokens(4, 11, 32), type(layer).forward)
 
 
+class Kept(torch.nn.Module):
+    """Dropout of numbers that are known."""
+
+    def __init__(self, kept, rate):
+        super().__init__()
+        self.kept, self.rate = kept, rate
+
+    def forward(self, x):
+        return x * self.kept / (1 - self.rate)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("last", [False, True])
+def test_dropout_ahead_of_the_sum_equals_its_definition(variant, shape, last):
+    rows, length, fields = SHAPES[shape]
+    run = FTMambaLayer.forward_last if last else FTMambaLayer.forward
+    x = tokens(rows, length, fields["hidden_size"])
+
+    def seeded(layer, x):
+        torch.manual_seed(3)
+        return run(layer, x)
+
+    alone, _ = twins(residual_dropout=0.4, mixer_residual=False, **fields)
+    kept = seeded(alone.train(), x) != 0
+    if kept.numel() > 1000:
+        assert 0.55 < kept.float().mean() < 0.65
+        assert (kept[0] != kept[1]).any()
+    layer, exact = twins(residual_dropout=0.4, **fields)
+    exact.dropout = Kept(kept, 0.4)
+    assert layer.train()._fused(x, last=last) is not None
+    compare(layer, exact.eval(), x, seeded)
+
+
 def test_dropout_is_not_forgotten_in_training():
     layer = make_layer("cpu", hidden_size=32, state_size=8, residual_dropout=0.5)
     x = tokens(4, 11, 32)
@@ -133,7 +167,7 @@ def arguments(rows=2, length=40, keep_states=True, **fields):
     layer = make_layer("cpu", **{"hidden_size": 16, "state_size": 4} | fields)
     x = tokens(rows, length, 16).requires_grad_()
     norm = layer.mixer_norm
-    options = (1e-5, True, False, False, keep_states)
+    options = (1e-5, True, False, False, 0.3, 7, keep_states)
     return (x, *layer.mixer.fused_parameters(), norm.weight, norm.bias, *options)
 
 

@@ -12,7 +12,7 @@
 #endif
 
 /* One Mamba layer over `rows` records of `length` tokens:
- * out = [x +] out_proj(gate(scan(silu(conv(in_proj(norm(x))))))).
+ * out = [x +] dropout(out_proj(gate(scan(silu(conv(in_proj(norm(x)))))))).
  * Shapes as in the comments: B rows, L length, H hidden, E inner, N state, R rank, K kernel. */
 typedef struct {
     int64_t rows, length, hidden, inner, state, rank, kernel;
@@ -21,6 +21,8 @@ typedef struct {
     int64_t reverse;  /* read the tokens from the last to the first */
     int64_t residual; /* add x to the output */
     double eps;       /* of the norm */
+    double drop_rate; /* of the dropout, 0 for none */
+    uint64_t drop_seed;
     const float *x;           /* (B, L, H) */
     const float *norm_weight; /* (H), or NULL for no norm */
     const float *norm_bias;   /* (H), or NULL */

@@ -9,6 +9,7 @@
 
 #include "blocks.h"
 #include "conv.h"
+#include "dropout.h"
 #include "matmul.h"
 #include "norm.h"
 
@@ -364,6 +365,37 @@ static void scan_row(const Plan *plan, Block block, size_t r, const Work *work, 
         leave_state(plan, row, work->state, lanes);
 }
 
+/* to (H) = dropout(from) [+ to]. Every output has a place of its own among what is dropped, so that
+ * the backward pass drops the same, however it cuts the tokens into blocks. */
+static void drop_output(const Plan *plan, size_t index, const float *from, float *to, int add) {
+    Drops drops = drops_of(plan->given->drop_seed, plan->given->drop_rate, index);
+    size_t H = plan->H, i = 0;
+    for (; i + WIDTH <= H; i += WIDTH) {
+        vec kept = drop(&drops, load(from + i));
+        store(to + i, add ? load(to + i) + kept : kept);
+    }
+    if (i == H) return;
+    vec kept = drop(&drops, load_some(from, i, H - i, 0, 0));
+    if (add) kept += load_some(to, i, H - i, 0, 0);
+    store_some(to, i, H - i, kept, 0);
+}
+
+/* As `leave`, with dropout ahead of the sum. */
+static void leave_dropped(const Plan *plan, Block block, Outputs outputs, Work *work, Team team) {
+    const Layer *given = plan->given;
+    size_t H = plan->H, HP = plan->HP;
+    multiply_part(team, outputs.count, plan->E, (Left){work->y, plan->EP, 1}, plan->out, work->out,
+                  HP, 0);
+    Lanes part = part_of(outputs.count, TILE_ROWS, team);
+    for (size_t o = part.first; o < part.end; o++) {
+        size_t index = output_index(given, block, o);
+        float *to = given->out + index * H;
+        if (given->residual)
+            memcpy(to, given->x + output_token(given, block, o) * H, H * sizeof(float));
+        drop_output(plan, index, work->out + o * HP, to, given->residual != 0);
+    }
+}
+
 static void leave(const Plan *plan, Block block, Outputs outputs, Work *work, Team team) {
     const Layer *given = plan->given;
     size_t H = plan->H, HP = plan->HP;
@@ -390,7 +422,8 @@ static void forward_block(const Plan *plan, Block block, Work *work, Team team) 
     keep_rows(plan, work->before, work->x, block.tokens, 1, team);
     for (size_t r = 0; r < block.rows; r++) scan_row(plan, block, r, work, team);
     meet(team);
-    leave(plan, block, outputs, work, team);
+    if (plan->given->drop_rate > 0) leave_dropped(plan, block, outputs, work, team);
+    else leave(plan, block, outputs, work, team);
 }
 
 typedef struct {

@@ -44,7 +44,7 @@ static void take_matrix_sums(const Plan *plan, Arena *arena, MatrixSums *sums) {
 /* What a task's members share. */
 typedef struct {
     Work forward;
-    const float *d_out; /* (O, HP): the gradient where it lies, or the copies */
+    const float *d_out; /* (O, HP): the mixer's, where it lies or in the copies */
     float *d_copies;
     float *slope, *d_gated, *d_y, *d_u, *d_v, *d_dt; /* (M, EP) */
     float *d_rank;                                   /* (M, RP) */
@@ -100,14 +100,17 @@ static void gather_d_out(const Member *member, Block block, Outputs outputs, Bac
     const Plan *plan = member->plan;
     const Layer *given = plan->given;
     size_t H = plan->H, HP = plan->HP;
-    if (H == HP && !given->reverse) {
+    int drops = given->drop_rate > 0;
+    if (H == HP && !given->reverse && !drops) {
         back->d_out = given->d_out + (outputs.count ? output_index(given, block, 0) * H : 0);
         return;
     }
     Lanes part = part_of(outputs.count, TILE_ROWS, member->team);
     for (size_t o = part.first; o < part.end; o++) {
-        memcpy(back->d_copies + o * HP, given->d_out + output_index(given, block, o) * H,
-               H * sizeof(float));
+        size_t index = output_index(given, block, o);
+        const float *from = given->d_out + index * H;
+        if (drops) drop_output(plan, index, from, back->d_copies + o * HP, 0);
+        else memcpy(back->d_copies + o * HP, from, H * sizeof(float));
         zero(back->d_copies + o * HP + H, HP - H);
     }
     back->d_out = back->d_copies;
@@ -254,13 +257,14 @@ static void norm_to_d_x(const Member *member, Block block, Back *back) {
     }
 }
 
-static void residual_to_d_x(const Member *member, Block block, Outputs outputs, const Back *back) {
+static void residual_to_d_x(const Member *member, Block block, Outputs outputs) {
     const Plan *plan = member->plan;
-    if (!plan->given->residual) return;
+    const Layer *given = plan->given;
+    if (!given->residual) return;
     Lanes part = part_of(outputs.count, TILE_ROWS, member->team);
     for (size_t o = part.first; o < part.end; o++)
-        add_to(plan->given->d_x + output_token(plan->given, block, o) * plan->H,
-               back->d_out + o * plan->HP, plan->H);
+        add_to(given->d_x + output_token(given, block, o) * plan->H,
+               given->d_out + output_index(given, block, o) * plan->H, plan->H);
 }
 
 static void forward_again(const Member *member, Block block, Outputs outputs, Back *back) {
@@ -312,7 +316,7 @@ static void backward_block(const Member *member, Block block, Back *back) {
     meet(team);
     norm_to_d_x(member, block, back);
     meet(team);
-    residual_to_d_x(member, block, outputs, back);
+    residual_to_d_x(member, block, outputs);
     add_to(member->own->sums.norm_weight, member->own->block_sums.norm_weight,
            member->own->sums.count);
 }

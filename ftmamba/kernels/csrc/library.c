@@ -74,6 +74,7 @@ static int bad_layer(const Layer *layer) {
     return layer->rows < 1 || layer->length < 1 || layer->hidden < 1 || layer->inner < 1 ||
            layer->state < 1 || layer->rank < 1 || layer->kernel < 1 || layer->kernel > 32 ||
            layer->threads < 1 || layer->threads > MOST_THREADS ||
+           !(layer->drop_rate >= 0.0 && layer->drop_rate < 1.0) ||
            !layer->conv_before != !layer->state_before ||
            !layer->conv_after != !layer->state_after ||
            (layer->reverse && (layer->conv_before || layer->conv_after));
