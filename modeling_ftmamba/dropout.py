@@ -25,6 +25,12 @@ class Dropout(nn.Dropout):
         kernel = self._kernel(x, "gelu_dropout") if self.training else None
         return self(F.gelu(x)) if kernel is None else kernel(x, self.p)
 
-    def _kernel(self, x: Tensor, name: str) -> Callable[[Tensor, float], Tensor] | None:
+    def sum_with(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """Return `hidden + self(x)`, in training on a CPU in one pass over memory."""
+        fits = self.training and self.p > 0 and hidden.dtype == torch.float32
+        kernel = self._kernel(x, "dropout_sum") if fits and hidden.shape == x.shape else None
+        return hidden + self(x) if kernel is None else kernel(hidden, x, self.p)
+
+    def _kernel(self, x: Tensor, name: str) -> Callable[..., Tensor] | None:
         fits = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and self.p < 1
         return cpu_kernel(name) if fits and not torch.compiler.is_compiling() else None

@@ -147,6 +147,6 @@ class FTMambaLayer(nn.Module):
 
     def _joined(self, hidden: Tensor | None, added: Tensor, norm: nn.Module) -> Tensor:
         """Return hidden, where it is given, plus what was added, normalised as configured."""
-        added = self.dropout(norm(added) if self.norm_position == "post" else added)
-        total = added if hidden is None else hidden + added
+        added = norm(added) if self.norm_position == "post" else added
+        total = self.dropout(added) if hidden is None else self.dropout.sum_with(hidden, added)
         return norm(total) if self.norm_position == "sum" else total

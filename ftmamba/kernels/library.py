@@ -55,10 +55,10 @@ class DropoutCall(ctypes.Structure):
     """`Dropout` of csrc/kernels.h."""
 
     _fields_ = (
-        *((name, _INT) for name in ("count", "threads")),
+        *((name, _INT) for name in ("count", "threads", "narrow_x", "narrow_out")),
         ("seed", ctypes.c_uint64),
         ("rate", ctypes.c_double),
-        *((name, _POINTER) for name in ("x", "out")),
+        *((name, _POINTER) for name in ("x", "added", "out")),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What `modeling_ftmamba` finds as the entry point `cpu` of the group `ftmamba.scans`."""
 
-from .dropout_op import dropout
+from .dropout_op import dropout, dropout_sum
 from .gelu_op import gelu_dropout
 from .layer_op import carried_layer, fused_layer
 from .library import installed_library
@@ -16,6 +16,7 @@ __all__ = [
     "CONTRACT",
     "carried_layer",
     "dropout",
+    "dropout_sum",
     "dropping_layer",
     "fused_layer",
     "gelu_dropout",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ftmamba.kernels.dropout_op import dropout, seeded_dropout
+from ftmamba.kernels.dropout_op import dropout, seeded_dropout, seeded_dropout_sum
 from ftmamba.kernels.library import KernelLibrary
 from modeling_ftmamba.dropout import Dropout
 
@@ -104,6 +104,63 @@ def test_any_shape_will_do_and_views_too(shape):
 def test_what_it_does_not_take_is_told(x, rate, error):
     with pytest.raises(error):
         seeded_dropout(x, rate, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_sum_drops_what_dropout_drops_both_ways(variant, threads, dtype, n_threads):
+    threads(n_threads)
+    generator = torch.Generator().manual_seed(0)
+    hidden, x = (torch.randn(2**17 + 77, generator=generator) for _ in range(2))
+    x = x.to(dtype)
+    inputs = [hidden.requires_grad_(), x.requires_grad_()]
+    out = seeded_dropout_sum(hidden, x, 0.4, 7)
+    expected = hidden + seeded_dropout(x.float(), 0.4, 7)
+    assert torch.equal(out, expected)
+    weights = torch.linspace(-1, 2, len(x))
+    found = torch.autograd.grad(out, inputs, weights)
+    wanted = torch.autograd.grad(expected, inputs, weights)
+    assert found[1].dtype == dtype
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_a_sum_is_an_operator_as_torch_wants_them():
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = [torch.randn(7, 5, dtype=kind) for kind in (torch.float32, dtype)]
+        inputs = [tensor.requires_grad_() for tensor in tensors]
+        torch.library.opcheck(seeded_dropout_sum, (*inputs, 0.3, 1))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "x", "error"),
+    [
+        (torch.ones(3).bfloat16(), torch.ones(3), TypeError),
+        (torch.ones(3), torch.ones(3).double(), TypeError),
+        (torch.ones(3), torch.ones(1), ValueError),
+    ],
+)
+def test_what_a_sum_does_not_take_is_told(hidden, x, error):
+    with pytest.raises(error):
+        seeded_dropout_sum(hidden, x, 0.5, 1)
+
+
+def test_the_module_sums_in_one_pass_in_training_alone(monkeypatch):
+    used = []
+
+    def spy(hidden, x, rate):
+        used.append(rate)
+        return hidden
+
+    monkeypatch.setattr("modeling_ftmamba.dropout.cpu_kernel", {"dropout_sum": spy}.get)
+    module, x = Dropout(0.25), torch.randn(3, 8)
+    assert module.sum_with(x, x) is x
+    torch.manual_seed(1)
+    spread = module.sum_with(x, x[:1])
+    assert spread.shape == x.shape
+    assert module.sum_with(x.double(), x).dtype == torch.float64
+    module.eval()
+    assert torch.equal(module.sum_with(x, x), 2 * x)
+    assert used == [0.25]
 
 
 def test_the_module_uses_it_in_training_for_float32_and_bfloat16(monkeypatch):

@@ -67,19 +67,31 @@ INLINE Span blocks_of(size_t count, int64_t index, int64_t threads) {
                   blocks * (size_t)(index + 1) / (size_t)threads};
 }
 
-static void drop_block(const Dropout *call, size_t block) {
+INLINE void drop_block(const Dropout *call, size_t block, const int narrow_x, const int narrow_out,
+                       const int adds) {
     Drops drops = drops_of(call->seed, call->rate, block);
     Span span = block_span(block, call->count);
     size_t i = span.start;
-    for (; i + WIDTH <= span.end; i += WIDTH) store(call->out + i, drop(&drops, load(call->x + i)));
+    for (; i + WIDTH <= span.end; i += WIDTH) {
+        vec kept = drop(&drops, load_either(call->x, i, narrow_x));
+        store_either(call->out, i, adds ? load(call->added + i) + kept : kept, narrow_out);
+    }
     size_t left = span.end - i;
-    if (left) store_some(call->out, i, left, drop(&drops, load_some(call->x, i, left, 0, 0)), 0);
+    if (!left) return;
+    vec kept = drop(&drops, load_some(call->x, i, left, 0, narrow_x));
+    if (adds) kept += load_some(call->added, i, left, 0, 0);
+    store_some(call->out, i, left, kept, narrow_out);
 }
 
 static void drop_part(void *context, int64_t index) {
     const Dropout *call = context;
     Span blocks = blocks_of(call->count, index, call->threads);
-    for (size_t block = blocks.start; block < blocks.end; block++) drop_block(call, block);
+    for (size_t block = blocks.start; block < blocks.end; block++) {
+        if (call->added && call->narrow_x) drop_block(call, block, 1, 0, 1);
+        else if (call->added) drop_block(call, block, 0, 0, 1);
+        else if (call->narrow_out) drop_block(call, block, 0, 1, 0);
+        else drop_block(call, block, 0, 0, 0);
+    }
 }
 
 static int dropout(const Dropout *call) {

@@ -60,13 +60,16 @@ typedef struct {
     float *d_u, *d_dt, *d_A, *d_B, *d_C;
 } Scan;
 
-/* out = x, each number set to 0 at the rate given and the others divided by 1 - rate. */
+/* out = [added +] x, each number of x set to 0 at the rate given and the others divided by
+ * 1 - rate. */
 typedef struct {
     int64_t count, threads;
+    int64_t narrow_x, narrow_out; /* that one is bfloat16; with `added`, out is float32 */
     uint64_t seed;
     double rate; /* in [0, 1) */
-    const float *x;
-    float *out;
+    const void *x;
+    const float *added; /* NULL for nothing */
+    void *out;
 } Dropout;
 
 /* out = gelu(x), then dropout as above; with d_out, of the same type, the gradient of x instead. */

@@ -87,7 +87,8 @@ static int bad_scan(const Scan *scan) {
 
 static int bad_dropout(const Dropout *dropout) {
     return dropout->count < 1 || dropout->threads < 1 || dropout->threads > MOST_THREADS ||
-           !(dropout->rate >= 0.0 && dropout->rate < 1.0);
+           !(dropout->rate >= 0.0 && dropout->rate < 1.0) ||
+           (dropout->added ? dropout->narrow_out : dropout->narrow_x);
 }
 
 static int bad_gelu(const Gelu *gelu) {
