@@ -74,7 +74,7 @@ def exponentiate(x_CI: Tensor, listed: Listed | None = None) -> Exponentials:
     Raises:
         IndexError: columns or lists that are not there.
     """
-    _check_lists(listed, len(x_CI))
+    check_lists(listed, len(x_CI))
     library = installed_library()
     takes = x_CI.is_cpu and x_CI.numel() > 0 and x_CI.dtype in (torch.float32, torch.bfloat16)
     if takes and isinstance(library, KernelLibrary):
@@ -92,80 +92,6 @@ def exponentiate(x_CI: Tensor, listed: Listed | None = None) -> Exponentials:
     return Exponentials(largest_C, exponentials_CI.sum(1), of_listed_C)
 
 
-class SoftmaxOfProducts(NamedTuple):
-    """What a softmax of inner products with every item leaves, and its gradient.
-
-    Attributes:
-        exponentials: of the rows.
-        target: the products with the targets (C,), before a bias.
-        d_hidden: (C, D), the gradient of the log of the sum, weighted by share; None without.
-    """
-
-    exponentials: Exponentials
-    target: Tensor
-    d_hidden: Tensor | None
-
-
-def has_softmax_of_products(hidden_CD: Tensor, items_ID: Tensor) -> bool:
-    """Return whether `softmax_of_products` runs here and is for such numbers."""
-    library = installed_library()
-    fits = hidden_CD.is_cpu and hidden_CD.dtype == torch.float32
-    fits = fits and items_ID.dtype == torch.bfloat16 and items_ID.numel() > 0
-    return fits and isinstance(library, KernelLibrary) and library.has_tiles
-
-
-def softmax_of_products(
-    hidden_CD: Tensor,
-    items_ID: Tensor,
-    targets_C: Tensor,
-    share_C: Tensor,
-    listed: Listed | None = None,
-    d_items_DI: Tensor | None = None,
-) -> SoftmaxOfProducts:
-    """Compute softmax(hidden @ items.T) a block of rows at a time, and what its gradient needs.
-
-    The rows of a block go through the product, the exponentials and both products of the gradient
-    while they lie in the cache. Factors, logits and exponentials are rounded to bfloat16; sums are
-    not.
-
-    Args:
-        hidden_CD: float32.
-        items_ID: bfloat16.
-        targets_C: int64, rows of the items.
-        share_C: float32, the weight of each row's gradient.
-        listed: columns with a bias; None for none.
-        d_items_DI: float32, contiguous; the gradient of the items, transposed, is added to it.
-            None leaves out the gradients.
-
-    Raises:
-        IndexError: columns, lists or targets that are not there.
-    """
-    library = installed_library()
-    assert isinstance(library, KernelLibrary)
-    _check_lists(listed, len(hidden_CD))
-    n_items = len(items_ID)
-    if len(targets_C) and not 0 <= int(targets_C.min()) <= int(targets_C.max()) < n_items:
-        raise IndexError(f"targets of a softmax must be in 0..{n_items - 1}")
-    hidden_CD, items_ID = hidden_CD.contiguous(), items_ID.contiguous()
-    targets_C, share_C = _int64(targets_C), share_C.contiguous()
-    d_hidden_CD = None if d_items_DI is None else torch.empty_like(hidden_CD)
-    largest_C, sum_C, target_C, listed_C = torch.zeros(4, len(hidden_CD)).unbind()
-    call = SoftmaxCall(
-        rows=len(hidden_CD), columns=n_items, size=hidden_CD.shape[1],
-        threads=library.threads_for(len(hidden_CD) * n_items, least=NUMBERS_A_THREAD),
-        hidden=hidden_CD.data_ptr(), items=items_ID.data_ptr(), targets=targets_C.data_ptr(),
-        target=target_C.data_ptr(), largest=largest_C.data_ptr(), sum=sum_C.data_ptr(),
-        share=share_C.data_ptr(),
-        d_hidden=None if d_hidden_CD is None else d_hidden_CD.data_ptr(),
-        d_items=None if d_items_DI is None else d_items_DI.data_ptr(),
-    )  # fmt: skip
-    alive = _fill_lists(call, listed, n_items, listed_C)
-    if len(hidden_CD):
-        library.run("softmax", call)
-    of_listed_C = listed_C if alive is not None and math.isfinite(alive.bias) else None
-    return SoftmaxOfProducts(Exponentials(largest_C, sum_C, of_listed_C), target_C, d_hidden_CD)
-
-
 def _compiled(library: KernelLibrary, x_CI: Tensor, listed: Listed | None) -> Exponentials:
     largest_C, sum_C, listed_C = torch.zeros(3, len(x_CI)).unbind()
     call = ExponentialsCall(
@@ -178,13 +104,13 @@ def _compiled(library: KernelLibrary, x_CI: Tensor, listed: Listed | None) -> Ex
         largest=largest_C.data_ptr(),
         sum=sum_C.data_ptr(),
     )
-    alive = _fill_lists(call, listed, x_CI.shape[1], listed_C)
+    alive = fill_lists(call, listed, x_CI.shape[1], listed_C)
     library.run("exponentials", call)
     sums_listed = alive is not None and math.isfinite(alive.bias)
     return Exponentials(largest_C, sum_C, listed_C if sums_listed else None)
 
 
-def _fill_lists(
+def fill_lists(
     call: ExponentialsCall | SoftmaxCall, listed: Listed | None, n_columns: int, listed_C: Tensor
 ) -> Listed | None:
     """Write the lists into a call; return them as the kernel reads them, to be kept until then."""
@@ -199,7 +125,8 @@ def _fill_lists(
     return listed
 
 
-def _check_lists(listed: Listed | None, n_rows: int) -> None:
+def check_lists(listed: Listed | None, n_rows: int) -> None:
+    """Raise IndexError unless every row has a list."""
     if listed is not None and {listed.list.shape, listed.ahead.shape} != {(n_rows,)}:
         raise IndexError(
             f"each of the {n_rows} rows of a softmax must have a list of columns, got shapes "
@@ -225,13 +152,14 @@ def _checked(given: Listed, n_columns: int) -> Listed:
     if given.kept is not None and given.kept.shape != given.list.shape:
         raise IndexError(f"`kept` must have a column a row, got shape {tuple(given.kept.shape)}")
     return Listed(
-        _int64(given.lists),
-        _int64(given.list),
-        _int64(given.ahead.clamp(0, given.lists.shape[1])),
+        int64(given.lists),
+        int64(given.list),
+        int64(given.ahead.clamp(0, given.lists.shape[1])),
         given.bias,
-        None if given.kept is None else _int64(given.kept),
+        None if given.kept is None else int64(given.kept),
     )
 
 
-def _int64(tensor: Tensor) -> Tensor:
+def int64(tensor: Tensor) -> Tensor:
+    """Return whole numbers as the kernels read them."""
     return tensor.to(torch.int64).contiguous()

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftmamba.kernels.softmax import (
-    Listed,
+from ftmamba.kernels.softmax import Listed, exponentiate
+from ftmamba.kernels.softmax_of_products import (
     SoftmaxOfProducts,
-    exponentiate,
     has_softmax_of_products,
     softmax_of_products,
 )

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from ftmamba.kernels import softmax
+from ftmamba.kernels import softmax_of_products as module
 from ftmamba.kernels.library import KernelLibrary
-from ftmamba.kernels.softmax import Listed, has_softmax_of_products, softmax_of_products
+from ftmamba.kernels.softmax import Listed
+from ftmamba.kernels.softmax_of_products import has_softmax_of_products, softmax_of_products
 
 from .conftest import LIBRARY, VARIANTS
 from .test_softmax import lists_of
@@ -19,7 +20,7 @@ needs_tiles = pytest.mark.skipif("amx" not in VARIANTS, reason="this processor h
 def _library_with_tiles(monkeypatch, request):
     if "amx" in VARIANTS:
         library = KernelLibrary(LIBRARY, "amx")
-        monkeypatch.setattr(softmax, "installed_library", lambda: library)
+        monkeypatch.setattr(module, "installed_library", lambda: library)
 
 
 def whole_numbers(rows, size, seed):
@@ -151,5 +152,5 @@ def test_other_types_and_instruction_sets_go_another_way(monkeypatch):
     assert not has_softmax_of_products(hidden_CD, items_ID)
     assert not has_softmax_of_products(hidden_CD.double(), items_ID.bfloat16())
     library = KernelLibrary(LIBRARY, VARIANTS[-1])
-    monkeypatch.setattr(softmax, "installed_library", lambda: library)
+    monkeypatch.setattr(module, "installed_library", lambda: library)
     assert not has_softmax_of_products(hidden_CD, items_ID.bfloat16())
