@@ -6,6 +6,7 @@ from torch.library import opcheck
 
 from ftmamba.kernels import layer_op, states
 from ftmamba.kernels.library import KernelLibrary
+from modeling_ftmamba.dropout import Dropout
 from modeling_ftmamba.layers import FTMambaLayer
 
 from .conftest import LIBRARY, gradients, make_layer, relative_error, twins
@@ -72,15 +73,15 @@ def test_a_layer_with_parts_outside_the_kernel_equals_its_definition(variant, fi
     compare(layer.eval(), exact.eval(), tokens(4, 11, 32), type(layer).forward)
 
 
-class Kept(torch.nn.Module):
+class Kept(Dropout):
     """Dropout of numbers that are known."""
 
     def __init__(self, kept, rate):
-        super().__init__()
-        self.kept, self.rate = kept, rate
+        super().__init__(rate)
+        self.kept = kept
 
     def forward(self, x):
-        return x * self.kept / (1 - self.rate)
+        return x * self.kept / (1 - self.p)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
