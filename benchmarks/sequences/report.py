@@ -45,7 +45,8 @@ def tables(figures: Mapping[str, Mapping[str, Any]]) -> str:
         "Made by `python -m benchmarks.sequences report`; do not edit. What they mean stands in",
         "[sequences.md](../sequences.md). Mean over seeds ± their standard deviation; differences",
         "are those of the first row less the row's own, with the 95 % interval of the bootstrap",
-        "over users, each user's values averaged over seeds. Minutes are of one busy core.",
+        "over users, each user's values averaged over seeds. Minutes are of one busy core, the",
+        "median of the seeds.",
     ]
     for name, models in figures.items():
         lines += ["", f"## {STUDIES[name]}"]
@@ -74,7 +75,7 @@ def tested_table(models: Mapping[str, Any]) -> Iterator[str]:
             difference(one.get("less", {}).get("masked/NDCG@10")),
             spread(one.get("validation", [])),
             ", ".join(map(str, one.get("best_epoch", []))) or "-",
-            f"{np.mean(one['seconds']) / 60:.1f}" if "seconds" in one else "-",
+            f"{np.median(one['seconds']) / 60:.1f}" if "seconds" in one else "-",
         ]
         yield f"| {' | '.join(cells)} |"
 
@@ -89,7 +90,7 @@ def tried_table(models: Mapping[str, Any]) -> Iterator[str]:
             spread(one["validation"]),
             str(len(one["history"])),
             f"{one['n_parameters']:,}",
-            f"{np.mean(one['seconds']) / 60:.1f}",
+            f"{np.median(one['seconds']) / 60:.1f}",
         ]
         yield f"| {' | '.join(cells)} |"
 
