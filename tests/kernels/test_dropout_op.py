@@ -111,7 +111,7 @@ def test_what_it_does_not_take_is_told(x, rate, error):
 def test_a_sum_drops_what_dropout_drops_both_ways(variant, threads, dtype, n_threads):
     threads(n_threads)
     generator = torch.Generator().manual_seed(0)
-    hidden, x = (torch.randn(2**17 + 77, generator=generator) for _ in range(2))
+    hidden, x = (torch.randn(2**19 + 77, generator=generator) for _ in range(2))
     x = x.to(dtype)
     inputs = [hidden.requires_grad_(), x.requires_grad_()]
     out = seeded_dropout_sum(hidden, x, 0.4, 7)

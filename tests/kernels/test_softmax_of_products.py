@@ -98,11 +98,11 @@ def test_what_is_listed_gets_the_bias(bias):
 
 @needs_tiles
 def test_threads_change_nothing_but_the_order_of_sums(threads):
-    case = make_case(300, 70, 40)
+    case = make_case(300, 1000, 40)  # numbers enough for four threads
     found = []
     for n_threads in (1, 4):
         threads(n_threads)
-        d_items_DI = torch.zeros(40, 70)
+        d_items_DI = torch.zeros(40, 1000)
         hidden_CD, items_ID, targets_C, share_C = case
         out = softmax_of_products(
             hidden_CD, items_ID.bfloat16(), targets_C, share_C, None, d_items_DI

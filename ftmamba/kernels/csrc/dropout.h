@@ -67,20 +67,25 @@ INLINE Span blocks_of(size_t count, int64_t index, int64_t threads) {
                   blocks * (size_t)(index + 1) / (size_t)threads};
 }
 
-INLINE void drop_block(const Dropout *call, size_t block, const int narrow_x, const int narrow_out,
-                       const int adds) {
-    Drops drops = drops_of(call->seed, call->rate, block);
-    Span span = block_span(block, call->count);
+/* out = [added +] x, what is dropped of x as zero. */
+INLINE void drop_span(Drops drops, Span span, const void *x, const float *added, void *out,
+                      const int narrow_x, const int narrow_out, const int adds) {
     size_t i = span.start;
     for (; i + WIDTH <= span.end; i += WIDTH) {
-        vec kept = drop(&drops, load_either(call->x, i, narrow_x));
-        store_either(call->out, i, adds ? load(call->added + i) + kept : kept, narrow_out);
+        vec kept = drop(&drops, load_either(x, i, narrow_x));
+        store_either(out, i, adds ? load(added + i) + kept : kept, narrow_out);
     }
     size_t left = span.end - i;
     if (!left) return;
-    vec kept = drop(&drops, load_some(call->x, i, left, 0, narrow_x));
-    if (adds) kept += load_some(call->added, i, left, 0, 0);
-    store_some(call->out, i, left, kept, narrow_out);
+    vec kept = drop(&drops, load_some(x, i, left, 0, narrow_x));
+    if (adds) kept += load_some(added, i, left, 0, 0);
+    store_some(out, i, left, kept, narrow_out);
+}
+
+INLINE void drop_block(const Dropout *call, size_t block, const int narrow_x, const int narrow_out,
+                       const int adds) {
+    drop_span(drops_of(call->seed, call->rate, block), block_span(block, call->count), call->x,
+              call->added, call->out, narrow_x, narrow_out, adds);
 }
 
 static void drop_part(void *context, int64_t index) {

@@ -369,15 +369,7 @@ static void scan_row(const Plan *plan, Block block, size_t r, const Work *work, 
  * the backward pass drops the same, however it cuts the tokens into blocks. */
 static void drop_output(const Plan *plan, size_t index, const float *from, float *to, int add) {
     Drops drops = drops_of(plan->given->drop_seed, plan->given->drop_rate, index);
-    size_t H = plan->H, i = 0;
-    for (; i + WIDTH <= H; i += WIDTH) {
-        vec kept = drop(&drops, load(from + i));
-        store(to + i, add ? load(to + i) + kept : kept);
-    }
-    if (i == H) return;
-    vec kept = drop(&drops, load_some(from, i, H - i, 0, 0));
-    if (add) kept += load_some(to, i, H - i, 0, 0);
-    store_some(to, i, H - i, kept, 0);
+    drop_span(drops, (Span){0, plan->H}, from, to, to, 0, 0, add);
 }
 
 /* As `leave`, with dropout ahead of the sum. */

@@ -115,7 +115,7 @@ static int bad_softmax(const Softmax *call) {
 
 #define CALL(FUNCTION, ARGUMENT, BAD) \
     const Variant *chosen = runnable(variant); \
-    if (!chosen || BAD(ARGUMENT)) return BAD_SIZES; \
+    if (!chosen || !chosen->FUNCTION || BAD(ARGUMENT)) return BAD_SIZES; \
     return chosen->FUNCTION(ARGUMENT) ? NO_MEMORY : DONE;
 
 EXPORT int ftmamba_layer_forward(int64_t variant, const Layer *layer) {
@@ -147,9 +147,7 @@ EXPORT int ftmamba_normalize(int64_t variant, const Normalize *call) {
 }
 
 EXPORT int ftmamba_softmax(int64_t variant, const Softmax *call) {
-    const Variant *chosen = runnable(variant);
-    if (!chosen || !chosen->softmax || bad_softmax(call)) return BAD_SIZES;
-    return chosen->softmax(call) ? NO_MEMORY : DONE;
+    CALL(softmax, call, bad_softmax)
 }
 
 EXPORT int ftmamba_exponentials(int64_t variant, const Exponentials *call) {

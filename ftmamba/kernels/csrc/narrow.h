@@ -12,10 +12,11 @@ INLINE vec widened(half_vec bits) { return (vec)(__builtin_convertvector(bits, b
 INLINE half_vec narrowed(vec value) {
 #ifdef HAS_TILES
     return (half_vec)_mm512_cvtneps_pbh((__m512)value);
-#endif
+#else
     bits_vec bits = (bits_vec)value;
     bits += 0x7fff + ((bits >> 16) & 1);
     return __builtin_convertvector(bits >> 16, half_vec);
+#endif
 }
 
 INLINE vec load_either(const void *from, size_t i, const int narrow) {

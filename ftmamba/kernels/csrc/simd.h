@@ -39,7 +39,8 @@ INLINE vec splat(float value) { return value - (vec){0}; }
 
 /* Every row is as long as a multiple of the widest vector, whatever the variant: what the forward
  * pass saves has the same layout everywhere. */
-INLINE size_t padded(size_t count) { return (count + 15) / 16 * 16; }
+INLINE size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
+INLINE size_t padded(size_t count) { return padded_to(count, 16); }
 
 /* Keep a value in a register: without it GCC reads a broadcast number from memory once a use. */
 #if defined(HAS_AVX512)

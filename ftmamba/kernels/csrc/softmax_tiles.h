@@ -18,8 +18,7 @@
 #define SIDE 16      /* rows of a tile, and its columns of float32 */
 #define DEPTH 32     /* bfloat16 numbers of a tile's row */
 #define TILE_SIZE (SIDE * DEPTH)
-
-INLINE size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
+_Static_assert(BLOCK_ROWS == 2 * DEPTH, "add_d_items takes a block's rows as two tiles");
 
 /* What `ldtilecfg` reads. */
 typedef struct {
@@ -117,10 +116,10 @@ static void take_hidden(const SoftmaxPlan *plan, size_t first, size_t rows, uint
             put_number(to, r * plan->DP + d, plan->given->hidden[(first + r) * plan->D + d], 1);
 }
 
-static void make_logits(const SoftmaxPlan *plan, const SoftmaxWork *work, size_t rows) {
+static void make_logits(const SoftmaxPlan *plan, const SoftmaxWork *work) {
     size_t DP = plan->DP, next = DP / DEPTH * TILE_SIZE;
     for (size_t i = 0; i < plan->IP; i += DEPTH) {
-        for (size_t r = 0; r < rows; r += DEPTH) {
+        for (size_t r = 0; r < BLOCK_ROWS; r += DEPTH) {
             const uint16_t *left = work->hidden + r * DP;
             const uint16_t *right = plan->by_size + i / SIDE * next;
             zero_four();
@@ -156,6 +155,11 @@ static void exponentiate_block(const SoftmaxPlan *plan, const SoftmaxWork *work,
     }
 }
 
+/* Of a row's exponentials, to its share of their gradients. */
+INLINE float scale_of(const Softmax *given, size_t row) {
+    return given->share[row] / given->sum[row];
+}
+
 static void make_d_hidden(const SoftmaxPlan *plan, const SoftmaxWork *work, size_t first,
                           size_t rows) {
     const Softmax *given = plan->given;
@@ -176,7 +180,7 @@ static void make_d_hidden(const SoftmaxPlan *plan, const SoftmaxWork *work, size
         }
     }
     for (size_t r = 0; r < rows; r++) {
-        float scale = given->share[first + r] / given->sum[first + r];
+        float scale = scale_of(given, first + r);
         for (size_t d = 0; d < plan->D; d++)
             given->d_hidden[(first + r) * plan->D + d] = scale * work->d_hidden[r * DP + d];
     }
@@ -200,7 +204,7 @@ static void scale_hidden(const SoftmaxPlan *plan, size_t first, size_t rows, uin
     const Softmax *given = plan->given;
     memset(to, 0, BLOCK_ROWS * plan->DP * sizeof(uint16_t));
     for (size_t r = 0; r < rows; r++) {
-        float scale = given->share[first + r] / given->sum[first + r];
+        float scale = scale_of(given, first + r);
         const float *from = given->hidden + (first + r) * plan->D;
         for (size_t d = 0; d < plan->D; d++) put_number(to, d * BLOCK_ROWS + r, scale * from[d], 1);
     }
@@ -247,7 +251,7 @@ static void softmax_task(void *context, int64_t task) {
     for (size_t first = part.first; first < part.end; first += BLOCK_ROWS) {
         size_t now = smaller_size(BLOCK_ROWS, part.end - first);
         take_hidden(plan, first, now, work->hidden);
-        make_logits(plan, work, BLOCK_ROWS);
+        make_logits(plan, work);
         exponentiate_block(plan, work, first, now);
         if (!plan->given->d_hidden) continue;
         make_d_hidden(plan, work, first, now);
