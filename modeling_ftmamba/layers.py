@@ -4,7 +4,6 @@ Shapes: B batch, L tokens, D hidden.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -87,13 +86,7 @@ class FTMambaLayer(nn.Module):
         if not isinstance(mixer, MambaMixer) or not self._fuses_with_norm():
             return None
         rate = self.dropout.p if self.training else 0.0
-        fused: Callable[..., Tensor] | None
-        if rate:
-            dropping = mixer.dropping(hidden_BLD, gaps_BL)
-            fused = None if dropping is None else partial(dropping, dropout=rate)
-        else:
-            fused = mixer.fused(hidden_BLD, gaps_BL)
-        if fused is None:
+        if (fused := mixer.fused(hidden_BLD, gaps_BL, rate)) is None:
             return None
         return fused(
             hidden_BLD,

@@ -23,14 +23,7 @@ from .mixer_state import (
     carry_scan,
     carry_scan_one,
 )
-from .scans import (
-    WIDEST_FUSED_CONV,
-    AutoScan,
-    CarriedLayerFunction,
-    DroppingLayerFunction,
-    LayerFunction,
-    Scan,
-)
+from .scans import WIDEST_FUSED_CONV, AutoScan, CarriedLayerFunction, LayerFunction, Scan
 
 
 class MambaMixer(nn.Module):
@@ -148,22 +141,19 @@ class MambaMixer(nn.Module):
             return dt
         return dt * torch.exp(gaps[..., None].to(dt.dtype) * self.gap_weight)
 
-    def fused(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> LayerFunction | None:
+    def fused(
+        self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None, dropout: float = 0.0
+    ) -> LayerFunction | None:
         """Return the scan's fused layer, where it has one and nothing here has been replaced.
 
         A part of another class, or with a hook, is somebody's adapter or observer, and must run.
         """
-        layer = self.scan.for_tensor(hidden_BLD).layer
+        scan = self.scan.for_tensor(hidden_BLD)
+        layer = scan.layer
+        if dropout:
+            make = None if torch.compiler.is_compiling() else scan.dropping_layer
+            layer = None if make is None else make(dropout)
         return layer if layer is not None and self._can_fuse(gaps_BL) else None
-
-    def dropping(
-        self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None
-    ) -> DroppingLayerFunction | None:
-        """Return the scan's fused layer with dropout, on the terms of `fused`."""
-        layer = self.scan.for_tensor(hidden_BLD).dropping_layer
-        if layer is None or torch.compiler.is_compiling():
-            return None
-        return layer if self._can_fuse(gaps_BL) else None
 
     def carried(self, hidden: Tensor, part: Part) -> CarriedLayerFunction | None:
         """Return the scan's fused layer over tokens that follow others, on the terms of `fused`."""

@@ -43,24 +43,6 @@ class LayerFunction(Protocol):
         ...
 
 
-class DroppingLayerFunction(Protocol):
-    """As `LayerFunction`, with dropout of the mixer's output: [hidden +] dropout(mixer(...))."""
-
-    def __call__(
-        self,
-        hidden_BLD: Tensor,
-        parameters: MambaParameters,
-        norm: Norm | None,
-        *,
-        residual: bool,
-        last: bool,
-        reverse: bool,
-        dropout: float,
-    ) -> Tensor:
-        """Return the tokens; `dropout` is the rate, in [0, 1)."""
-        ...
-
-
 class CarriedLayerFunction(Protocol):
     """A whole Mamba layer in one, over tokens that follow others."""
 
@@ -88,7 +70,7 @@ class Scan:
         last: the last token's alone.
         layer: the fused layer, where the implementation has one.
         carried_layer: the same over tokens that follow others; no gradient passes.
-        dropping_layer: the fused layer with dropout.
+        dropping_layer: from a rate to the fused layer with dropout of the mixer's output.
     """
 
     name: str
@@ -96,7 +78,7 @@ class Scan:
     last: ScanFunction
     layer: LayerFunction | None = None
     carried_layer: CarriedLayerFunction | None = None
-    dropping_layer: DroppingLayerFunction | None = None
+    dropping_layer: Callable[[float], LayerFunction] | None = None
 
     def for_tensor(self, _: Tensor) -> "Scan":
         """Return the implementation for that tensor: always this one."""

@@ -1,5 +1,10 @@
 """What `modeling_ftmamba` finds as the entry point `cpu` of the group `ftmamba.scans`."""
 
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
 from .dropout_op import dropout, dropout_sum
 from .gelu_op import gelu_dropout
 from .layer_op import carried_layer, fused_layer
@@ -10,7 +15,11 @@ from .scan_op import selective_scan, selective_scan_last
 CONTRACT = 1
 """Version of the functions' signatures; checkpoints carry code of their own age."""
 
-dropping_layer = fused_layer
+
+def dropping_layer(rate: float) -> Callable[..., Tensor]:
+    """Return `fused_layer` with dropout of the mixer's output."""
+    return partial(fused_layer, dropout=rate)
+
 
 __all__ = [
     "CONTRACT",
