@@ -258,9 +258,9 @@ def scorer_of(
     temperature = float(model.temperature.detach())
     if model.repeat_bias is None or histories is None or column is None:
         return EmbeddingScorer(users, items, temperature)
-    taken = histories.newest_items(longest_history(column, histories))
+    seen = histories.newest_items(longest_history(column, histories))
     bias = float(model.repeat_bias.detach())
-    return EmbeddingScorer(users, items, temperature, repeats=taken, repeat_bias=bias)
+    return EmbeddingScorer(users, items, temperature, seen=seen, repeat_bias=bias)
 
 
 def _read(recipe: DataRecipe, schema: Schema | None) -> Tables:
