@@ -19,9 +19,10 @@ from ftmamba.experiment import (
     measured_cost,
     tell_examples,
 )
+from ftmamba.flags import load_recipe
 from ftmamba.hub.checks import check_hub
 from ftmamba.hub.run import pushing
-from ftmamba.recipe import Recipe, load_recipe
+from ftmamba.recipe import Recipe
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 from hub_cards.secrets import hide_tokens, known_tokens
 

@@ -15,8 +15,7 @@ from ftmamba.experiment.card_results import (
     user_groups,
 )
 from ftmamba.experiment.data_facts import of_column
-from ftmamba.recipe import Recipe, TrainingRecipe
-from ftmamba.recipe.values import to_plain
+from ftmamba.recipe import Recipe, TrainingRecipe, to_plain
 from hub_cards import (
     ColumnFacts,
     DataFacts,

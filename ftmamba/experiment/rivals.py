@@ -12,8 +12,7 @@ from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import EmbeddingScorer, Split
-from ftmamba.recipe import ModelRecipe, Recipe, TrainingRecipe, load_preset
-from ftmamba.recipe.values import build, to_plain
+from ftmamba.recipe import ModelRecipe, Recipe, TrainingRecipe, build, load_preset, to_plain
 from ftmamba.training.run import Trained, embedding_scorer, train
 from modeling_ftmamba.columns import Column, near
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig

@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from ftmamba.data.synthetic import checkerboard
 from ftmamba.evaluation import make_split
 from ftmamba.experiment import compare
-from ftmamba.recipe import Recipe
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import Recipe, recipe_from_dict
 from ftmamba.training.run import train
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from ftmamba.commands import push
-from ftmamba.recipe import load_recipe
+from ftmamba.flags import load_recipe
 from hub_cards.contents import PUBLISHED_FILES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ftmamba.hub.states import card_under_way, describe_step
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.progress import Progress
 from hub_cards.merge import merge_card, split_metadata
 from hub_cards.push import pin_revision
