@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ftmamba.data.interactions import Interactions
-from ftmamba.evaluation.seen import ItemsByUser, items_by_user
+from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from modeling_ftmamba.columns import near
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ftmamba.baselines import BASELINES, make_baseline
 from ftmamba.data.interactions import Interactions
-from ftmamba.evaluation import Protocol, evaluate
+from ftmamba.evaluation import Protocol, evaluate, make_baseline
+from ftmamba.evaluation.tuning import BASELINES
 
 OPTIONS = {
     "item-knn": {"n_neighbours": 20, "shrink": 1.0},
@@ -123,14 +123,14 @@ def test_fitting_on_nothing_is_refused(name):
         ("popularity-7d", {"days": -1}, "days must be a positive number, got -1"),
         ("ease", {"regularization": 0}, "regularization must be a positive number, got 0"),
         ("ials", {"alpha": "x"}, "alpha must be a positive number, got 'x'"),
-        ("ials", {"n_factors": 2.5}, "n_factors must be a whole number, got 2.5"),
-        ("item-knn", {"n_neighbours": 0}, "n_neighbours must be a positive number, got 0"),
+        ("ials", {"n_factors": 2.5}, "n_factors must be a whole number >= 1, got 2.5"),
+        ("item-knn", {"n_neighbours": 0}, "n_neighbours must be a whole number >= 1, got 0"),
         ("item-knn", {"shrink": -1}, "shrink must be >= 0, got -1"),
         ("markov", {"last_weights": ()}, "last_weights is empty"),
-        ("markov", {"max_distance": 0}, "max_distance must be a positive number, got 0"),
-        ("pctm", {"max_history": 1.5}, "max_history must be a whole number, got 1.5"),
+        ("markov", {"max_distance": 0}, "max_distance must be a whole number >= 1, got 0"),
+        ("pctm", {"max_history": 1.5}, "max_history must be a whole number >= 1, got 1.5"),
         ("pctm", {"tau": 0}, "tau must be a positive number, got 0"),
-        ("pctm", {"n_recent": 0}, "n_recent must be a positive number, got 0"),
+        ("pctm", {"n_recent": 0}, "n_recent must be a whole number >= 1, got 0"),
         ("pctm", {"recent_share": 1.5}, r"recent_share must be in \[0, 1\], got 1.5"),
     ],
 )

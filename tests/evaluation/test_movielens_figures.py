@@ -2,12 +2,15 @@
 
 import pytest
 
-from ftmamba.baselines.ease import EASE
-from ftmamba.baselines.ials import IALS
-from ftmamba.baselines.item_knn import ItemKNN
-from ftmamba.baselines.markov import Markov
-from ftmamba.baselines.popularity import Popularity, RecentPopularity
 from ftmamba.evaluation import evaluate, make_split
+from ftmamba.evaluation.baselines import (
+    EASE,
+    IALS,
+    ItemKNN,
+    Markov,
+    Popularity,
+    RecentPopularity,
+)
 
 RANDOM = [
     (Popularity(), 0.2475),

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from ftmamba.baselines import GRIDS, tune
-from ftmamba.baselines.fitted import FittedBaseline
 from ftmamba.data.interactions import Interactions
-from ftmamba.evaluation import Protocol, Split
+from ftmamba.evaluation import Protocol, Split, tune
+from ftmamba.evaluation.baselines import FittedBaseline
+from ftmamba.evaluation.tuning import GRIDS
 
 
 def interactions_of(users, items):
@@ -47,7 +47,7 @@ def test_the_earlier_of_equals_is_chosen():
 
 
 def test_there_must_be_something_to_tune_and_to_tune_on():
-    with pytest.raises(ValueError, match="the grid has no candidates"):
+    with pytest.raises(ValueError, match="the grid is empty"):
         tune([], split_of())
     with pytest.raises(ValueError, match="'by hand' has none; raise its validation_fraction"):
         tune([Favourite(1)], split_of(VALIDATION.select(np.array([], int))))
