@@ -20,7 +20,7 @@ from ftmamba.baselines.ials import IALS
 from ftmamba.baselines.item_knn import ItemKNN
 from ftmamba.baselines.markov import Markov
 from ftmamba.data.interactions import Interactions
-from ftmamba.data.movielens import movielens_100k
+from ftmamba.data.named_datasets import movielens_100k
 from ftmamba.evaluation import (
     Evaluation,
     Split,

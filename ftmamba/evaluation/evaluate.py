@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ftmamba.data.interactions import Interactions
+from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.evaluation.inner_products import USERS_AT_ONCE
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol, Scorer
 from ftmamba.evaluation.ranking import top_k
 from ftmamba.evaluation.result import Evaluation
-from ftmamba.evaluation.seen import ItemsByUser, items_by_user
 
 N_SCORES_AT_ONCE = 2**24
 

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ftmamba.data.interactions import ItemsByUser
 from ftmamba.evaluation.inner_products import (
     Pairs,
     first_places,
     longest_of,
     smallest_catalogue,
 )
-from ftmamba.evaluation.seen import ItemsByUser
 
 
 class Scorer(TypingProtocol):

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.data.interactions import ItemsByUser
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
-from ftmamba.evaluation.seen import ItemsByUser
 from ftmamba.experiment.comparison import compare
 from ftmamba.experiment.finish import make_checkpoint
 from ftmamba.experiment.rivals import held_out_scorer
