@@ -15,8 +15,8 @@ from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.evaluation.inner_products import USERS_AT_ONCE
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol, Scorer
-from ftmamba.evaluation.ranking import top_k
 from ftmamba.evaluation.result import Evaluation
+from modeling_ftmamba.ranking import top_k
 
 N_SCORES_AT_ONCE = 2**24
 

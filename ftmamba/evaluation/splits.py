@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions, concatenate
-from ftmamba.named import make_named
+from ftmamba.evaluation.named import make_named
 
 
 @dataclass(frozen=True)
