@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ftmamba.data.arrow_tensors import read_tensors
+from ftmamba.data.arrow_files import read_tensors
 from ftmamba.data.encoded import EncodedData
 from ftmamba.losses import (
     KnownPositives,

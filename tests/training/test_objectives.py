@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftmamba.data.arrow_tensors import write_arrays
+from ftmamba.data.arrow_files import write_arrays
 from ftmamba.data.batches import InteractionBatches
 from ftmamba.losses import KnownPositives, bce_loss
 from ftmamba.training import fit

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ftmamba.data.arrow_tensors import write_arrays
+from ftmamba.data.arrow_files import write_arrays
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
