@@ -76,7 +76,7 @@ class TrainingLoop:
             self.embedder,
             rank=accelerator.process_index,
             seed=seed,
-            known=known_positives(data) if recipe.mask_known_positives else None,
+            known=known_positives(data) if recipe.loss.mask_known_positives else None,
         )
         self.checkpoints = CheckpointStore(folder, recipe.checkpoints_total_limit)
         self.facts = facts_of_run(

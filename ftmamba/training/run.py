@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ftmamba.data.encoded import EncodedData, encode
 from ftmamba.data.histories import Histories
-from ftmamba.data.movielens import NAMED_DATASETS
+from ftmamba.data.named_datasets import NAMED_DATASETS
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split

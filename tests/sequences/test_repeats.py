@@ -17,7 +17,7 @@ from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
 from ftmamba.experiment.comparison import compare
 from ftmamba.experiment.finish import make_checkpoint
 from ftmamba.experiment.rivals import held_out_scorer
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.run import read_tables, split_tables, train
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
