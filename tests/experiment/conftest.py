@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 
+from ftmamba.comparison import compare
 from ftmamba.data.synthetic import checkerboard
 from ftmamba.evaluation import make_split
-from ftmamba.experiment import compare
 from ftmamba.recipe import Recipe
 from ftmamba.recipe.files import recipe_from_dict
 from ftmamba.training.run import train
