@@ -161,16 +161,18 @@ class SequenceObjective:
 
 
 def make_sequence_objective(
-    recipe: TrainingRecipe, embedder: PairEmbedder, *, rank: int, seed: int
+    recipe: TrainingRecipe, embedder: PairEmbedder, *, rank: int, seed: int, in_bfloat16: bool
 ) -> SequenceObjective:
     """Build the objective of a recipe that trains on sequences.
+
+    With `in_bfloat16` the products of the softmax over the catalogue are.
 
     Raises:
         ValueError: a loss that sequences do not have.
     """
     counts_I = embedder.data.item_counts
     if recipe.loss == "full_softmax":
-        products_in = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
+        products_in = torch.bfloat16 if in_bfloat16 else None
         loss = partial(_full_softmax, recipe.label_smoothing, recipe.mask_history, products_in)
         return SequenceObjective(embedder, loss)
     if recipe.loss == "in_batch":
