@@ -84,7 +84,7 @@ class TrainingLoop:
             self.embedder,
             rank=accelerator.process_index,
             seed=seed,
-            known=known_positives(data) if recipe.mask_known_positives else None,
+            known=known_positives(data) if recipe.loss.mask_known_positives else None,
             in_bfloat16=self.in_bfloat16,
         )
         self.facts = facts_of_run(
@@ -109,7 +109,7 @@ class TrainingLoop:
         recipe = self.recipe
         length = LONGEST_WINDOW if recipe.sequences else 1
         n_positions = recipe.batch_size * length
-        all_items = recipe.loss in ("full_softmax", "full_mse")
+        all_items = recipe.loss.name in ("full_softmax", "full_mse")
         n_items = self.data.n_items if all_items else recipe.batch_size
         return n_positions, n_items, self.base.config.projection_size
 
