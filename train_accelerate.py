@@ -16,8 +16,9 @@ from ftmamba.comparison import (
 )
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Split, results_table
+from ftmamba.flags import load_recipe
 from ftmamba.hub import hide_tokens, known_tokens
-from ftmamba.recipe import Recipe, load_recipe
+from ftmamba.recipe import Recipe
 from ftmamba.results import make_checkpoint, measured_cost, show_examples
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 from hub_cards import with_card

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ftmamba.data.interactions import Interactions
-from ftmamba.data.movielens import movielens_100k
+from ftmamba.data.named_datasets import movielens_100k
 from ftmamba.evaluation import (
     Evaluation,
     Split,

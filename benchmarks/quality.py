@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ftmamba.comparison import compare
 from ftmamba.evaluation import Evaluation, paired_test, pool, results_table
-from ftmamba.recipe import Recipe, load_recipe
+from ftmamba.flags import load_recipe
+from ftmamba.recipe import Recipe
 from ftmamba.results import hardware
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 

@@ -31,8 +31,15 @@ from ftmamba.evaluation import (
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
 from ftmamba.evaluation.tuning import GRIDS
-from ftmamba.recipe import ModelRecipe, Recipe, TrainingRecipe, load_preset
-from ftmamba.recipe.values import build, to_plain
+from ftmamba.recipe import (
+    ModelRecipe,
+    Recipe,
+    TrainingRecipe,
+    build,
+    lay_over,
+    load_preset,
+    to_plain,
+)
 from ftmamba.training.run import Trained, embedding_scorer, make_protocol, train
 from modeling_ftmamba.columns import Column, near
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
@@ -225,7 +232,11 @@ def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
     """
     FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
     own = {**to_plain(recipe.training), "checkpointing_steps": "", "resume_from_checkpoint": ""}
-    training = build(TrainingRecipe, {**own, **rival.training}, f"rivals.{rival.name}.training")
+    training = build(
+        TrainingRecipe,
+        lay_over(TrainingRecipe, own, rival.training),
+        f"rivals.{rival.name}.training",
+    )
     return replace(
         recipe, model=ModelRecipe(rival.preset, dict(rival.overrides)), training=training
     )

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.comparison import Comparison, group_figures
-from ftmamba.data.column_types import is_text
 from ftmamba.data.interactions import Interactions
+from ftmamba.data.readers import is_text
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Split
 from ftmamba.known_users import known_users

@@ -15,10 +15,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_ftmamba
 from ftmamba.checkpoint import Checkpoint
-from ftmamba.data.movielens import LICENCE
-from ftmamba.recipe import Recipe, TrainingRecipe
-from ftmamba.recipe.files import recipe_from_dict
-from ftmamba.recipe.values import to_plain
+from ftmamba.data.named_datasets import LICENCES
+from ftmamba.recipe import Recipe, TrainingRecipe, recipe_from_dict, to_plain
 from ftmamba.results import Cost
 from hub_cards.contents import HANDLER_FILE
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
@@ -27,7 +25,7 @@ CARD_METRICS = ("NDCG", "HR", "R", "MRR")
 PARTS = {"warm": "Users with earlier interactions", "cold": "Users without any"}
 DATA_NAMES = {"movielens-100k": "MovieLens-100K"}
 DATA_TERMS = {
-    "movielens-100k": LICENCE.removesuffix("."),
+    "movielens-100k": LICENCES["movielens-100k"].removesuffix("."),
     "checkerboard": "made up by this project, free to use",
 }
 ALWAYS_SHOWN = ("loss", "batch_size", "num_epochs", "learning_rate", "schedule", "weight_decay")

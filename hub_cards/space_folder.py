@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ftmamba.checkpoint import load_checkpoint
 from ftmamba.hub import known_tokens
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from hub_cards.card import one_line, python, render
 from hub_cards.facts import example_record
 from hub_cards.push import Destination, hub_errors

@@ -17,8 +17,7 @@ from ftmamba.comparison import check_rivals_and_baselines, compare
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation import make_split
-from ftmamba.recipe.files import recipe_from_dict
-from ftmamba.recipe.variants import choose_variant
+from ftmamba.recipe import choose_variant, recipe_from_dict
 from ftmamba.results import make_checkpoint
 from ftmamba.training.run import train
 

@@ -77,7 +77,7 @@ def rebuild_card(
     import logging
 
     from ftmamba.comparison import check_group_columns, group_figures
-    from ftmamba.recipe.files import recipe_from_dict
+    from ftmamba.recipe import recipe_from_dict
     from ftmamba.results import describe_data
     from ftmamba.training.run import split_tables
     from hub_cards import with_card
@@ -144,9 +144,7 @@ def _add_dataset_card(parser: ArgumentParser) -> None:
 
 
 def _dataset_card(arguments: Namespace) -> None:
-    from ftmamba.recipe import read_recipe
-    from ftmamba.recipe.files import recipe_from_dict
-    from ftmamba.recipe.variants import choose_variant
+    from ftmamba.recipe import choose_variant, read_recipe, recipe_from_dict
     from hub_cards.dataset_card import dataset_card
 
     path = Path(arguments.recipe)

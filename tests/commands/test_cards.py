@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from ftmamba.__main__ import main
 from ftmamba.commands import COMMANDS
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 
 SCHEMA = {
     "users": {"key": "user_id", "columns": {"age": "numeric", "gender": "categorical"}},
@@ -78,7 +78,7 @@ def test_card_judges_groups_of_users_by_evaluating_again(run: Path, tmp_path: Pa
     before = (run / "README.md").read_text()
     assert main(["card", str(run), "--user_group", "gender", "--output", str(output)]) == 0
     text = output.read_text()
-    assert "Who is served badly?" in text
+    assert "Results by group of users" in text
     assert (run / "README.md").read_text() == before
     groups = json.loads((run / "all_results.json").read_text())["user_groups"]["gender"]
     assert sum(group["n_users"] for group in groups) <= 12

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ftmamba.data.movielens import movielens_100k
+from ftmamba.data.named_datasets import movielens_100k
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from ftmamba.data.tables import load_tables
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from hub_cards.dataset_card import dataset_card, size_category
 from hub_cards.merge import parts_of, split_metadata
 

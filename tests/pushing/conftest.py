@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import constants
 from pyarrow import csv
 
-from ftmamba.data.synthetic import checkerboard
 from ftmamba.hub import Backoff
 from tests.hub.accounts import TOKEN
+from tests.made_up_tables import checkerboard
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
 
 __all__ = ["checkpoint_folder", "folder", "tiny_checkpoint", "tiny_items"]

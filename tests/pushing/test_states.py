@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.progress import Progress
 from hub_cards import pin_revision
 from hub_cards.merge import merge_card, split_metadata

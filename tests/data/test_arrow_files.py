@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ftmamba.data.arrow_tensors import table_of_arrays, write_arrays
+from ftmamba.data.arrow_files import TableRows, table_of_arrays, write_arrays
 from ftmamba.data.batches import TableBatches
-from ftmamba.data.table_rows import TableRows
 
 
 def arrays(n_rows):
@@ -56,7 +55,7 @@ def asked(monkeypatch):
             super().madvise(advice, start, length)
             ranges.append((start, start + length))
 
-    monkeypatch.setattr("ftmamba.data.arrow_tensors.mmap.mmap", Recorded)
+    monkeypatch.setattr("ftmamba.data.arrow_files.mmap.mmap", Recorded)
     return ranges
 
 
@@ -103,7 +102,7 @@ def test_a_system_without_advice_reads_all_the_same(tmp_path, monkeypatch):
     class Plain(mmap.mmap):
         madvise = property()
 
-    monkeypatch.setattr("ftmamba.data.arrow_tensors.mmap.mmap", Plain)
+    monkeypatch.setattr("ftmamba.data.arrow_files.mmap.mmap", Plain)
     write_arrays(tmp_path / "rows.arrow", arrays(100))
     batches = TableBatches(tmp_path / "rows.arrow", batch_size=10, seed=0)
     assert sum(len(batch["ids"]) for batch in batches.epoch(0)) == 100

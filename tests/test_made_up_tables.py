@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ftmamba.data.synthetic import checkerboard, clusters
+from tests.made_up_tables import checkerboard, clusters
 
 
 def test_the_checkerboard_withholds_exactly_its_diagonal():
