@@ -174,7 +174,8 @@ def model_metadata(facts: ModelCardFacts) -> Markup:
                 metric_args=arguments or None,
             )
         )
-    cost, emissions = facts.cost, {}
+    cost = facts.cost
+    emissions: dict[str, Any] = {}
     if cost.emissions is not None:
         emissions["co2_eq_emissions"] = {
             "emissions": _number(cost.emissions),
