@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .columns import Column
+from .configuration_ftmamba import Column
 from .configuration_ftmamba import FTMambaTowerConfig
 from .numeric_embeddings import init_vector
 

@@ -20,13 +20,21 @@ from transformers.utils.generic import ModelOutput
 
 from .checked_weights import check_values, checked_options
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
-from .history import HistoryTokens, pairs_of_events
-from .layers import FTMambaLayer
-from .mixer_mamba import MambaMixer
-from .mixer_ssd import SSDMixer
-from .numeric_embeddings import NUMERIC_EMBEDDING_CLASSES
-from .tokens import TOKENS_OF_TENSOR, FeatureTokenizer
-from .towers import Tower, TowerNetwork, TwoTowerNetwork, TwoTowers
+from .mixers import MambaMixer, SSDMixer
+from .network import (
+    NUMERIC_EMBEDDINGS,
+    TOKENS_OF_TENSOR,
+    FeatureTokenizer,
+    FTMambaLayer,
+    FTMambaTowerOutput,
+    HistoryTokens,
+    Tower,
+    TowerInputs,
+    TowerNetwork,
+    TwoTowerNetwork,
+    TwoTowers,
+    attach_kernels,
+)
 
 # The modules that initialise their own parameters and buffers.
 OWN_MODULES: tuple[type[Any], ...] = (
@@ -35,7 +43,7 @@ OWN_MODULES: tuple[type[Any], ...] = (
     FeatureTokenizer,
     HistoryTokens,
     *TOKENS_OF_TENSOR.values(),
-    *NUMERIC_EMBEDDING_CLASSES.values(),
+    *NUMERIC_EMBEDDINGS.values(),
 )
 
 
@@ -115,7 +123,7 @@ class FTMambaPreTrainedModel(PreTrainedModel):
             module.reset_scores()
 
 
-class FTMambaModel(TowerNetwork, FTMambaPreTrainedModel):
+class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
     """One tower: tokens, mixer layers, pooling, norm, feed-forward head."""
 
     config_class = FTMambaTowerConfig  # type: ignore[assignment]
@@ -124,9 +132,26 @@ class FTMambaModel(TowerNetwork, FTMambaPreTrainedModel):
 
     def __init__(self, config: FTMambaTowerConfig, name: str = "record") -> None:
         super().__init__(config)
-        self.add_parts(config, name, FTMambaCheckpointingLayer)
+        self._build(config, name, FTMambaCheckpointingLayer)
         self.gradient_checkpointing = False
         self.post_init()
+        attach_kernels(self)
+
+    def forward(
+        self,
+        numeric: Tensor | None = None,
+        category_ids: Tensor | None = None,
+        set_ids: Tensor | None = None,
+        dense: Tensor | None = None,
+        history: Tensor | None = None,
+        history_lengths: Tensor | None = None,
+        event_features: Tensor | None = None,
+    ) -> FTMambaTowerOutput:
+        """Embed encoded records; see `TowerInputs` for the tensors."""
+        inputs = TowerInputs(
+            numeric, category_ids, set_ids, dense, history, history_lengths, event_features
+        )
+        return self.encode(inputs)
 
 
 class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
@@ -137,12 +162,13 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
 
     def __init__(self, config: FTMambaConfig) -> None:
         super().__init__(config)
-        self.user_tower = FTMambaModel(config.tower("user"), "user")
-        self.item_tower = FTMambaModel(config.tower("item"), "item")
+        self.user_tower = FTMambaTowerModel(config.tower("user"), "user")
+        self.item_tower = FTMambaTowerModel(config.tower("item"), "item")
         # Shape (1,): FSDP2 refuses parameters without a dimension.
         self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
         self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
         self.post_init()
+        attach_kernels(self)
 
     def reset_scores(self) -> None:
         """Start from the config's temperature, and from no difference between items."""
@@ -171,47 +197,49 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
         """Score every given user against every given item.
 
         Args:
-            user_numeric: see `FTMambaModel.forward`, here and below.
+            user_numeric: see `TowerInputs`, here and below.
             user_category_ids: int64 (U, C).
-            user_set_ids: int64 (U, S).
-            user_dense: float (U, Q).
+            user_set_ids: int64 (U, M).
+            user_dense: float (U, W).
             item_numeric: float (I, P).
             item_category_ids: int64 (I, C).
-            item_set_ids: int64 (I, S).
-            item_dense: float (I, Q).
-            labels: int64 (U,), which of the given items each user took. With them the loss is
-                the softmax cross-entropy over the given items. The training library has the
+            item_set_ids: int64 (I, M).
+            item_dense: float (I, W).
+            labels: int64 (U,), the row of the given items that each user took. With them the loss
+                is the softmax cross-entropy over the given items. The training library has the
                 other objectives, and corrects this one for how the items were drawn.
-            user_history: float (U, T, E), see `FTMambaModel.forward`, here and below.
+            user_history: float (U, T, E).
             user_history_lengths: int64 (U,).
             user_event_features: float (U, T, F).
-            user_history_places: int64 (U, T), in place of `user_history`: which of the given items
-                each event is of, any of them beyond a row's own events. A model with a
-                `repeat_bias` knows from them, and from them alone, what a user took before.
-            all_positions: embed each user as of every event, as `TowerNetwork.forward_positions`
-                does; there are no scores and no loss then.
-            with_scores: without them, U x I numbers less are computed and kept; no loss then.
+            user_history_places: int64 (U, T), in place of `user_history`: rows of the given items.
+            all_positions: embed each user as of every event, without scores and loss.
+            with_scores: whether to compute scores and loss.
 
         Returns:
-            Loss (with labels), scores (U, I), embeddings of both sides; of the users (U, E), or
-            (U, T + 1, E) of all positions.
+            Loss (with labels), scores (U, I), embeddings of users (U, E) and of items (I, E).
         """
         items_IE = self.get_item_embeddings(
-            item_numeric, item_category_ids, item_set_ids, item_dense
-        )
+            item_numeric=item_numeric, item_category_ids=item_category_ids,
+            item_set_ids=item_set_ids, item_dense=item_dense,
+        )  # fmt: skip
         if user_history_places is not None:
             user_history = F.embedding(user_history_places, items_IE)
         embed_users = self.get_user_positions if all_positions else self.get_user_embeddings
         users_UE = embed_users(
-            user_numeric, user_category_ids, user_set_ids, user_dense, user_history,
-            user_history_lengths, user_event_features,
+            user_numeric=user_numeric, user_category_ids=user_category_ids,
+            user_set_ids=user_set_ids, user_dense=user_dense, user_history=user_history,
+            user_history_lengths=user_history_lengths, user_event_features=user_event_features,
         )  # fmt: skip
         if all_positions or not with_scores:
             return FTMambaTwoTowerOutput(user_embeds=users_UE, item_embeds=items_IE)
-        taken = None
+        seen = None
         if user_history_places is not None:
-            taken = pairs_of_events(user_history_places, user_history_lengths)
-        scores_UI = self.scores(users_UE, items_IE, taken)
+            own_UT = torch.ones_like(user_history_places, dtype=torch.bool)
+            if user_history_lengths is not None:
+                own_UT = own_UT.cumsum(1) <= user_history_lengths[:, None]
+            rows, events = own_UT.nonzero().unbind(1)
+            seen = rows, user_history_places[rows, events]
+        scores_UI = self.scores(users_UE, items_IE, seen)
         loss = None if labels is None else F.cross_entropy(scores_UI.float(), labels)
         return FTMambaTwoTowerOutput(
             loss=loss, scores=scores_UI, user_embeds=users_UE, item_embeds=items_IE

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .columns import Column
+from .configuration_ftmamba import Column
 from .configuration_ftmamba import FTMambaTowerConfig
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .columns import (
+from .configuration_ftmamba import (
     HISTORY,
     N_SPECIAL_IDS,
     PADDING_ID,
