@@ -15,7 +15,7 @@ is installed.
 # Triton's language is typed by its compiler, unpacks no tuples, and chooses branches on capitals
 # when it compiles.
 # mypy: ignore-errors
-# ruff: noqa: C901, PLR0913, PLR0915, RUF005
+# ruff: noqa: PLR0913, RUF005
 
 try:
     import triton
