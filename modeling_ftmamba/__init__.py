@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_ftmamba import Column, FTMambaConfig, FTMambaTowerConfig
-    from .modeling_ftmamba import FTMambaTowerModel, FTMambaTwoTowerModel, FTMambaTwoTowerOutput
+    from .modeling_ftmamba import (
+        FTMambaTowerModel,
+        FTMambaTowerOutput,
+        FTMambaTwoTowerModel,
+        FTMambaTwoTowerOutput,
+    )
     from .processing_ftmamba import FTMambaFeatureExtractor
-    from .network import FTMambaTowerOutput
 
 __all__ = [
     "Column",
     "FTMambaConfig",
     "FTMambaFeatureExtractor",
-    "FTMambaTowerModel",
     "FTMambaTowerConfig",
+    "FTMambaTowerModel",
     "FTMambaTowerOutput",
     "FTMambaTwoTowerModel",
     "FTMambaTwoTowerOutput",
@@ -26,7 +30,7 @@ _MODULE_OF = {
     "FTMambaFeatureExtractor": "processing_ftmamba",
     "FTMambaTowerModel": "modeling_ftmamba",
     "FTMambaTowerConfig": "configuration_ftmamba",
-    "FTMambaTowerOutput": "network",
+    "FTMambaTowerOutput": "modeling_ftmamba",
     "FTMambaTwoTowerModel": "modeling_ftmamba",
     "FTMambaTwoTowerOutput": "modeling_ftmamba",
 }

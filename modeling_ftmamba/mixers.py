@@ -237,7 +237,7 @@ def _kernel_of_transformers() -> Callable[..., tuple[Tensor, Tensor]]:
         return y_BLE.mT, state_BEN
 
     try:
-        from transformers.integrations import use_kernel_func_from_hub_with_fallback
+        from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
     except ImportError:
         return selective_scan_fn
     find = use_kernel_func_from_hub_with_fallback("selective_scan_fn", "mamba_ssm")

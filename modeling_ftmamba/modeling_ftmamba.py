@@ -1,6 +1,6 @@
 """FT-Mamba (Starnes & Webster, arXiv 2409.17165) as models of Transformers.
 
-The network itself is in `towers.py`; this adds initialisation, training, loading and saving.
+The network itself is in `network.py`; this adds initialisation, training, loading and saving.
 
 Shapes: U users, I items, E embedding (`projection_size`).
 """
@@ -18,7 +18,6 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from .checked_weights import check_values, checked_options
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
 from .mixers import MambaMixer, SSDMixer
 from .network import (
@@ -26,13 +25,10 @@ from .network import (
     TOKENS_OF_TENSOR,
     FeatureTokenizer,
     FTMambaLayer,
-    FTMambaTowerOutput,
     HistoryTokens,
-    Tower,
     TowerInputs,
     TowerNetwork,
     TwoTowerNetwork,
-    TwoTowers,
     attach_kernels,
 )
 
@@ -45,6 +41,19 @@ OWN_MODULES: tuple[type[Any], ...] = (
     *TOKENS_OF_TENSOR.values(),
     *NUMERIC_EMBEDDINGS.values(),
 )
+
+
+@dataclass
+class FTMambaTowerOutput(ModelOutput):
+    """What one tower returns.
+
+    Attributes:
+        embeds: embeddings (B, E).
+        pooled: pooled hidden state before the head (B, D).
+    """
+
+    embeds: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 @dataclass
@@ -77,9 +86,6 @@ class FTMambaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["FTMambaCheckpointingLayer"]  # noqa: RUF012 - Transformers declares it so
 
-    network_class: type[TowerNetwork | TwoTowerNetwork]
-    """The same network without Transformers, to compare a checkpoint with before it is loaded."""
-
     @classmethod
     def from_pretrained(
         cls,
@@ -87,21 +93,14 @@ class FTMambaPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Load a checkpoint, in safetensors alone, once its files have been checked.
-
-        The arguments are those of `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            OSError: the checkpoint or one of its files is not there.
-            ValueError: a file is damaged or not what a checkpoint may hold.
-        """
-        source = pretrained_model_name_or_path
-        if source is None:
-            return super().from_pretrained(None, *model_args, **kwargs)
-        options = checked_options(cls, source, kwargs)
-        loaded = super().from_pretrained(source, *model_args, **options)
-        check_values(loaded[0] if isinstance(loaded, tuple) else loaded, str(source))
-        return loaded
+        """Load a checkpoint, from safetensors alone: other formats can run code when read."""
+        for name in ("use_safetensors", "gguf_file"):
+            if kwargs.get(name) not in (None, name == "use_safetensors"):
+                raise ValueError(
+                    f"only safetensors are loaded, got {name}={kwargs[name]!r}; leave it out"
+                )
+        options = {**kwargs, "use_safetensors": True}
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -127,7 +126,6 @@ class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
     """One tower: tokens, mixer layers, pooling, norm, feed-forward head."""
 
     config_class = FTMambaTowerConfig  # type: ignore[assignment]
-    network_class = Tower
     _auto_class = "AutoModel"
 
     def __init__(self, config: FTMambaTowerConfig, name: str = "record") -> None:
@@ -151,13 +149,13 @@ class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
         inputs = TowerInputs(
             numeric, category_ids, set_ids, dense, history, history_lengths, event_features
         )
-        return self.encode(inputs)
+        pooled_BD = self.pooled(inputs)
+        return FTMambaTowerOutput(embeds=self.embedding_of(pooled_BD), pooled=pooled_BD)
 
 
 class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
     """A user tower and an item tower whose embeddings' inner product is the score."""
 
-    network_class = TwoTowers
     _auto_class = "AutoModel"
 
     def __init__(self, config: FTMambaConfig) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import logging
-from transformers.utils.generic import ModelOutput
 
 from .configuration_ftmamba import (
     GAP,
@@ -323,6 +322,7 @@ class SetTokens(nn.Module):
         """Draw the tables and biases."""
         _init_bias(self.bias, self.initializer_range)
         for table in self.tables:
+            assert isinstance(table.weight, Tensor)
             _init_table(table.weight, torch.zeros(1).long(), self.initializer_range)
 
     def forward(self, ids_BM: Tensor) -> Tensor:
@@ -695,18 +695,12 @@ class ScanChoice(nn.Module):
         """Choose the implementation of the selective scan; see `attach_kernels`."""
         attach_kernels(self, name)
 
-
-@dataclass
-class FTMambaTowerOutput(ModelOutput):
-    """What one tower returns.
-
-    Attributes:
-        embeds: embeddings (B, E).
-        pooled: pooled hidden state before the head (B, D).
-    """
-
-    embeds: Tensor | None = None
-    pooled: Tensor | None = None
+    @property
+    def scan_implementation(self) -> str:
+        """Name of the scan in use, or `none` where no layer scans."""
+        scans = {module.scan for module in self.modules() if isinstance(module, MambaMixer)}
+        names = {scan: name for name, scan in _PLAIN_SCANS.items()}
+        return ", ".join(sorted(names.get(scan, scan.__name__) for scan in scans)) or "none"
 
 
 class TowerNetwork(ScanChoice):
@@ -752,14 +746,17 @@ class TowerNetwork(ScanChoice):
         starts = history is not None and history.start is not None
         return bool(self.tokenizer.columns) or starts
 
-    def encode(self, inputs: TowerInputs) -> FTMambaTowerOutput:
-        """Embed encoded records; a row without any token is pooled to 0.
+    def encode(self, inputs: TowerInputs) -> Tensor:
+        """Embed encoded records (B, E).
 
         Raises:
             ValueError: a tensor is absent, superfluous or of another width than the columns'.
         """
-        pooled_BD = self.pool(self.tokenizer(*self._checked(inputs)))
-        return FTMambaTowerOutput(embeds=self.embedding_of(pooled_BD), pooled=pooled_BD)
+        return self.embedding_of(self.pooled(inputs))
+
+    def pooled(self, inputs: TowerInputs) -> Tensor:
+        """Return the pooled outputs (B, D); zeros for a row without any token."""
+        return self.pool(self.tokenizer(*self._checked(inputs)))
 
     def positions(self, inputs: TowerInputs) -> Tensor:
         """Embed each user as of every event: all prefixes of a history at once.
@@ -1085,8 +1082,7 @@ class TwoTowerNetwork(ScanChoice):
 
     def get_user_embeddings(self, **users: Tensor | None) -> Tensor:
         """Embed encoded users and, where the model has a history, their events; return (U, E)."""
-        embeds: Tensor = self.user_tower.encode(TowerInputs.of("user", users)).embeds
-        return embeds
+        return self.user_tower.encode(TowerInputs.of("user", users))
 
     def get_user_positions(self, **users: Tensor | None) -> Tensor:
         """Embed users as of every event; return (U, S, E), see `TowerNetwork.positions`."""
@@ -1094,8 +1090,7 @@ class TwoTowerNetwork(ScanChoice):
 
     def get_item_embeddings(self, **items: Tensor | None) -> Tensor:
         """Embed encoded items; return (I, E)."""
-        embeds: Tensor = self.item_tower.encode(TowerInputs.of("item", items)).embeds
-        return embeds
+        return self.item_tower.encode(TowerInputs.of("item", items))
 
     def scores(
         self, users_UE: Tensor, items_IE: Tensor, seen: tuple[Tensor, Tensor] | None = None

@@ -166,7 +166,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
 
         Returns:
-            The tensors of `columns.py`, named `user_numeric`, ..., `item_dense`.
+            The tensors of `configuration_ftmamba.py`, named `user_numeric`, ..., `item_dense`.
 
         Raises:
             ValueError: the extractor is not fitted, or a value has the wrong type.
