@@ -33,7 +33,7 @@ from ftmamba.known_users import known_users
 from ftmamba.recipe import ExamplesRecipe, Recipe
 from ftmamba.recommender import Recommender
 from ftmamba.training.run import Trained
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 logger = logging.getLogger(__name__)
 
