@@ -17,7 +17,7 @@ from ftmamba.streaming.events import Event
 from ftmamba.streaming.observer import Observer
 from ftmamba.streaming.sources import Batch, Source
 from ftmamba.streaming.stores import ABSENT, Put, StateStore, Stored, next_version
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 from modeling_ftmamba.user_state import UserState
 
 TRIES = 20
