@@ -68,7 +68,13 @@ def states_to_bytes(
     users_first = {name: x.movedim(_USERS[name], 0) for name, x in _tensors(state).items()}
     body_BZ = torch.empty(len(state), len(example) - start, dtype=torch.uint8)
     for name, (first, end) in places.items():
-        body_BZ[:, first:end] = users_first[name].reshape(len(state), -1).view(torch.uint8)
+        # Cloned: one user of a column of many has a stride that no view of bytes takes.
+        body_BZ[:, first:end] = (
+            users_first[name]
+            .reshape(len(state), -1)
+            .clone(memory_format=torch.contiguous_format)
+            .view(torch.uint8)
+        )
     head = example[:start]
     return [head + row_Z.tobytes() for row_Z in body_BZ.numpy()]
 
