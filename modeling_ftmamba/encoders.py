@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .columns import (
+from .configuration_ftmamba import (
     MISSING_ID,
     N_SPECIAL_IDS,
     PADDING_ID,

@@ -27,7 +27,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .columns import (
+from .configuration_ftmamba import (
     EVENT_KEYS,
     HISTORY,
     LARGEST_CONTEXT,
@@ -231,7 +231,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
 
         Returns:
-            The tensors of `columns.py`, named `user_numeric`, ..., `item_dense`.
+            The tensors of `configuration_ftmamba.py`, named `user_numeric`, ..., `item_dense`.
 
         Raises:
             ValueError: the extractor is not fitted, or a value has the wrong type.

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import Event
-from modeling_ftmamba.columns import history_of, near
+from modeling_ftmamba.configuration_ftmamba import GAP, history_of, near
 from modeling_ftmamba.encoders import KeyIndex, text_table
-from modeling_ftmamba.history import GAP
 from modeling_ftmamba.user_state import (
     NO_TIME,
     UserState,

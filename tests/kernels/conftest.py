@@ -12,7 +12,7 @@ import torch
 from ftmamba.kernels import states
 from ftmamba.kernels.library import KernelLibrary, library_path
 from modeling_ftmamba import FTMambaTowerConfig
-from modeling_ftmamba.layers import FTMambaLayer
+from modeling_ftmamba.network import FTMambaLayer
 from modeling_ftmamba.scans import scan_named
 
 LIBRARY = Path(os.environ.get("FTMAMBA_TEST_KERNELS") or library_path() or "none built")

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_ftmamba.columns import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
+from modeling_ftmamba.configuration_ftmamba import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
 from modeling_ftmamba.encoders import CategoryEncoder
 
 
