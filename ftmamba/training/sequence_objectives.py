@@ -27,7 +27,7 @@ from ftmamba.losses.sequences import (
 from ftmamba.recipe import TrainingRecipe
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.feed import Batch, Inputs, Prepared
-from modeling_ftmamba.history import HistoryTokens
+from modeling_ftmamba.network import HistoryTokens
 
 
 class SequenceLoss(Protocol):
@@ -118,7 +118,7 @@ class SequenceObjective:
 
     def _first_targets(self, batch: Batch) -> Tensor:
         """Return what to foretell before any event, where there is something to do it from."""
-        if self.embedder.base.user_tower.tokenizer.groups or self._history.start is not None:
+        if self.embedder.base.user_tower.reads_before_events:
             return batch["first_targets"]
         return torch.full_like(batch["first_targets"], -1)
 
@@ -161,16 +161,18 @@ class SequenceObjective:
 
 
 def make_sequence_objective(
-    recipe: TrainingRecipe, embedder: PairEmbedder, *, rank: int, seed: int
+    recipe: TrainingRecipe, embedder: PairEmbedder, *, rank: int, seed: int, in_bfloat16: bool
 ) -> SequenceObjective:
     """Build the objective of a recipe that trains on sequences.
+
+    With `in_bfloat16` the products of the softmax over the catalogue are.
 
     Raises:
         ValueError: a loss that sequences do not have.
     """
     counts_I = embedder.data.item_counts
     if recipe.loss.name == "full_softmax":
-        products_in = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
+        products_in = torch.bfloat16 if in_bfloat16 else None
         loss = partial(
             _full_softmax, recipe.loss.label_smoothing, recipe.loss.mask_history, products_in
         )
