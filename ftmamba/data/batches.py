@@ -22,7 +22,7 @@ from torch import Tensor
 from ftmamba.data.arrow_files import Stretch, TableRows
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.histories import Events, Histories
-from modeling_ftmamba.columns import Column, near
+from modeling_ftmamba.configuration_ftmamba import Column, near
 
 SEQUENCES = ("newest", "every")
 """What an epoch of sequences reads: each user's newest events, or every event as a target once."""

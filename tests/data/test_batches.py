@@ -17,7 +17,7 @@ from ftmamba.data.arrow_files import table_of_arrays, write_arrays
 from ftmamba.data.batches import SequenceBatches, TableBatches, make_batches
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 
 def arrays(n_rows):
