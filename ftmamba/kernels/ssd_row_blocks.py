@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .causal_conv import convolve, convolve_backward
 from .linears import product_into
-from .scan_ssd import LONGEST_ON_CPU
 from .ssd_chunks import (
     SMALLEST_STEP,
     Carry,
@@ -31,6 +29,8 @@ from .ssd_chunks import (
     scan_chunks_backward,
 )
 
+# Longest chunk: the state costs as much as 48 tokens' pairs.
+LONGEST_CHUNK = 48
 # Numbers in one tensor of inner width, for each thread: half a megabyte, so that the few that are
 # alive at once stay in a core's cache. Measured: half as many are up to 15 % slower, twice as many
 # are level.
@@ -170,7 +170,7 @@ def _prepare(p: SSDParameters, length: int, *, last: bool) -> _Weights:
         conv_bias=p.conv_bias,
         dt_bias=p.dt_bias,
         out=p.out_proj * p.norm_weight,
-        plan=plan_chunks(length, LONGEST_ON_CPU, -torch.exp(p.A_log), p.D, last=last),
+        plan=plan_chunks(length, LONGEST_CHUNK, -torch.exp(p.A_log), p.D, last=last),
     )
 
 
@@ -208,7 +208,7 @@ def _scan(rest_RLW: Tensor, w: _Weights) -> _Scanned:
     n_rows, length, _ = rest_RLW.shape
     heads, inner, n_conv = len(w.dt_bias), len(w.gate), len(w.conv_bias)
     conv_RLX = rest_RLW.new_empty(n_rows, length, n_conv)
-    convolve(rest_RLW[..., :n_conv], w.taps, w.conv_bias, conv_RLX)
+    _convolve(rest_RLW[..., :n_conv], w.taps, w.conv_bias, conv_RLX)
     whole = w.plan.n_chunks * len(w.plan.pair)
     u_HRVP = conv_RLX.new_empty(heads, n_rows, whole, inner // heads)
     conv_heads = conv_RLX[..., :inner].unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
@@ -319,7 +319,7 @@ def _conv_backward(
     conv_RLY, d_conv_RLY = conv_RLX[..., inner:], d_conv_RLX[..., inner:]
     torch.ops.aten.silu_backward.grad_input(dBC_RLY, conv_RLY, grad_input=d_conv_RLY)
     x_RLX, dx_RLX = rest_RLW[..., :n_conv], d_rest_RLW[..., :n_conv]
-    d_taps_KX, d_bias_X = convolve_backward(d_conv_RLX, x_RLX, w.taps, dx_RLX)
+    d_taps_KX, d_bias_X = _convolve_backward(d_conv_RLX, x_RLX, w.taps, dx_RLX)
     d.conv_weight[:, 0].add_(d_taps_KX.t())
     d.conv_bias.add_(d_bias_X)
     return d_rest_RLW
@@ -329,3 +329,26 @@ def _map(x: Tensor, weight_OI: Tensor, out: Tensor) -> Tensor:
     """Write x times the transposed weight into `out`, and return it."""
     product_into(out.view(-1, len(weight_OI)), x.reshape(-1, x.shape[-1]), weight_OI)
     return out
+
+
+def _convolve(x_BLX: Tensor, taps_KX: Tensor, bias_X: Tensor, out_BLX: Tensor) -> None:
+    """Write the convolution into `out_BLX`; the last tap is the present token's."""
+    width, length = len(taps_KX), x_BLX.shape[1]
+    torch.addcmul(bias_X, x_BLX, taps_KX[-1], out=out_BLX)
+    for back in range(1, min(width, length)):
+        out_BLX[:, back:].addcmul_(x_BLX[:, : length - back], taps_KX[width - 1 - back])
+
+
+def _convolve_backward(
+    dy_BLX: Tensor, x_BLX: Tensor, taps_KX: Tensor, dx_BLX: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of x into `dx_BLX`; return those of the taps and of the bias."""
+    width, length = len(taps_KX), x_BLX.shape[1]
+    torch.mul(dy_BLX, taps_KX[-1], out=dx_BLX)
+    dtaps_KX = torch.zeros_like(taps_KX)
+    dtaps_KX[-1] = (dy_BLX * x_BLX).sum((0, 1))
+    for back in range(1, min(width, length)):
+        tap = width - 1 - back
+        dx_BLX[:, : length - back].addcmul_(dy_BLX[:, back:], taps_KX[tap])
+        dtaps_KX[tap] = (dy_BLX[:, back:] * x_BLX[:, : length - back]).sum((0, 1))
+    return dtaps_KX, dy_BLX.sum((0, 1))

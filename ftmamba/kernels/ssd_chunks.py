@@ -5,8 +5,6 @@ Inside a chunk y_i = sum_j mixing_ij u_j, one lower triangular matrix a head (Da
 one product with a constant matrix of zeros and ones. They are never differences of running sums,
 so they are never positive and lose nothing to cancellation, and no mask meets an infinity.
 
-Products run in the type of u, B and C; decays and what is carried, in that of dt and A.
-
 Shapes: J chunks (R rows, each of G chunks), T tokens of a chunk, Q tokens that are asked for (T,
 or 1: the last), H heads, P channels a head, N state; S and M are columns of the sums' matrices.
 """
@@ -160,9 +158,9 @@ def _mix_backward(
     dy_HJQP: Tensor, chunks: Chunks, plan: ChunkPlan, mixing: Mixing
 ) -> tuple[_Partial, Tensor]:
     du_HJTP = _products(mixing.total.transpose(2, 3), dy_HJQP)
-    d_total_HJQT = _products(dy_HJQP, chunks.u.transpose(2, 3)).to(plan.A.dtype)
+    d_total_HJQT = _products(dy_HJQP, chunks.u.transpose(2, 3))
     dD_H = _own(d_total_HJQT).sum((1, 2))
-    d_score_JQT = d_total_HJQT.mul_(mixing.decay).sum(0).to(chunks.B.dtype)
+    d_score_JQT = d_total_HJQT.mul_(mixing.decay).sum(0)
     if not plan.last:
         d_score_JQT.tril_()
     d_exponent_HJQT = d_total_HJQT.mul_(mixing.score)
@@ -184,7 +182,7 @@ def _carry(chunks: Chunks, plan: ChunkPlan) -> Carry:
     end_HJT = end_HJT * chunks.dt
     read_HJTN = chunks.C * start_HJT[..., None]
     write_HJTN = chunks.B * end_HJT[..., None]
-    after_HJNP = _products(write_HJTN.transpose(2, 3), chunks.u).to(plan.A.dtype)
+    after_HJNP = _products(write_HJTN.transpose(2, 3), chunks.u)
     kept_GHR11 = _by_chunk(start_HJT[..., -1:, None], plan)
     after_GHRNP = _by_chunk(after_HJNP, plan)
     for g in range(1, plan.n_chunks):
@@ -198,10 +196,9 @@ def _add_carry_backward(
     dy_HJTP: Tensor, chunks: Chunks, plan: ChunkPlan, carry: Carry, d: _Partial
 ) -> None:
     """Add the gradients that pass through the state to those in `d`."""
-    state_type, product_type = plan.A.dtype, dy_HJTP.dtype
-    d_read_HJTN = _products(dy_HJTP, carry.state.transpose(2, 3)).to(state_type)
+    d_read_HJTN = _products(dy_HJTP, carry.state.transpose(2, 3))
     # Of each chunk's first state: through its own outputs, then through all later chunks'.
-    adjoint_HJNP = _products(carry.read.transpose(2, 3), dy_HJTP).to(state_type)
+    adjoint_HJNP = _products(carry.read.transpose(2, 3), dy_HJTP)
     kept_HJ = carry.start[..., -1]
     kept_GHR11 = _by_chunk(kept_HJ[..., None, None], plan)
     adjoint_GHRNP = _by_chunk(adjoint_HJNP, plan)
@@ -210,9 +207,9 @@ def _add_carry_backward(
     d_after_HJNP = torch.zeros_like(adjoint_HJNP)
     _by_chunk(d_after_HJNP, plan)[:-1] = adjoint_GHRNP[1:]
     _add_products(d.u, carry.write, d_after_HJNP)
-    d_write_HJTN = _products(chunks.u, d_after_HJNP.transpose(2, 3)).to(state_type)
-    d.C.add_((d_read_HJTN * carry.start[..., None]).sum(0).to(product_type))
-    d.B.add_((d_write_HJTN * carry.end[..., None]).sum(0).to(product_type))
+    d_write_HJTN = _products(chunks.u, d_after_HJNP.transpose(2, 3))
+    d.C.add_((d_read_HJTN * carry.start[..., None]).sum(0))
+    d.B.add_((d_write_HJTN * carry.end[..., None]).sum(0))
     d_start_HJT = d_read_HJTN.mul_(carry.read).sum(-1)
     d_end_HJT = d_write_HJTN.mul_(carry.write).sum(-1)
     d_kept_HJ = (d_after_HJNP * carry.state).sum((2, 3))
@@ -238,19 +235,12 @@ def _own(total_HJQT: Tensor) -> Tensor:
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    """Return left @ right for matrices (H, J, ...), in one flat batch, in the narrower type."""
-    left, right = _narrowed(left, right)
+    """Return left @ right for matrices (H, J, ...), in one flat batch."""
     return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
 
 
 def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    left, right = left.to(total.dtype), right.to(total.dtype)
     total.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
-
-
-def _narrowed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    narrow = min(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize)
-    return left.to(narrow), right.to(narrow)
 
 
 def _pair_sums(step_HJT: Tensor, plan: ChunkPlan) -> Tensor:

@@ -46,12 +46,15 @@ def apply_linear_in_chunks(module: nn.Linear, x: Tensor, n_chunks: int) -> tuple
 
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a module is just that class, without hooks: its parameters say it all.
+    """Return whether a module is just that class: its parameters say it all.
 
-    A module of another class, or with a hook, is somebody's adapter or observer, and must run.
+    A module of another class, with a hook or with a forward of its own, other than those that
+    `attach` binds, is an adapter or an observer, and must run.
     """
+    own = vars(module).get("forward")
+    ours = own is None or str(own.__module__).startswith(str(__package__))
     hooks = (module._forward_hooks, module._forward_pre_hooks)  # noqa: SLF001 - no public way
-    return type(module) is kind and not any(hooks)
+    return type(module) is kind and ours and not any(hooks)
 
 
 def product_into(out_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:

@@ -3,13 +3,18 @@
 Written for huge batches of short records: one program is one warp that holds one record's tile of
 channels and goes through the tokens in order. The state is a tuple of N vectors in registers, one
 for each number of state, so that there are no shuffles and no shared memory. Where the batch is too
-small to fill the GPU, a program takes one chunk of the tokens instead (`scan_triton_chunks`).
+small to fill the GPU, a program takes one chunk of the tokens instead (`run_chunks`).
 
 Every vector is one tile of channels, in float32 whatever the tensors' type. A, and states in
 memory, are (N, E): channels come last. What a kernel is compiled for is in capitals: strides and
 sizes of the model, never those of a batch. Offsets are 64 bits wide between records, and 32 within
 a chunk of one. A scan `REVERSE`d goes from the last token to the first. Imported only where Triton
 is installed.
+
+The chunks of a long record run side by side because the recurrence is linear in the state. Each
+runs from a zero state (`run_chunks`); what those runs leave, each fading by the decay of the chunks
+after it, gives the state before every chunk (`join_chunks`); then the chunks run again from there.
+The adjoint goes through the same two kernels from the end.
 """
 
 # Triton's language is typed by its compiler, unpacks no tuples, and chooses branches on capitals
@@ -149,25 +154,13 @@ def write_out(y_at, y, u, gate_at, skip, in_tile):
 
 @triton.jit(do_not_specialize=["L", "n_chunks", "programs_a_row", "skipped"])
 def scan_forward(
-    tensors,
-    y_ptr,
-    states_ptr,
-    L,
-    n_chunks,
-    programs_a_row,
-    skipped,
-    STRIDES: tl.constexpr,
-    E: tl.constexpr,
-    N: tl.constexpr,
-    TILE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    LAST: tl.constexpr,
-    REVERSE: tl.constexpr,
-    STATES: tl.constexpr,
-):
+    tensors, y_ptr, states_ptr, L, n_chunks, programs_a_row, skipped, STRIDES: tl.constexpr, E:
+    tl.constexpr, N: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, LAST: tl.constexpr,
+    REVERSE: tl.constexpr, STATES: tl.constexpr,
+):  # fmt: skip
     """Write y. A program runs the chunks of one record from `skipped` on, or one of them.
 
-    tensors are `scan_triton_launch.ScanTensors`, with the strides of u, dt, B, C and the gate.
+    tensors are `triton_launch.ScanTensors`, with the strides of u, dt, B, C and the gate.
     LAST: y, C and the gate have one token, the last. STATES is "none"; "kept": write the state
     before each chunk but the first; or "given": read it.
     """
@@ -229,3 +222,89 @@ def scan_forward(
         u = load_float(tensors.u + token * u_stride + channel, in_tile)
         y = read_out(state, tensors.C + row * STRIDES[3], N)
         write_out(y_ptr + row * E + channel, y, u, gate_at, skip, in_tile)
+
+
+@triton.jit
+def retreat(adjoint, rates, dt, dy, C_at, N: tl.constexpr):
+    """Return exp(dt A) (adjoint + C dy) of one token: what the state before it does to the loss."""
+    retreated = ()
+    for n in tl.static_range(N):
+        c = tl.load(C_at + n).to(tl.float32)
+        retreated = retreated + (tl.exp2(dt * rates[n]) * (adjoint[n] + c * dy),)
+    return retreated
+
+
+@triton.jit(do_not_specialize=["L", "n_chunks"])
+def run_chunks(
+    tensors, dy_ptr, states_ptr, sums_ptr, L, n_chunks, STRIDES: tl.constexpr, E: tl.constexpr, N:
+    tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, LAST: tl.constexpr, REVERSE:
+    tl.constexpr,
+):  # fmt: skip
+    """Write each chunk's state after running from zero, and the sum of its time steps.
+
+    Slot s, of n_chunks - 1, is for the border between the chunks s and s + 1. It gets what chunk s
+    leaves; where there is dy, the adjoint that chunk s + 1 leaves when run backwards.
+    """
+    ADJOINT: tl.constexpr = dy_ptr is not None
+    STEP: tl.constexpr = -1 if REVERSE != ADJOINT else 1
+    n_tiles = tl.cdiv(E, TILE)
+    pid = tl.program_id(0)
+    channel = pid % n_tiles * TILE + tl.arange(0, TILE)
+    in_tile = channel < E
+    item = pid // n_tiles
+    row = (item // (n_chunks - 1)).to(tl.int64)
+    chunk = item % (n_chunks - 1) + (1 if ADJOINT else 0)
+    length = tl.minimum(CHUNK, L - chunk * CHUNK)
+    start = chunk * CHUNK + (length - 1 if ADJOINT else 0)
+    token = row * L + (L - 1 - start if REVERSE else start)
+    rates = load_rates(tensors.A, channel, in_tile, E, N)
+    bias = load_bias(tensors, channel, in_tile)
+    state = zero_state(N, TILE)
+    steps = tl.zeros([TILE], tl.float32)
+    for t in range(0, length):
+        own = token + t * STEP
+        dt = load_dt(tensors.dt + own * STRIDES[1] + channel, bias, in_tile)
+        steps += dt
+        if ADJOINT:
+            # The gradient of the last token alone has one token, and so have its C and gate.
+            if LAST:
+                own = row
+                wanted = lanes(channel, (t == 0) & (chunk == n_chunks - 1), E)
+            else:
+                wanted = in_tile
+            dy = load_float(dy_ptr + own * E + channel, wanted)
+            if tensors.gate is not None:
+                gate = load_float(tensors.gate + own * STRIDES[4] + channel, wanted)
+                dy = dy * gate * sigmoid(gate)
+            state = retreat(state, rates, dt, dy, tensors.C + own * STRIDES[3], N)
+        else:
+            x = dt * load_float(tensors.u + own * STRIDES[0] + channel, in_tile)
+            state = advance(state, rates, dt, x, tensors.B + own * STRIDES[2], N)
+    slot = item.to(tl.int64)
+    store_state(states_ptr + slot * N * E, state, channel, in_tile, E, N)
+    tl.store(sums_ptr + slot * E + channel, steps, mask=in_tile)
+
+
+@triton.jit(do_not_specialize=["n_slots"])
+def join_chunks(
+    states_ptr, sums_ptr, A_ptr, n_slots, E: tl.constexpr, N: tl.constexpr, TILE: tl.constexpr,
+    ADJOINT: tl.constexpr,
+):  # fmt: skip
+    """Add to each slot what reaches it from the slots before it; ADJOINT, from those after it.
+
+    Then slot s holds the state before chunk s + 1; ADJOINT, the adjoint after chunk s.
+    """
+    n_tiles = tl.cdiv(E, TILE)
+    pid = tl.program_id(0)
+    channel = pid % n_tiles * TILE + tl.arange(0, TILE)
+    in_tile = channel < E
+    n = pid // n_tiles % N
+    row = (pid // n_tiles // N).to(tl.int64)
+    rate = load_float(A_ptr + n * E + channel, in_tile) * LOG2E
+    state = tl.zeros([TILE], tl.float32)
+    for i in range(0, n_slots):
+        slot = row * n_slots + (n_slots - 1 - i if ADJOINT else i)
+        state_at = states_ptr + (slot * N + n) * E + channel
+        steps = load_float(sums_ptr + slot * E + channel, in_tile)
+        state = tl.exp2(steps * rate) * state + load_float(state_at, in_tile)
+        tl.store(state_at, state, mask=in_tile)

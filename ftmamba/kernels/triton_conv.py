@@ -1,11 +1,16 @@
-"""Triton kernels of the causal depthwise convolution over tokens, with SiLU.
+"""The causal depthwise convolution over tokens with SiLU, by Triton kernels.
 
 u_t = SiLU(bias + sum_k w_k x_(t - K + 1 + k)), each channel for itself; REVERSE, t counts from the
-last token. See `scan_triton_kernels` for what is common to all kernels.
+last token. See `triton_scan` for what is common to all kernels.
+
+Shapes: B batch, L tokens, E channels, K kernel width, P groups of programs.
 """
 
 # mypy: ignore-errors
 # ruff: noqa: PLR0913, RUF005
+
+import torch
+from torch import Tensor
 
 try:
     import triton
@@ -13,7 +18,11 @@ try:
 except ImportError as error:
     raise ImportError("Triton is not installed: pip install triton") from error
 
-from .scan_triton_kernels import lanes, load_float, sigmoid, zero_state
+from .triton_launch import dense, device_of, n_groups, token_stride
+from .triton_scan import lanes, load_float, sigmoid, zero_state
+
+TOKENS = 16  # of a program of the forward pass
+CHUNK = 64  # tokens of a program of the backward pass
 
 
 @triton.jit
@@ -36,19 +45,9 @@ def slide(values, newest, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_tokens", "L"])
 def conv_forward(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    u_ptr,
-    n_tokens,
-    L,
-    X_STRIDE: tl.constexpr,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    TOKENS: tl.constexpr,
-    TILE: tl.constexpr,
-    REVERSE: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, u_ptr, n_tokens, L, X_STRIDE: tl.constexpr, E: tl.constexpr, K:
+    tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
     """Write u. A program takes a tile of tokens, whatever their records, and of channels."""
     STEP: tl.constexpr = -1 if REVERSE else 1
     n_tiles = tl.cdiv(E, TILE)
@@ -71,24 +70,10 @@ def conv_forward(
 
 @triton.jit(do_not_specialize=["n_rows", "L", "n_chunks"])
 def conv_backward(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    du_ptr,
-    dx_ptr,
-    d_weight_ptr,
-    d_bias_ptr,
-    n_rows,
-    L,
-    n_chunks,
-    X_STRIDE: tl.constexpr,
-    DX_STRIDE: tl.constexpr,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    CHUNK: tl.constexpr,
-    TILE: tl.constexpr,
-    REVERSE: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, du_ptr, dx_ptr, d_weight_ptr, d_bias_ptr, n_rows, L, n_chunks,
+    X_STRIDE: tl.constexpr, DX_STRIDE: tl.constexpr, E: tl.constexpr, K: tl.constexpr, CHUNK:
+    tl.constexpr, TILE: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
     """Write the gradients; those of weight (K, E) and bias have a part for each group of programs.
 
     Program p takes tile p % n_tiles of chunk p // n_tiles and of every `n_groups`-th after it. It
@@ -138,3 +123,44 @@ def conv_backward(
     for k in tl.static_range(K):
         tl.store(d_weight_ptr + (part * K + k) * E + channel, d_weights[k], mask=in_tile)
     tl.store(d_bias_ptr + part * E + channel, d_bias, mask=in_tile)
+
+
+def run_conv_forward(x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, *, reverse: bool) -> Tensor:
+    """Return SiLU(causal depthwise convolution of x)."""
+    x_BLE, weight_EK = dense(x_BLE), weight_EK.contiguous()
+    B, L, E = x_BLE.shape
+    u_BLE = x_BLE.new_empty((B, L, E))
+    if u_BLE.numel() == 0:
+        return u_BLE
+    tile = 128 if E > 64 else 64
+    with device_of(x_BLE):
+        conv_forward[(-(-B * L // TOKENS) * -(-E // tile),)](
+            x_BLE, weight_EK, bias_E, u_BLE, B * L, L, X_STRIDE=token_stride(x_BLE), E=E,
+            K=weight_EK.shape[1], TOKENS=TOKENS, TILE=tile, REVERSE=reverse, num_warps=4,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    return u_BLE
+
+
+def run_conv_backward(
+    x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, du_BLE: Tensor, dx_BLE: Tensor, *, reverse:
+    bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Write the gradient of x into dx, a tensor or a view of one; return weight's and bias's."""
+    x_BLE, weight_EK = dense(x_BLE), weight_EK.contiguous()
+    B, L, E = x_BLE.shape
+    K = weight_EK.shape[1]
+    if x_BLE.numel() == 0:
+        return weight_EK.new_zeros((E, K)), weight_EK.new_zeros(E)
+    tile = 32 if K > 8 else 64 if K > 4 or E <= 64 else 128
+    n_chunks, n_tiles = -(-L // CHUNK), -(-E // tile)
+    P = n_groups(x_BLE.device, n_tiles, B * n_chunks)
+    d_weight_PKE = weight_EK.new_empty((P, K, E), dtype=torch.float32)
+    d_bias_PE = d_weight_PKE.new_empty((P, E))
+    with device_of(x_BLE):
+        conv_backward[(P * n_tiles,)](
+            x_BLE, weight_EK, bias_E, du_BLE.contiguous(), dx_BLE, d_weight_PKE, d_bias_PE, B, L,
+            n_chunks, X_STRIDE=token_stride(x_BLE), DX_STRIDE=token_stride(dx_BLE), E=E, K=K,
+            CHUNK=CHUNK, TILE=tile, REVERSE=reverse, num_warps=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    return d_weight_PKE.sum(0).t().contiguous(), d_bias_PE.sum(0)

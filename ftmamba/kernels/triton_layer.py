@@ -1,4 +1,8 @@
-"""A Mamba mixer of Triton kernels and matrix products, one custom operator between two linears.
+"""A Mamba mixer of Triton kernels and matrix products, and the selective scan alone, on a GPU.
+
+Each is one custom operator with its gradient, so that compiled graphs hold it whole; the mixer's
+stands between two linears. Operators are registered under the name of this copy of the code: one
+from the Hub and an installed one live in one process.
 
 The backward computes the convolution and dt again rather than keep them, and writes the gradients
 of x and of the gate side by side, where the input linear's backward wants them.
@@ -14,17 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .conv_triton import run_conv_backward, run_conv_forward
-from .mamba_parameters import MambaParameters
-from .scan_inputs import check_type
-from .scan_triton_device import refuse_elsewhere
-from .scan_triton_launch import (
+from .library import NARROW, MambaParameters, check_scan, is_kept
+from .triton_launch import (
     ScanTensors,
     empty_outputs,
     empty_states,
+    refuse_elsewhere,
     run_backward,
     run_forward,
-)
+)  # fmt: skip
 
 NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
 
@@ -32,7 +34,7 @@ NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
 def triton_mixer(
     hidden_BLD: Tensor, parameters: MambaParameters, *, last: bool, reverse: bool
 ) -> Tensor:
-    """Return the mixed tokens (B, L, D) as `mixer_mamba.MambaMixer` does, or the last one (B, D).
+    """Return the mixed tokens (B, L, D) as the model's `MambaMixer` does, or the last one (B, D).
 
     Args:
         hidden_BLD: the tokens, after the norm.
@@ -54,7 +56,7 @@ def triton_mixer(
         hidden_BLD = hidden_BLD[:, -1:]
     inner, conv_bias_E = parameters.D.shape[0], parameters.conv_bias
     x = F.linear(hidden_BLD, parameters.in_proj[:inner] if last else parameters.in_proj)
-    check_type("tokens", x, scan="triton")
+    _check_type(x)
     tensors = [
         x,
         parameters.conv_weight,
@@ -67,30 +69,15 @@ def triton_mixer(
     ]
     if last:
         tensors.append(F.linear(hidden_BLD[:, -1], parameters.in_proj[inner:]))
-    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    y, _, _ = _forward(tensors, reverse and not last, differentiated)
+    y, _, _ = _forward(tensors, reverse and not last, is_kept(*tensors))
     return F.linear(y, parameters.out_proj)
 
 
 def triton_layer(
-    hidden_BLD: Tensor,
-    parameters: MambaParameters,
-    norm: tuple[Tensor, Tensor | None, float] | None,
-    *,
-    residual: bool,
-    last: bool,
-    reverse: bool,
-) -> Tensor:
-    """Return [hidden +] mixer(norm(hidden)), each part if asked for; see `triton_mixer`.
-
-    Args:
-        hidden_BLD: the layer's tokens.
-        parameters: the mixer's weights.
-        norm: weight, bias and eps of the LayerNorm before the mixer, if there is one.
-        residual: whether to add the tokens.
-        last: whether to return the last token alone.
-        reverse: whether to mix from the last token to the first.
-    """
+    hidden_BLD: Tensor, parameters: MambaParameters, norm: tuple[Tensor, Tensor | None, float] |
+    None, *, residual: bool, last: bool, reverse: bool,
+) -> Tensor:  # fmt: skip
+    """Return [hidden +] mixer(norm(hidden)), each part if asked for; see `triton_mixer`."""
     normed_BLD = hidden_BLD
     if norm is not None:
         weight_D, bias_D, eps = norm
@@ -99,6 +86,14 @@ def triton_layer(
     if not residual:
         return mixed
     return (hidden_BLD[:, -1] if last else hidden_BLD) + mixed
+
+
+def _check_type(tensor: Tensor) -> None:
+    if tensor.dtype not in NARROW:
+        raise TypeError(
+            f"the triton scan takes float32, bfloat16 and float16, got {tensor.dtype}; convert it, "
+            "or model.set_scan('sequential')"
+        )
 
 
 class _Tensors(NamedTuple):
@@ -115,6 +110,8 @@ class _Tensors(NamedTuple):
     gate: Tensor | None = None
 
     def convolve(self, *, reverse: bool) -> Tensor:
+        from .triton_conv import run_conv_forward
+
         x_BLE = self.x[..., : len(self.D)]
         return run_conv_forward(x_BLE, self.conv_weight[:, 0], self.conv_bias, reverse=reverse)
 
@@ -123,15 +120,10 @@ class _Tensors(NamedTuple):
         rank, states = self.dt_weight.shape[1], self.A.shape[1]
         dt_BLR, B_BLN, C_BLN = projected_BLX.split([rank, states, states], -1)
         return ScanTensors(
-            u_BLE,
-            F.linear(dt_BLR, self.dt_weight),
-            self.A.t().contiguous(),
-            B_BLN,
-            C_BLN if self.gate is None else C_BLN[:, -1].contiguous(),
-            self.D,
-            self.dt_bias,
-            self.x[..., len(self.D) :] if self.gate is None else self.gate,
-        )
+            u_BLE, F.linear(dt_BLR, self.dt_weight), self.A.t().contiguous(), B_BLN, C_BLN if
+            self.gate is None else C_BLN[:, -1].contiguous(), self.D, self.dt_bias, self.x[...,
+            len(self.D) :] if self.gate is None else self.gate,
+        )  # fmt: skip
 
 
 @torch.library.custom_op(f"{NAMESPACE}::triton_mixer", mutates_args=())
@@ -161,6 +153,8 @@ def _(tensors: list[Tensor], _reverse: bool, keep_states: bool) -> tuple[Tensor,
 def _backward(
     dy: Tensor, tensors: list[Tensor], projected: Tensor, states: Tensor, reverse: bool
 ) -> list[Tensor]:
+    from .triton_conv import run_conv_backward
+
     mixer = _Tensors(*tensors)
     x, E = mixer.x, len(mixer.D)
     u_BLE = mixer.convolve(reverse=reverse)
@@ -172,13 +166,8 @@ def _backward(
     d_projected_MX = _gradient_of_projected(mixer, scan).flatten(0, 1)
     du_ME.addmm_(d_projected_MX, mixer.x_proj)
     d_conv_weight_EK, d_conv_bias_E = run_conv_backward(
-        x[..., :E],
-        mixer.conv_weight[:, 0],
-        mixer.conv_bias,
-        scan.u,
-        dx[..., :E],
-        reverse=reverse,
-    )
+        x[..., :E], mixer.conv_weight[:, 0], mixer.conv_bias, scan.u, dx[..., :E], reverse=reverse,
+    )  # fmt: skip
     dt_MR = projected.flatten(0, 1)[:, : mixer.dt_weight.shape[1]]
     gradients = [
         dx,
@@ -222,3 +211,62 @@ def _differentiate(ctx: Any, dy: Tensor, *_: None) -> tuple[list[Tensor], None, 
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def triton_scan(
+    u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor
+) -> Tensor:
+    """Return y (B, L, E) of the selective scan alone, with the state in float32.
+
+    Raises:
+        ValueError, TypeError: shapes, devices or types do not fit.
+        RuntimeError: Triton cannot run here.
+    """
+    tensors = (u_BLE, dt_BLE, A_EN, B_BLN, C_BLN)
+    check_scan(dict(zip(("u", "dt", "A", "B", "C"), tensors, strict=True)), last=False)
+    for tensor in tensors:
+        _check_type(tensor)
+    y_BLE: Tensor = _scan_forward(*tensors, is_kept(*tensors))[0]
+    return y_BLE
+
+
+def _scan_inputs(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> ScanTensors:
+    return ScanTensors(u, dt, A.float().t().contiguous(), B, C)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::triton_scan", mutates_args=())
+def _scan_forward(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, keep_states: bool
+) -> tuple[Tensor, Tensor]:
+    return run_forward(_scan_inputs(u, dt, A, B, C), reverse=False, keep_states=keep_states)
+
+
+@_scan_forward.register_fake
+def _(*tensors: Any) -> tuple[Tensor, Tensor]:
+    inputs = _scan_inputs(*tensors[:5])
+    return empty_outputs(inputs), empty_states(inputs, kept=tensors[5])
+
+
+@torch.library.custom_op(f"{NAMESPACE}::triton_scan_backward", mutates_args=())
+def _scan_backward(dy: Tensor, states: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    got = run_backward(_scan_inputs(*tensors), dy, states, None, reverse=False)
+    gradients = (got.u, got.dt, got.A.t().contiguous(), got.B, got.C)
+    return [gradient.to(x.dtype) for gradient, x in zip(gradients, tensors, strict=True)]
+
+
+@_scan_backward.register_fake
+def _(_dy: Tensor, _states: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in tensors]
+
+
+def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5], output[1])
+
+
+def _differentiate_scan(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    *tensors, states = ctx.saved_tensors
+    return (*_scan_backward(dy, states, tensors), None)
+
+
+_scan_forward.register_autograd(_differentiate_scan, setup_context=_keep_scan)

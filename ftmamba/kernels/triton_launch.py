@@ -1,27 +1,85 @@
-"""Launches the Triton scan: how the work is cut, and where the results go.
+"""Launches the Triton scan: where it can run, how the work is cut, where the results go.
 
 A program is one warp with a tile of channels of one record, and goes through its tokens in order;
-or through one chunk of them, where records are long and few (`scan_triton_device`).
+or through one chunk of them, where records are long and few (`run_side_by_side`).
 
 Shapes: B batch, L tokens, E channels, N numbers of state, J borders between chunks of tokens.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .scan_triton_device import (
-    device_of,
-    few_registers,
-    n_groups,
-    refuse_elsewhere,
-    run_side_by_side,
-)
-
 CHUNK = 60  # tokens between two states that a forward pass keeps for the backward
 SPAN = 6  # tokens that the backward holds in registers
+# Programs are one warp each. A processor, as NVIDIA's GPUs have about a hundred, has four
+# schedulers, and registers for so many warps of the backward.
+FEW_WARPS_A_PROCESSOR = 2
+FULL_WARPS_A_PROCESSOR = 12
+REGISTERS = 168
+
+
+def why_not() -> str | None:
+    """Return None where Triton kernels can run on this machine, else the reason and the remedy."""
+    try:
+        from .triton_scan import INTERPRETED
+    except ImportError as error:
+        return f"the triton scan cannot run here: {error}, or model.set_scan('auto')"
+    if torch.cuda.is_available() or INTERPRETED:
+        return None
+    return (
+        "the triton scan cannot run here: it needs a GPU, and torch.cuda.is_available() is False; "
+        "install torch for CUDA, or model.set_scan('auto')"
+    )
+
+
+def refuse_elsewhere(tensor: Tensor) -> None:
+    """Raise RuntimeError, with the reason, where Triton cannot run on the tensor."""
+    if reason := why_not():
+        raise RuntimeError(reason)
+    from .triton_scan import INTERPRETED
+
+    if not tensor.is_cuda and not INTERPRETED:
+        raise RuntimeError(
+            f"the triton scan runs on CUDA tensors, got tensors on {tensor.device}; "
+            "move model and inputs there with .to('cuda'), or model.set_scan('auto')"
+        )
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which kernels are launched on the tensor's device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@cache
+def n_processors(device: torch.device) -> int:
+    """Return the number of a GPU's processors; two stand for the interpreter's."""
+    if device.type != "cuda":
+        return 2
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def n_groups(device: torch.device, n_tiles: int, n_items: int) -> int:
+    """Return how many programs share a tile's items, so that together they fill the GPU once."""
+    return max(1, min(n_items, n_processors(device) * FULL_WARPS_A_PROCESSOR // n_tiles))
+
+
+def few_registers() -> dict[str, int]:
+    """Return the option that limits the backward's registers; AMD's compiler has none."""
+    return {} if torch.version.hip else {"maxnreg": REGISTERS}
+
+
+def run_side_by_side(device: torch.device, n_programs: int, n_chunks: int) -> bool:
+    """Decide whether the chunks of a record run side by side.
+
+    They compute every decay once more then: worth it where the programs that take whole records
+    leave more than half of the GPU's schedulers idle.
+    """
+    return n_chunks > 2 and n_programs < FEW_WARPS_A_PROCESSOR * n_processors(device)
 
 
 class ScanTensors(NamedTuple):
@@ -130,7 +188,7 @@ def plan(tensors: ScanTensors, *, reverse: bool) -> Plan:
 def run_forward(tensors: ScanTensors, *, reverse: bool, keep_states: bool) -> tuple[Tensor, Tensor]:
     """Return y, and the states at the borders between chunks, or none of them."""
     refuse_elsewhere(tensors.u)
-    from .scan_triton_kernels import scan_forward
+    from .triton_scan import scan_forward
 
     y, states_BJNE = empty_outputs(tensors), empty_states(tensors, kept=keep_states)
     B, L, _ = tensors.u.shape
@@ -145,34 +203,22 @@ def run_forward(tensors: ScanTensors, *, reverse: bool, keep_states: bool) -> tu
             join_borders(cut, None, borders_BJNE)
             chunks, skipped = (1, cut.n_chunks - 1) if cut.last else (cut.n_chunks, 0)
         scan_forward[(B * chunks * cut.n_tiles,)](
-            cut.tensors,
-            y,
-            borders_BJNE,
-            L,
-            cut.n_chunks,
-            chunks,
-            skipped,
-            STATES=states,
+            cut.tensors, y, borders_BJNE, L, cut.n_chunks, chunks, skipped, STATES=states,
             **cut.token_constants(),
-        )
+        )  # fmt: skip
     return y, borders_BJNE if keep_states else states_BJNE
 
 
 def join_borders(cut: Plan, dy: Tensor | None, states_BJNE: Tensor) -> None:
     """Write the state at every border, all chunks at once; the adjoint where dy is given."""
-    from .scan_triton_chunks import join_chunks, run_chunks
+    from .triton_scan import join_chunks, run_chunks
 
     B, J, N, E = states_BJNE.shape
     sums_BJE = states_BJNE.new_empty((B, J, E))
     run_chunks[(B * J * cut.n_tiles,)](
-        cut.tensors,
-        dy,
-        states_BJNE,
-        sums_BJE,
-        cut.tensors.u.shape[1],
-        cut.n_chunks,
+        cut.tensors, dy, states_BJNE, sums_BJE, cut.tensors.u.shape[1], cut.n_chunks,
         **cut.token_constants(),
-    )
+    )  # fmt: skip
     join_chunks[(B * N * cut.n_tiles,)](
         states_BJNE, sums_BJE, cut.tensors.A, J, ADJOINT=dy is not None, **cut.constants()
     )
@@ -186,7 +232,7 @@ def run_backward(
     Those of A, B, C, D and the bias are float32.
     """
     refuse_elsewhere(tensors.u)
-    from .scan_triton_backward import scan_backward
+    from .triton_backward import scan_backward
 
     B, L, _ = tensors.u.shape
     dy = dy.contiguous()
@@ -203,22 +249,10 @@ def run_backward(
             adjoints_BJNE = empty_states(tensors, kept=True)
             join_borders(cut, dy, adjoints_BJNE)
         scan_backward[(P * cut.n_tiles,)](
-            cut.tensors,
-            parts,
-            dy,
-            states_BJNE,
-            adjoints_BJNE,
-            scratch,
-            B,
-            L,
-            cut.n_chunks,
-            chunks,
-            n_spans,
-            D_GATE_STRIDE=0 if d_gate is None else token_stride(d_gate),
-            SPAN=SPAN,
-            **cut.token_constants(),
-            **few_registers(),
-        )
+            cut.tensors, parts, dy, states_BJNE, adjoints_BJNE, scratch, B, L, cut.n_chunks,
+            chunks, n_spans, D_GATE_STRIDE=0 if d_gate is None else token_stride(d_gate),
+            SPAN=SPAN, **cut.token_constants(), **few_registers(),
+        )  # fmt: skip
     summed = {name: getattr(parts, name) for name in ("A", "B", "C", "D", "bias")}
     return parts._replace(**{name: x.sum(0) for name, x in summed.items() if x is not None})
 
@@ -227,15 +261,11 @@ def empty_gradients(cut: Plan, n_parts: int, d_gate: Tensor | None) -> ScanTenso
     """Return room for gradients: of B and C a part for each tile, of A, D and the bias n_parts."""
     u, dt, A, B, C, D, bias, _ = cut.tensors
     return ScanTensors(
-        u.new_empty(u.shape),
-        dt.new_empty(dt.shape),
-        A.new_zeros((n_parts, *A.shape)),
-        A.new_empty((cut.n_tiles, *B.shape)),
-        A.new_empty((cut.n_tiles, *C.shape)),
-        None if D is None else A.new_empty((n_parts, *D.shape)),
-        None if bias is None else A.new_empty((n_parts, *bias.shape)),
-        d_gate,
-    )
+        u.new_empty(u.shape), dt.new_empty(dt.shape), A.new_zeros((n_parts, *A.shape)),
+        A.new_empty((cut.n_tiles, *B.shape)), A.new_empty((cut.n_tiles, *C.shape)), None if D is
+        None else A.new_empty((n_parts, *D.shape)), None if bias is None else A.new_empty((n_parts,
+        *bias.shape)), d_gate,
+    )  # fmt: skip
 
 
 def no_gradients(tensors: ScanTensors, d_gate: Tensor | None) -> ScanTensors:
