@@ -76,7 +76,7 @@ class PairEmbedder:
         if "times" in batch:
             before = {"before": batch["times"].numpy()}
         else:
-            before = {"n_first": histories.places[batch["rows"].numpy()]}
+            before = {"n_first": histories.n_earlier[batch["rows"].numpy()]}
         return {
             **self.data.gather_users(user_ids_B),
             **history_inputs(histories, column, user_ids_B, **before),
