@@ -7,8 +7,6 @@ import json
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from ftmamba.commands.command import Command
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -136,6 +134,3 @@ def _popularity(
     as_of = split.test_time if split.test_time is not None else int(known.times.max()) + 1
     counts = PopularityHistory(known).catalogue(as_of, [c.popularity_days for c in columns])
     return {column.name: counts[:, place] for place, column in enumerate(columns)}
-
-
-COMMAND = Command("repeat a checkpoint's evaluation from its recipe", add_arguments, run)
