@@ -116,18 +116,17 @@ def _check(arguments: Namespace) -> None:
 
 
 def _open(arguments: Namespace) -> "tuple[StateStore, Source]":
-    from ftmamba.streaming.opening import Reading, open_source, open_store
+    from ftmamba.streaming.opening import open_source, open_store
     from ftmamba.streaming.redis_backend import Member
 
-    reading = Reading(
+    source = open_source(
+        arguments.source,
         follow=arguments.follow,
-        offset_file=arguments.offset,
-        # States that are gone at the end have to be made of all events again.
-        from_start=arguments.store == "memory:",
+        # States in memory are lost at the end and have to be computed from all events again.
+        offset_file=None if arguments.store == "memory:" else arguments.offset,
         member=Member(arguments.group, arguments.consumer),
         report=_tell,
     )
-    source = open_source(arguments.source, reading)
     try:
         return open_store(arguments.store, ttl_seconds=arguments.ttl, report=_tell), source
     except BaseException:
