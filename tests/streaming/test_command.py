@@ -83,7 +83,7 @@ def test_a_stream_is_taken_in(checkpoint_folder, redis_server, capsys):
         (["--source", "none.jsonl", "--store", "memory:"], "no file of events 'none.jsonl'"),
         (["--source", "-", "--store", "memory:x"], "a store must be memory:, file:PATH or redis"),
         (["--source", "-", "--store", "states.bin"], "a store must be memory:, file:PATH or redis"),
-        (["--source", "redis://h/s", "--store", "memory:"], "forgets at its end"),
+        (["--source", "redis://h/s", "--store", "memory:"], "loses at its end"),
         (["--source", "redis://h/a/b/c", "--store", "file:x"], "must end in its name"),
         (["--source", "redis://h/", "--store", "file:x"], "must end in its name"),
         (["--source", "-", "--store", "memory:", "--batch", "0"], "batch_size must be 1"),
