@@ -20,8 +20,7 @@ from huggingface_hub.errors import (
 from ftmamba.atomic import whole_folder_at
 from ftmamba.hub import ERROR_OF_CLIENT, download_checkpoint, hide_tokens, known_tokens
 from modeling_ftmamba.checked_files import damaged, read_json
-from modeling_ftmamba.columns import near
-from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, near
 
 CONFIG_FILE = "config.json"
 CATALOGUE_FILE = "catalogue.safetensors"

@@ -16,8 +16,8 @@ from modeling_ftmamba.catalogue_file import Catalogue, check_records, weights_fi
 from modeling_ftmamba.checked_files import AGAIN, check_file, damaged, read_json, shown
 from modeling_ftmamba.checked_weights import load_weights, network_of, weight_files
 from modeling_ftmamba.configuration_ftmamba import TOWERS, FTMambaConfig
+from modeling_ftmamba.network import TwoTowers
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
-from modeling_ftmamba.towers import TwoTowers
 
 if TYPE_CHECKING:
     from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel

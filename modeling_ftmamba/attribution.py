@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .catalogue_file import Catalogue, check_records
-from .columns import Column, columns_of_tensor, history_of
+from .configuration_ftmamba import Column, columns_of_tensor, history_of
 from .shapley import Embed, Shares, play, shares
 
 Inputs = Mapping[str, Tensor]

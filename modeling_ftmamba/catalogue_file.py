@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from .checked_files import damaged, parse_json, read_tensors, shown
-from .columns import TENSOR_OF_KIND, Column, columns_of_tensor, near
+from .configuration_ftmamba import TENSOR_OF_KIND, Column, columns_of_tensor, near
 from .key_index import KeyIndex
 from .string_table import TextTable, text_table
 

@@ -21,7 +21,7 @@ from .arrow_values import (
     is_text,
     one_array,
 )
-from .columns import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
+from .configuration_ftmamba import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
 from .texts import DistinctTexts, WrongValueError, distinct_texts
 from .vocabulary import Vocabulary, fit_vocabulary, saved_vocabulary
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .checked_files import damaged, read_json, shown
-from .columns import near
+from .configuration_ftmamba import near
 
 LARGEST_NUMBER = 2**16
 MOST_LAYERS = 256

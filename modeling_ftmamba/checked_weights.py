@@ -22,7 +22,7 @@ from .checked_files import (
     shown,
     tensor_facts,
 )
-from .tokens import CategoricalTokens
+from .network import CategoricalTokens
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

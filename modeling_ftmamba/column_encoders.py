@@ -5,7 +5,7 @@ from typing import Any, Protocol, Self
 from numpy.typing import NDArray
 
 from .category_columns import CategoricalEncoder, SetEncoder
-from .columns import Column
+from .configuration_ftmamba import Column
 from .numeric_columns import NumericEncoder
 from .time_columns import TimestampEncoder
 from .vector_columns import VectorEncoder

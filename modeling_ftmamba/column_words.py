@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from .category_columns import CategoricalEncoder, SetEncoder
 from .column_encoders import ColumnEncoder
-from .columns import MISSING_ID, N_SPECIAL_IDS, PADDING_ID, UNSEEN_ID
+from .configuration_ftmamba import MISSING_ID, N_SPECIAL_IDS, PADDING_ID, UNSEEN_ID
 from .numeric_columns import NumericEncoder
 from .time_columns import TimestampEncoder
 from .vocabulary import Vocabulary

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .catalogue_file import Catalogue
-from .columns import EVENT_KEYS, LARGEST_CONTEXT, history_of, near
+from .configuration_ftmamba import EVENT_KEYS, LARGEST_CONTEXT, history_of, near
 from .texts import WrongValueError
 from .time_columns import seconds_of
 from .tower_encoder import place_of

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from .arrow_values import arrow_numbers, first_value, is_arrow_column, one_array
-from .columns import Column
+from .configuration_ftmamba import Column
 from .texts import WrongValueError
 from .vocabulary_file import damaged_array, saved_array
 

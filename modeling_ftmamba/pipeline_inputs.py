@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
-from .columns import near
+from .configuration_ftmamba import near
 
 
 class WrongInputError(ValueError):

@@ -18,7 +18,7 @@ from transformers.utils import FEATURE_EXTRACTOR_NAME
 from .catalogue_file import CATALOGUE_NAME
 from .checked_files import commit_of, damaged, read_json, shown
 from .checked_weights import HUB_KEYS, find_file
-from .columns import Column, check_columns, column_from_dict, columns_of_tensor, near
+from .configuration_ftmamba import Column, check_columns, column_from_dict, columns_of_tensor, near
 from .tower_encoder import DTYPES, TowerEncoder, numeric_slots
 from .vocabulary_file import (
     VOCABULARY_NAME,
@@ -166,7 +166,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
 
         Returns:
-            The tensors of `columns.py`, named `user_numeric`, ..., `item_dense`.
+            The tensors of `configuration_ftmamba.py`, named `user_numeric`, ..., `item_dense`.
 
         Raises:
             ValueError: the extractor is not fitted, or a value has the wrong type.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrow_values import arrow_table, is_arrow_column
-from .columns import HISTORY, Column, near
+from .configuration_ftmamba import HISTORY, Column, near
 
 _FORMS = "a record (dict), a list of records, a dict of columns, or a table (pyarrow, datasets)"
 

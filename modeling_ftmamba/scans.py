@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .columns import near
+from .configuration_ftmamba import near
 from .mamba_parameters import MambaParameters
 from .scan_reference import selective_scan as reference_scan
 from .scan_reference import selective_scan_last as reference_scan_last

@@ -21,7 +21,7 @@ from .arrow_values import (
     is_nested,
     one_array,
 )
-from .columns import TIMESTAMP_DIMENSION, Column
+from .configuration_ftmamba import TIMESTAMP_DIMENSION, Column
 from .texts import WrongValueError
 from .vocabulary_file import damaged_array, saved_array
 

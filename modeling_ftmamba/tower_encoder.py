@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .category_columns import CategoricalEncoder, SetEncoder
 from .column_encoders import ENCODERS, ColumnEncoder
 from .column_words import in_words
-from .columns import HISTORY, Column, columns_of_tensor, near
+from .configuration_ftmamba import HISTORY, Column, columns_of_tensor, near
 from .raw_records import RawColumns, raw_records, raw_table
 from .vocabulary_file import damaged_array
 

@@ -18,7 +18,7 @@ from .arrow_values import (
     is_list_column,
     one_array,
 )
-from .columns import Column
+from .configuration_ftmamba import Column
 from .texts import WrongValueError
 
 

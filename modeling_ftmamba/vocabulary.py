@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import MISSING_ID, N_SPECIAL_IDS, UNSEEN_ID, Column
+from .configuration_ftmamba import MISSING_ID, N_SPECIAL_IDS, UNSEEN_ID, Column
 from .string_table import TextTable, pack_strings
 from .vocabulary_file import damaged_array, saved_array
 

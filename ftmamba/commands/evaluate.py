@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ftmamba.data.histories import Histories
     from ftmamba.data.tables import Tables
     from ftmamba.evaluation import Evaluation, Split
-    from modeling_ftmamba.columns import Column
+    from modeling_ftmamba.configuration_ftmamba import Column, history_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -61,7 +61,6 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     from ftmamba.evaluation import evaluate
     from ftmamba.recipe import recipe_from_dict
     from ftmamba.training.run import make_protocol, read_tables, scorer_of, split_tables
-    from modeling_ftmamba.columns import history_of
 
     if not checkpoint.recipe:
         raise ValueError("the checkpoint has no recipe.yaml, so its evaluation cannot be repeated")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.data.schema import suggestion
-from modeling_ftmamba.columns import HISTORY, SMALLEST_SCALE, Column, near
+from modeling_ftmamba.configuration_ftmamba import HISTORY, SMALLEST_SCALE, Column, near
 
 _AS_IT_IS = (0.0, 1.0)
 """The scale of an event feature that the model reads as it is."""

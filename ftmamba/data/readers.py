@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from numpy.typing import NDArray
 
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 Source: TypeAlias = str | Path | pa.Table | Dataset | Mapping[str, Any]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.data.histories import Histories
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 WINDOWS = ("newest", "every")
 """What an epoch reads: each user's newest events alone, or every event as a target once."""

@@ -7,10 +7,10 @@ in the extra `baselines`.
 Shapes: U users, I items, B items of a block, D factors, R interactions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -78,9 +78,7 @@ class Baseline(Protocol):
 class Popularity:
     """Score of an item: its number of training interactions."""
 
-    @property
-    def name(self) -> str:
-        return "popularity"
+    name: ClassVar[str] = "popularity"
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         _check_train(self.name, train)
@@ -98,7 +96,7 @@ class RecentPopularity:
     days: float = 7
 
     def __post_init__(self) -> None:
-        _check_positive("recent-popularity", days=self.days)
+        _check_options(self, "recent-popularity", positive=("days",))
 
     @property
     def name(self) -> str:
@@ -129,27 +127,21 @@ class ItemKNN:
         shrink: lowers similarities that rest on few users; 0 is the plain cosine.
     """
 
+    name: ClassVar[str] = "item-kNN"
     n_neighbours: int = 200
     shrink: float = 50.0
 
     def __post_init__(self) -> None:
-        _check_whole("item-knn", n_neighbours=self.n_neighbours)
+        _check_options(self, "item-knn", whole=("n_neighbours",))
         if not self.shrink >= 0:
             raise ValueError(f"baseline 'item-knn': shrink must be >= 0, got {self.shrink!r}")
-
-    @property
-    def name(self) -> str:
-        return "item-kNN"
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         history_UI = _history_matrix(train, self.name)
         similarity_II = self._similarities(history_UI)
-
-        def score_warm(user_ids: NDArray[np.int64]) -> Scores:
-            scores: Scores = (history_UI[user_ids] @ similarity_II).toarray()
-            return scores
-
-        return _with_popularity_for_cold(self.name, train, score_warm)
+        return _fitted(
+            self.name, train, lambda users: (history_UI[users] @ similarity_II).toarray()
+        )
 
     def _similarities(self, history_UI: Any) -> Any:
         """Return a CSR matrix (I, I), computed a block of rows at a time."""
@@ -183,14 +175,11 @@ class EASE:
         regularization: the only option.
     """
 
+    name: ClassVar[str] = "EASE"
     regularization: float = 500.0
 
     def __post_init__(self) -> None:
-        _check_positive("ease", regularization=self.regularization)
-
-    @property
-    def name(self) -> str:
-        return "EASE"
+        _check_options(self, "ease", positive=("regularization",))
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         if train.n_items > MAX_ITEMS:
@@ -205,12 +194,7 @@ class EASE:
         inverse_II = np.linalg.inv(gram_II)
         weights_II = (-inverse_II / np.diag(inverse_II)).astype(np.float32)
         weights_II[diagonal] = 0
-
-        def score_warm(user_ids: NDArray[np.int64]) -> Scores:
-            scores: Scores = history_UI[user_ids] @ weights_II
-            return scores
-
-        return _with_popularity_for_cold(self.name, train, score_warm)
+        return _fitted(self.name, train, lambda users: history_UI[users] @ weights_II)
 
 
 @dataclass(frozen=True)
@@ -225,6 +209,7 @@ class IALS:
         seed: of the initial factors; the same seed gives the same fit.
     """
 
+    name: ClassVar[str] = "iALS"
     n_factors: int = 32
     regularization: float = 30.0
     alpha: float = 5.0
@@ -232,12 +217,8 @@ class IALS:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole("ials", n_factors=self.n_factors, n_iterations=self.n_iterations)
-        _check_positive("ials", regularization=self.regularization, alpha=self.alpha)
-
-    @property
-    def name(self) -> str:
-        return "iALS"
+        whole = ("n_factors", "n_iterations")
+        _check_options(self, "ials", whole=whole, positive=("regularization", "alpha"))
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         als = require("implicit.cpu.als", self.name)
@@ -254,12 +235,7 @@ class IALS:
             )
             model.fit(history_UI, show_progress=False)
         users_UD, items_ID = model.user_factors, model.item_factors
-
-        def score_warm(user_ids: NDArray[np.int64]) -> Scores:
-            scores: Scores = users_UD[user_ids] @ items_ID.T
-            return scores
-
-        return _with_popularity_for_cold(self.name, train, score_warm)
+        return _fitted(self.name, train, lambda users: users_UD[users] @ items_ID.T)
 
 
 @dataclass(frozen=True)
@@ -283,7 +259,7 @@ class Markov:
         object.__setattr__(self, "last_weights", tuple(self.last_weights))
         if not self.last_weights:
             raise ValueError("baseline 'markov': last_weights is empty; give at least one weight")
-        _check_whole("markov", max_distance=self.max_distance)
+        _check_options(self, "markov", whole=("max_distance",))
 
     @property
     def name(self) -> str:
@@ -297,7 +273,10 @@ class Markov:
         last = np.array((*self.last_weights, 0), np.float32)
         weights_R = last[np.minimum(_ages(sequences[0]), len(self.last_weights))]
         bias_I = np.float32(self.popularity_weight) * _item_counts(train)
-        return _from_histories(self.name, train, sequences, weights_R, transitions_II, bias_I)
+        history_UI = _weighted_history(sequences, weights_R, train, self.name)
+        return _fitted(
+            self.name, train, lambda users: (history_UI[users] @ transitions_II).toarray() + bias_I
+        )
 
 
 @dataclass(frozen=True)
@@ -325,6 +304,7 @@ class PCTM:
         max_history: newest items that count.
     """
 
+    name: ClassVar[str] = "PCTM"
     max_distance: int = 20
     distance_power: float = 1.0
     tau: float = 150.0
@@ -335,21 +315,12 @@ class PCTM:
     max_history: int = 200
 
     def __post_init__(self) -> None:
-        _check_whole(
-            "pctm",
-            max_distance=self.max_distance,
-            n_recent=self.n_recent,
-            max_history=self.max_history,
-        )
-        _check_positive("pctm", tau=self.tau, ratio=self.ratio)
+        whole = ("max_distance", "n_recent", "max_history")
+        _check_options(self, "pctm", whole=whole, positive=("tau", "ratio"))
         if not 0 <= self.recent_share <= 1:
             raise ValueError(
                 f"baseline 'pctm': recent_share must be in [0, 1], got {self.recent_share!r}"
             )
-
-    @property
-    def name(self) -> str:
-        return "PCTM"
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         sequences = _sequences(train, self.name)
@@ -359,8 +330,10 @@ class PCTM:
         evidence_II.data = np.log1p(evidence_II.data * np.float32(train.n_items / self.tau))
         counts_I = _item_counts(train).astype(np.float64) + 1
         bias_I = (self.popularity_weight * np.log(counts_I / counts_I.sum())).astype(np.float32)
-        weights_R = self._weights(sequences[0])
-        return _from_histories(self.name, train, sequences, weights_R, evidence_II, bias_I)
+        history_UI = _weighted_history(sequences, self._weights(sequences[0]), train, self.name)
+        return _fitted(
+            self.name, train, lambda users: (history_UI[users] @ evidence_II).toarray() + bias_I
+        )
 
     def _weights(self, user_R: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return h of each event (R,); 0 beyond `max_history`."""
@@ -389,20 +362,17 @@ def require(package: str, baseline: str) -> Any:
         ) from error
 
 
-def _with_popularity_for_cold(
-    name: str, train: Interactions, score_warm: ScoreUsers
-) -> FittedBaseline:
+def _fitted(name: str, train: Interactions, score_warm: ScoreUsers) -> FittedBaseline:
+    """Return a personal model; users without a history get the popularity."""
     is_warm_U = np.bincount(train.user_ids, minlength=train.n_users) > 0
     return FittedBaseline(name, score_warm, is_warm_U, _item_counts(train))
 
 
 def _same_for_all(name: str, popularity: Scores, n_users: int) -> FittedBaseline:
-    """Return a model to which every user is without history."""
-
-    def score_warm(user_ids: NDArray[np.int64]) -> Scores:
-        return np.tile(popularity, (len(user_ids), 1))
-
-    return FittedBaseline(name, score_warm, np.zeros(n_users, bool), popularity)
+    no_user = np.zeros(n_users, bool)
+    return FittedBaseline(
+        name, lambda users: np.tile(popularity, (len(users), 1)), no_user, popularity
+    )
 
 
 def _item_counts(interactions: Interactions) -> Scores:
@@ -456,26 +426,14 @@ def _transition_counts(
     return counts_II
 
 
-def _from_histories(
-    name: str,
-    train: Interactions,
-    sequences: Sequences,
-    weights_R: NDArray[np.float32],
-    transitions_II: Any,
-    bias_I: Scores,
-) -> FittedBaseline:
-    """Score users by their weighted history (U, I) times the transitions, plus a bias."""
-    sparse = require("scipy.sparse", name)
-    user_R, item_R = sequences
-    kept = weights_R != 0
+def _weighted_history(
+    sequences: Sequences, weights_R: NDArray[np.float32], train: Interactions, baseline: str
+) -> Any:
+    """Return a CSR matrix (U, I) of the summed weights of each user's items."""
+    sparse = require("scipy.sparse", baseline)
+    user_R, item_R = (ids_R[weights_R != 0] for ids_R in sequences)
     shape = (train.n_users, train.n_items)
-    history_UI = sparse.csr_matrix((weights_R[kept], (user_R[kept], item_R[kept])), shape=shape)
-
-    def score_warm(user_ids: NDArray[np.int64]) -> Scores:
-        scores: Scores = (history_UI[user_ids] @ transitions_II).toarray() + bias_I
-        return scores
-
-    return _with_popularity_for_cold(name, train, score_warm)
+    return sparse.csr_matrix((weights_R[weights_R != 0], (user_R, item_R)), shape=shape)
 
 
 def _check_train(baseline: str, train: Interactions) -> None:
@@ -486,17 +444,12 @@ def _check_train(baseline: str, train: Interactions) -> None:
         )
 
 
-def _check_whole(baseline: str, **options: int) -> None:
-    for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"baseline {baseline!r}: {option} must be a whole number >= 1, got {value!r}"
-            )
-
-
-def _check_positive(baseline: str, **options: float) -> None:
-    for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(
-                f"baseline {baseline!r}: {option} must be a positive number, got {value!r}"
-            )
+def _check_options(
+    baseline: object, name: str, *, whole: Sequence[str] = (), positive: Sequence[str] = ()
+) -> None:
+    for option in (*whole, *positive):
+        value = getattr(baseline, option)
+        is_number = isinstance(value, int if option in whole else int | float)
+        if isinstance(value, bool) or not is_number or not value > 0:
+            rule = "a whole number >= 1" if option in whole else "a positive number"
+            raise ValueError(f"baseline {name!r}: {option} must be {rule}, got {value!r}")

@@ -1,10 +1,10 @@
-"""Things that a recipe names: a split, a baseline."""
+"""Things that a recipe chooses by name and options, such as a split or a baseline."""
 
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, TypeVar
 
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 Made = TypeVar("Made")
 
@@ -15,8 +15,8 @@ def make_named(
     """Build the thing of a recipe's name and options.
 
     Args:
-        kind: what it is, for messages.
-        makers: by name, what builds it; the parameters are the options it may have.
+        kind: of thing, for error messages.
+        makers: name -> the function that builds it; its parameters are the options allowed.
         name: the recipe's.
         options: the recipe's.
 

@@ -17,7 +17,7 @@ from ftmamba.data.readers import is_text
 from ftmamba.data.schema import TableSchema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Split
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 SHARES = (0.05, 0.5, 0.95)
 """Quantiles given of numbers: neither the least nor the greatest, which may be one person's."""

@@ -22,8 +22,7 @@ from ftmamba.recipe import (
     to_plain,
 )
 from ftmamba.training.run import Trained, embedding_scorer, train
-from modeling_ftmamba.columns import Column, near
-from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 
 logger = logging.getLogger(__name__)
 

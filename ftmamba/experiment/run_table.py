@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ftmamba.checkpoint_folder import RECIPE_FILE, RESULTS_FILE
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 METRICS = ("HR", "R", "MRR", "coverage")
 """What is shown beside the metric asked for, at its length of the list."""

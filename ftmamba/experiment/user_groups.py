@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Evaluation
-from modeling_ftmamba.columns import Column, near
+from modeling_ftmamba.configuration_ftmamba import Column, near
 
 LEAST_USERS = 5
 """Smaller groups are put together: their figures say nothing, and could point at a person."""

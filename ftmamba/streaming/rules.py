@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from ftmamba.streaming.events import Event
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 LATE = ("refuse", "accept", "recompute")
 

@@ -18,7 +18,7 @@ from ftmamba.data.histories import Events, Histories
 from ftmamba.data.read_ahead import to_device
 from ftmamba.table_embedding import embed_table
 from ftmamba.training.feed import Batch, Inputs
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 

@@ -38,11 +38,14 @@ def make_objective(
     rank: int,
     seed: int,
     known: KnownPositives | None,
+    in_bfloat16: bool = False,
 ) -> Objective:
-    """Build the objective that the recipe names."""
+    """Build the objective that the recipe names; `in_bfloat16` is how products are computed."""
     _check_repeats(recipe, learned=embedder.base.repeat_bias is not None)
     if recipe.sequences:
-        return make_sequence_objective(recipe, embedder, rank=rank, seed=seed)
+        return make_sequence_objective(
+            recipe, embedder, rank=rank, seed=seed, in_bfloat16=in_bfloat16
+        )
     _check_rows(recipe, embedder.data)
     if recipe.loss.name == "in_batch":
         log_q = log_sampling_probability(embedder.data) if recipe.loss.log_q else None

@@ -26,8 +26,7 @@ from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, load_preset
 from ftmamba.training.embedding import catalogue_embeddings, longest_history, user_embeddings
 from ftmamba.training.fit import FitResult, fit
 from ftmamba.training.saved import Watch
-from modeling_ftmamba.columns import Column, near
-from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 logger = logging.getLogger(__name__)
@@ -258,9 +257,9 @@ def scorer_of(
     temperature = float(model.temperature.detach())
     if model.repeat_bias is None or histories is None or column is None:
         return EmbeddingScorer(users, items, temperature)
-    taken = histories.newest_items(longest_history(column, histories))
+    seen = histories.newest_items(longest_history(column, histories))
     bias = float(model.repeat_bias.detach())
-    return EmbeddingScorer(users, items, temperature, repeats=taken, repeat_bias=bias)
+    return EmbeddingScorer(users, items, temperature, seen=seen, repeat_bias=bias)
 
 
 def _read(recipe: DataRecipe, schema: Schema | None) -> Tables:

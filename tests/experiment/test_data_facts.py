@@ -10,7 +10,7 @@ from ftmamba.data.interactions import Interactions
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.experiment.data_facts import describe_column, describe_tables, of_column
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 
 def described(values, kind, **fields):

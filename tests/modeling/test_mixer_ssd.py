@@ -8,8 +8,8 @@ from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from modeling_ftmamba import FTMambaTowerConfig, ssd_row_blocks
-from modeling_ftmamba.layers import FTMambaLayer
-from modeling_ftmamba.mixer_ssd import SSDMixer
+from modeling_ftmamba.mixers import SSDMixer
+from modeling_ftmamba.network import FTMambaLayer
 from modeling_ftmamba.scans import scan_named
 
 from .conftest import shake

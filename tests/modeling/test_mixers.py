@@ -8,8 +8,8 @@ from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer as TransformersMambaMixer
 
 from modeling_ftmamba import FTMambaTowerConfig
-from modeling_ftmamba.layers import FTMambaLayer
-from modeling_ftmamba.mixer_mamba import MambaMixer
+from modeling_ftmamba.mixers import MambaMixer
+from modeling_ftmamba.network import FTMambaLayer
 from modeling_ftmamba.scans import scan_named
 
 from .conftest import shake

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ftmamba.checkpoint import load_checkpoint
-from modeling_ftmamba.columns import UNSEEN_ID
+from modeling_ftmamba.configuration_ftmamba import UNSEEN_ID
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 from modeling_ftmamba.pipeline_inputs import WrongInputError
 

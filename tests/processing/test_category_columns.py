@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_ftmamba.category_columns import CategoricalEncoder, SetEncoder
-from modeling_ftmamba.columns import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
+from modeling_ftmamba.configuration_ftmamba import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
 
 
 def fit_set(values, **options):

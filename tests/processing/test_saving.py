@@ -210,5 +210,5 @@ def test_both_auto_classes_load_it_without_this_project_and_without_arrow(fitted
     auto_map = json.loads((folder / CONFIG).read_text())["auto_map"]
     assert set(auto_map) == {"AutoFeatureExtractor", "AutoProcessor"}
     code_files = {path.name for path in folder.glob("*.py")}
-    assert {"processing_ftmamba.py", "columns.py", "vocabulary.py"} <= code_files
+    assert {"processing_ftmamba.py", "network.py", "vocabulary.py"} <= code_files
     assert {path.name for path in Path(paths[-1]).glob("*.py")} == code_files

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 from modeling_ftmamba.time_columns import TimestampEncoder, epoch_seconds
 
 LEAP_NOON = datetime(2020, 2, 29, 12, tzinfo=UTC)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from modeling_ftmamba.columns import MISSING_ID, UNSEEN_ID, Column
+from modeling_ftmamba.configuration_ftmamba import MISSING_ID, UNSEEN_ID, Column
 from modeling_ftmamba.vocabulary import Vocabulary, fit_vocabulary, stable_hash
 
 TEXTS = ["rare", "b", "often", "a", None]

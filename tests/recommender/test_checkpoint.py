@@ -14,7 +14,7 @@ from ftmamba.known_users import KnownUsers
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 FILES = {
-    "README.md", "all_results.json", "catalogue.safetensors", "columns.py", "config.json", "local",
+    "README.md", "all_results.json", "catalogue.safetensors", "network.py", "config.json", "local",
     "model.safetensors", "modeling_ftmamba.py", "preprocessor_config.json", "recipe.yaml",
     "vocabularies.safetensors",
 }  # fmt: skip

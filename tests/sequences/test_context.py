@@ -22,7 +22,7 @@ from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.streaming import CheckpointObserver, Event
 from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
 from ftmamba.training.run import make_protocol, split_tables, train
-from modeling_ftmamba.columns import history_of
+from modeling_ftmamba.configuration_ftmamba import history_of
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 
 from .conftest import ring_recipe

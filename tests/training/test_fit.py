@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
-from ftmamba.training import catalogue_embeddings, fit, user_embeddings
+from ftmamba.kernels.softmax_of_products import seconds_of_products
+from ftmamba.training import catalogue_embeddings, fit, precision, user_embeddings
 from ftmamba.training.checkpoints import CheckpointStore
 from ftmamba.training.optimizer import decay_groups, make_optimizer
 from ftmamba.training.schedule import learning_rate_at
@@ -272,21 +275,58 @@ def test_latest_without_a_checkpoint_starts_afresh(data, run):
     assert len(result.history) == 1
 
 
-def test_bf16_trains_and_leaves_the_model_as_it_was_given(data, toy, tmp_path):
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+@pytest.fixture
+def bf16_accelerator():
+    """Accelerate for `mixed_precision: bf16`, which a process sets once."""
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
+
+def bf16_run(data, toy, accelerator, folder, **options):
+    recipe = training_recipe(batch_size=32, num_epochs=6, learning_rate=1e-2, **options)
     model = toy.model(data)
-    try:
-        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-        recipe = training_recipe(batch_size=32, num_epochs=6, learning_rate=1e-2)
-        result = fit(model, data, recipe, accelerator, validate=None, output_dir=tmp_path, seed=0)
-    finally:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+    result = fit(model, data, recipe, accelerator, validate=None, output_dir=folder, seed=0)
+    return model, result
+
+
+@pytest.mark.parametrize("seconds", [(1.0, 1.0), (2.0, 1.0)])
+def test_bf16_is_float32_where_that_is_faster(
+    data, toy, tmp_path, bf16_accelerator, monkeypatch, seconds
+):
+    types = []
+    monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+    head = toy.model(data).user_tower.head
+    kind = type(next(one for one in head.modules() if isinstance(one, torch.nn.Linear)))
+    forward = kind.forward
+    monkeypatch.setattr(
+        kind, "forward", lambda *args: types.append((out := forward(*args)).dtype) or out
+    )
+    model, result = bf16_run(data, toy, bf16_accelerator, tmp_path)
+    assert torch.bfloat16 in types if seconds == (1.0, 1.0) else set(types) == {torch.float32}
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert "forward" not in vars(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_resumed_run_computes_in_the_type_that_it_began_with(
+    data, toy, tmp_path, bf16_accelerator, monkeypatch
+):
+    def run(name, *seconds, **options):
+        monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+        folder = tmp_path / name
+        options = {"checkpointing_steps": "epoch", **options}
+        return bf16_run(data, toy, bf16_accelerator, folder, **options)[0]
+
+    straight, narrow = run("straight", 2, 1), run("narrow", 1, 2)
+    run("cut", 2, 1, stop_after_epochs=3)
+    resumed = run("cut", 1, 2, resume_from_checkpoint="latest")
+    assert same_weights(straight, resumed)
+    assert not same_weights(straight, narrow)
+
+
+def test_both_types_are_measured():
+    assert all(seconds > 0 for seconds in seconds_of_products(100, 50, 8, repeats=1))
 
 
 def test_accelerates_own_accumulation_is_refused(data, toy, tmp_path, accelerator):

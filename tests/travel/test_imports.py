@@ -86,7 +86,7 @@ def test_a_file_imports_only_what_is_there_on_arrival(path):
         "from ..ftmamba import x",
         "from .no_such_file import x",
         "from ftmamba.data import x",
-        "import modeling_ftmamba.columns",
+        "import modeling_ftmamba.configuration_ftmamba",
         "import scipy",
         "def f():\n    import pyarrow as pa",
         "if TYPE_CHECKING:\n    from datasets import Dataset",
