@@ -245,7 +245,9 @@ def mean_against_negatives(
     def with_own(queries_CD: Tensor, index_C: Tensor, all_ND: Tensor) -> Tensor:
         rows_CS = negatives.rows[index_C]
         own_C = (queries_CD * all_ND[targets_M[index_C]]).sum(-1)
-        return loss(own_C, torch.einsum("cd,csd->cs", queries_CD, all_ND[rows_CS]), rows_CS, index_C)
+        return loss(
+            own_C, torch.einsum("cd,csd->cs", queries_CD, all_ND[rows_CS]), rows_CS, index_C
+        )
 
     n_numbers = max(1, negatives.rows.shape[1] * items_ND.shape[1])
     chunk = max(1, NUMBERS_AT_ONCE // n_numbers)
@@ -253,7 +255,11 @@ def mean_against_negatives(
 
 
 def mean_in_chunks(
-    losses_of: Callable[..., Tensor], rows: Sequence[Tensor], shared: Sequence[Tensor], *, chunk: int
+    losses_of: Callable[..., Tensor],
+    rows: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    *,
+    chunk: int,
 ) -> Tensor:
     """Compute the mean of `losses_of(*rows, *shared)`, which is (M,), a chunk at a time.
 

@@ -205,7 +205,7 @@ class Objective(nn.Module):
         if loss.name == "full_mse":
             return full_mse_loss(
                 queries_CD, items_ND, targets_C,
-                user_counts_M=inputs["user_counts"][at],
+                user_counts_M=inputs["n_interactions"][at],
                 positive_weight=loss.positive_weight, l2=loss.l2,
             )  # fmt: skip
         target_log_q_M = inputs.get("target_log_q")
@@ -226,9 +226,7 @@ class Objective(nn.Module):
 
     def _predictable(self, batch: Batch) -> Batch:
         """Leave out first events where the model reads nothing from which to predict them."""
-        tokenizer = self.model.user_tower.tokenizer
-        history = tokenizer.history
-        if not self.sequences or tokenizer.groups or history is None or history.start is not None:
+        if not self.sequences or self.model.user_tower.reads_before_events:
             return batch
         kept = batch.slots > 0
         names = ("windows", "slots", "targets", "times", "rows")
@@ -286,7 +284,7 @@ class Objective(nn.Module):
         if self.loss.user_weight_exponent:
             inputs["weights"] = self._user_weights[users_M]
         if self.loss.name == "full_mse":
-            inputs["user_counts"] = self._user_counts[users_M]
+            inputs["n_interactions"] = self._user_counts[users_M]
         return inputs
 
     def _draw_own(

@@ -9,10 +9,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from ftmamba.kernels.softmax_of_products import seconds_of_products
-from ftmamba.training import catalogue_embeddings, fit, precision, user_embeddings
+from ftmamba.training import catalogue_embeddings, fit, loop, user_embeddings
 from ftmamba.training.checkpoints import CheckpointStore
-from ftmamba.training.optimizer import decay_groups, make_optimizer
-from ftmamba.training.schedule import learning_rate_at
+from ftmamba.training.optimizer import decay_groups, learning_rate_at, make_optimizer
 
 from .toy import training_recipe
 
@@ -295,7 +294,7 @@ def test_bf16_is_float32_where_that_is_faster(
     data, toy, tmp_path, bf16_accelerator, monkeypatch, seconds
 ):
     types = []
-    monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+    monkeypatch.setattr(loop, "seconds_of_products", lambda *_: seconds)
     head = toy.model(data).user_tower.head
     kind = type(next(one for one in head.modules() if isinstance(one, torch.nn.Linear)))
     forward = kind.forward
@@ -313,7 +312,7 @@ def test_a_resumed_run_computes_in_the_type_that_it_began_with(
     data, toy, tmp_path, bf16_accelerator, monkeypatch
 ):
     def run(name, *seconds, **options):
-        monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+        monkeypatch.setattr(loop, "seconds_of_products", lambda *_: seconds)
         folder = tmp_path / name
         options = {"checkpointing_steps": "epoch", **options}
         return bf16_run(data, toy, bf16_accelerator, folder, **options)[0]
