@@ -10,9 +10,11 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData
 from markupsafe import Markup
 
+from ftmamba.checkpoint import load_checkpoint
 from ftmamba.hub import known_tokens
-from hub_cards.card import render
-from hub_cards.markdown import one_line, python
+from ftmamba.recipe import recipe_from_dict
+from hub_cards.card import one_line, python, render
+from hub_cards.facts import example_record
 from hub_cards.push import Destination, hub_errors
 
 GRADIO_VERSION = "6.31.0"
@@ -48,6 +50,27 @@ class SpaceFacts:
     def heading(self) -> str:
         """The title, or one that names the model."""
         return self.title or f"What {Path(self.model).name} recommends"
+
+
+def space_of(model: str, *, revision: str | None = None) -> SpaceFacts:
+    """Return the facts of a checkpoint's Space; a branch is pinned to its commit.
+
+    Args:
+        model: Hub id, or a folder for a page on this machine.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a repository is there.
+        ValueError: it is no checkpoint, or a damaged one.
+    """
+    folder = Path(model).expanduser()
+    checkpoint = load_checkpoint(model, revision=revision)
+    card = recipe_from_dict(dict(checkpoint.recipe)).card
+    example = example_record(checkpoint)
+    if folder.is_dir():
+        return SpaceFacts(str(folder.resolve()), example=example, title=card.title)
+    commit = HfApi().model_info(model, revision=revision).sha or ""
+    return SpaceFacts(model, commit, example=example, title=card.title, licence=card.licence)
 
 
 def space_files(facts: SpaceFacts) -> dict[str, str]:

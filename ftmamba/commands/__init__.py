@@ -1,15 +1,13 @@
 """What `python -m ftmamba` can do: one command a file."""
 
 from ftmamba.commands import (
-    card,
-    dataset_card,
+    cards,
     evaluate,
     explain,
     push,
     recommend,
     runs,
     schema,
-    space,
     stream,
 )
 from ftmamba.commands.command import Command
@@ -20,10 +18,10 @@ COMMANDS: dict[str, Command] = {
     "explain": explain.COMMAND,
     "evaluate": evaluate.COMMAND,
     "push": push.COMMAND,
-    "card": card.COMMAND,
-    "dataset-card": dataset_card.COMMAND,
+    "card": cards.CARD,
+    "dataset-card": cards.DATASET_CARD,
     "runs": runs.COMMAND,
-    "space": space.COMMAND,
+    "space": cards.SPACE,
     "stream": stream.COMMAND,
 }
 

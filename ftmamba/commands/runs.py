@@ -15,7 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Print the table, the best run on top."""
-    from ftmamba.experiment.run_table import as_csv, as_markdown, find_runs, run_table
+    from ftmamba.run_table import as_csv, as_markdown, find_runs, run_table
 
     rows = run_table(find_runs(arguments.folder), arguments.metric)
     print(as_csv(rows) if arguments.csv else as_markdown(rows))

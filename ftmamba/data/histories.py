@@ -1,4 +1,4 @@
-"""What every user took, in order, ready to be cut off before any event.
+"""Each user's interactions in order, ready to be cut off before any event.
 
 Shapes: B rows asked about, T events of the longest history among them, F event features, R
 interactions, U users.
@@ -6,6 +6,7 @@ interactions, U users.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +56,10 @@ class Events:
                     f"got {name!r}{near(name, known)}"
                 )
         features_BTF = np.full((*self.item_ids.shape, len(names)), np.nan, np.float32)
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             values = known[name]
             if values is not None:
-                features_BTF[:, :, place] = values
+                features_BTF[:, :, index] = values
         return features_BTF
 
 
@@ -66,14 +67,14 @@ class Events:
 class Histories:
     """Interactions by user, each user's in order of time, those of one second as the file has them.
 
-    Without times the order of the file is the order. Repeated events stay, each in its place.
+    Without times the order of the file is the order. Repeated events stay, each where it was.
 
     Attributes:
         items: user u has the events `items.starts[u]` up to `items.starts[u + 1]`.
         times: int64 (R,), of these events, or None.
         gaps: float32 (R,), as in `Events`, or None.
         weights: float32 (R,), or None.
-        places: int64 (R,), for each interaction as given: how many events of its user precede it.
+        rows: int64 (R,), the number of each event among the interactions as given.
         context: float32 (R,), as in `Events`.
     """
 
@@ -81,7 +82,7 @@ class Histories:
     times: NDArray[np.int64] | None
     gaps: NDArray[np.float32] | None
     weights: NDArray[np.float32] | None
-    places: NDArray[np.int64]
+    rows: NDArray[np.int64]
     context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
@@ -92,6 +93,15 @@ class Histories:
     def counts(self) -> NDArray[np.int64]:
         """Events of each user (U,)."""
         return np.diff(self.items.starts)
+
+    @cached_property
+    def n_earlier(self) -> NDArray[np.int64]:
+        """For each interaction as given (R,), how many events of its user precede it."""
+        n_earlier_R = np.empty_like(self.rows)
+        n_earlier_R[self.rows] = np.arange(len(self.rows)) - np.repeat(
+            self.items.starts[:-1], self.counts
+        )
+        return n_earlier_R
 
     def newest(
         self,
@@ -107,8 +117,8 @@ class Histories:
             user_ids: (B,), repeats allowed.
             max_length: events kept of each, the newest.
             before: UTC seconds, one for all or (B,): only events strictly before count, so an
-                event at that very second, such as the one to be foretold, is never among them.
-            n_first: (B,): only each user's first so many events count. With the `places` of
+                event at that very second, such as the one to be predicted, is never among them.
+            n_first: (B,): only each user's first so many events count. With `n_earlier` of
                 interactions, what came before each of these: the way where there are no times.
 
         Raises:
@@ -135,28 +145,23 @@ class Histories:
         return ItemsByUser(starts, self.items.item_ids[is_kept_R])
 
     def stretches(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> Events:
-        """Return stretches of neighbouring events, by the place of the first and how many."""
+        """Return stretches of neighbouring events, by the index of the first and how many."""
         steps_T = np.arange(lengths_B.max(initial=0))
         is_event_BT = steps_T < lengths_B[:, None]
-        places_BT = np.where(is_event_BT, starts_B[:, None] + steps_T, 0)
+        index_BT = np.where(is_event_BT, starts_B[:, None] + steps_T, 0)
 
-        def padded(values_R: NDArray | None) -> NDArray | None:  # type: ignore[type-arg]
-            if values_R is None:
-                return None
+        def padded(values_R: NDArray) -> NDArray:  # type: ignore[type-arg]
             if not len(values_R):
-                return np.zeros(places_BT.shape, values_R.dtype)
-            return np.where(is_event_BT, values_R[places_BT], np.zeros((), values_R.dtype))
+                return np.zeros(index_BT.shape, values_R.dtype)
+            return np.where(is_event_BT, values_R[index_BT], np.zeros((), values_R.dtype))
 
-        item_ids = padded(self.items.item_ids)
-        assert item_ids is not None
-        context = {name: padded(values_R) for name, values_R in self.context.items()}
         return Events(
-            item_ids,
+            padded(self.items.item_ids),
             lengths_B,
-            padded(self.times),
-            padded(self.gaps),
-            padded(self.weights),
-            {name: values for name, values in context.items() if values is not None},
+            None if self.times is None else padded(self.times),
+            None if self.gaps is None else padded(self.gaps),
+            None if self.weights is None else padded(self.weights),
+            {name: padded(values_R) for name, values_R in self.context.items()},
         )
 
     def _first_at(
@@ -165,7 +170,7 @@ class Histories:
         ends_B: NDArray[np.int64],
         before: NDArray[np.int64] | int,
     ) -> NDArray[np.int64]:
-        """Return the place of the first event at `before` or later, by bisection of all rows."""
+        """Return the index of the first event at `before` or later, by bisection of all rows."""
         if self.times is None:
             raise ValueError(
                 "histories before a time need the time of every interaction, but the interactions "
@@ -189,21 +194,17 @@ def histories_of(interactions: Interactions) -> Histories:
     order_R = np.lexsort(keys)
     ordered = interactions.select(order_R)
     items = items_by_user(ordered)
-    places_R = np.empty(len(order_R), np.int64)
-    places_R[order_R] = np.arange(len(order_R)) - items.starts[ordered.user_ids]
-    gaps = None if ordered.times is None else _gaps(ordered.times, items.starts)
-    return Histories(items, ordered.times, gaps, ordered.weights, places_R, context=ordered.context)
-
-
-def _gaps(times_R: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float32]:
-    seconds_R = np.diff(times_R, prepend=times_R[:1])
-    firsts = starts[:-1]
-    seconds_R[firsts[firsts < len(times_R)]] = 0
-    return np.log1p(seconds_R).astype(np.float32)
+    gaps = None
+    if ordered.times is not None:
+        seconds_R = np.diff(ordered.times, prepend=ordered.times[:1])
+        firsts = items.starts[:-1]
+        seconds_R[firsts[firsts < len(seconds_R)]] = 0
+        gaps = np.log1p(seconds_R).astype(np.float32)
+    return Histories(items, ordered.times, gaps, ordered.weights, order_R, context=ordered.context)
 
 
 def with_event_scales(columns: Iterable[Column], train: Interactions) -> tuple[Column, ...]:
-    """Return a tower's columns, the scales of the history's context fitted.
+    """Return a tower's columns, the scales of the numbers beside a history's events fitted.
 
     A history without columns of the interactions beside its events stays as it is.
 
@@ -223,23 +224,21 @@ def with_event_scales(columns: Iterable[Column], train: Interactions) -> tuple[C
 
 
 def _scales(history: Column, train: Interactions) -> tuple[tuple[float, float], ...]:
-    for name in history.context:
+    """Return mean and standard deviation of each event feature; the latter 1 of equals."""
+    scales = []
+    for name in history.event_features:
+        if name not in history.context:
+            scales.append(_AS_IT_IS)
+            continue
         if name not in train.context:
             raise ValueError(
                 f"event_features of column {history.name!r} name {name!r}, of which the training "
                 f"interactions have no numbers{suggestion(name, train.context, 'they have')}; load "
                 "them with the schema that names it"
             )
-    return tuple(
-        _scale(train.context[name]) if name in history.context else _AS_IT_IS
-        for name in history.event_features
-    )
-
-
-def _scale(values_R: NDArray[np.float32]) -> tuple[float, float]:
-    """Return mean and standard deviation of the numbers that are known; the latter 1 of equals."""
-    known = values_R[~np.isnan(values_R)].astype(np.float64)
-    if not len(known):
-        return _AS_IT_IS
-    deviation = float(known.std()) if known.min() < known.max() else 1.0
-    return float(known.mean()), deviation if deviation >= SMALLEST_SCALE else 1.0
+        known = train.context[name].astype(np.float64)
+        known = known[~np.isnan(known)]
+        deviation = float(known.std()) if len(known) and known.min() < known.max() else 1.0
+        mean = float(known.mean()) if len(known) else 0.0
+        scales.append((mean, deviation if deviation >= SMALLEST_SCALE else 1.0))
+    return tuple(scales)

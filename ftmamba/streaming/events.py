@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftmamba.streaming.store import LONGEST_USER_KEY
+from ftmamba.streaming.stores import LONGEST_USER_KEY
 from modeling_ftmamba.checked_files import parse_json
 from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT
 from modeling_ftmamba.key_index import LONGEST_KEY

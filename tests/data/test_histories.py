@@ -96,12 +96,12 @@ def test_what_came_before_an_event_is_found_by_bisection_as_by_hand(random_inter
     assert n_events > 500
 
 
-def test_places_cut_before_each_event_where_there_is_no_time(random_interactions):
+def test_what_came_before_an_event_is_counted_where_there_is_no_time(random_interactions):
     data = interactions_of(
         random_interactions.user_ids.tolist(), random_interactions.item_ids.tolist()
     )
     histories = histories_of(data)
-    events = histories.newest(data.user_ids, 400, n_first=histories.places)
+    events = histories.newest(data.user_ids, 400, n_first=histories.n_earlier)
     for row, found in enumerate(lists(events)):
         earlier = np.flatnonzero(data.user_ids[:row] == data.user_ids[row])
         assert found == data.item_ids[earlier].tolist()

@@ -57,7 +57,7 @@ def test_a_space_of_somebody_else_is_not_written(hub, hub_environment, commit, t
 
 
 def test_the_example_is_made_up_of_frequent_values(hub, commit, model_folder):
-    from ftmamba.experiment.space import space_of
+    from hub_cards.space_folder import space_of
 
     facts = space_of(str(model_folder))
     assert set(facts.example) <= set(EXAMPLE)

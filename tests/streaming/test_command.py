@@ -9,7 +9,7 @@ import pytest
 from ftmamba.__main__ import main
 from ftmamba.commands import stream
 from ftmamba.commands.command import Command
-from ftmamba.streaming.places import Reading, open_source, open_store
+from ftmamba.streaming.opening import Reading, open_source, open_store
 
 from .history_checkpoint import make_events, write_events
 
