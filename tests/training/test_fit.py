@@ -207,9 +207,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(data, run, toy):
     data.users["numeric"][[3, 7]] = 3e38
     with pytest.raises(ValueError, match=r"training stopped at step 1: .* not finite") as error:
         run(data, training_recipe(batch_size=160, num_epochs=1))
-    named = str(error.value).split("training rows ")[1].split(" and ")[0]
-    users = toy.checkerboard().user_ids[[int(row) for row in named.split(", ")]]
-    assert set(users) <= {3, 7}
+    assert "the embeddings of user rows 3, 7 are not finite" in str(error.value)
 
 
 def test_checkpoints_are_pruned_and_hold_no_pickle(data, run, tmp_path):
@@ -260,7 +258,7 @@ def test_a_damaged_or_unknown_checkpoint_is_named(data, run, tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors' is damaged or cut short"):
         run(data, again)
     state = folder / "training_state.json"
-    state.write_text(state.read_text().replace('"format_version": 1', '"format_version": 9'))
+    state.write_text(state.read_text().replace('"format_version": 2', '"format_version": 9'))
     with pytest.raises(ValueError, match="has format_version 9"):
         run(data, again)
     state.write_text("{")
