@@ -22,7 +22,7 @@ from ftmamba.data.interactions import Interactions, ItemsByUser
 from ftmamba.data.readers import key_texts
 from modeling_ftmamba.catalogue_file import near_key
 from modeling_ftmamba.checked_files import DamagedFileError, check_file, damaged, read_tensors
-from modeling_ftmamba.history_records import Event
+from modeling_ftmamba.processing_ftmamba import Event
 
 USERS_FILE = "users.parquet"
 SEEN_FILE = "seen.safetensors"
@@ -166,9 +166,9 @@ def known_users(
         key,
         users.select(names),
         histories.items,
-        histories.times,
-        histories.weights,
-        context=histories.context,
+        histories.events.times,
+        histories.events.weights,
+        context=histories.events.context,
     )
 
 

@@ -20,9 +20,9 @@ from ftmamba.explanations import Explanation
 from ftmamba.known_users import KnownUsers, rows_of_keys
 from modeling_ftmamba.attribution import explain
 from modeling_ftmamba.catalogue_file import Catalogue
-from modeling_ftmamba.history_records import Event, HistoryReader
+from modeling_ftmamba.encoders import text_table
+from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 from modeling_ftmamba.ranking import top_k
-from modeling_ftmamba.string_table import text_table
 
 Record = Mapping[str, Any]
 
@@ -186,7 +186,7 @@ class Recommender:
         row = self._catalogue.row(item_key)
         events = self._read_history.events([record])
         users_UE = self._embed_with([record], self._read_history.of_events(events))
-        taken = self._read_history.taken(events)
+        taken = self._read_history.seen(events)
         if taken is not None:
             of_item = taken[0][taken[1] == row]
             taken = of_item, torch.zeros_like(of_item)
@@ -215,7 +215,7 @@ class Recommender:
             events = self._read_history.events([user])
         found = explain(
             self._model, self._extractor, self._catalogue, user, item_key,
-            self._read_history.of_events(events), self._read_history.taken(events),
+            self._read_history.of_events(events), self._read_history.seen(events),
         )  # fmt: skip
         return Explanation(**found)
 
@@ -246,7 +246,7 @@ class Recommender:
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]
     ) -> Tensor:
         users_UE = self._embed_with(users, self._read_history.of_events(events))
-        taken = self._read_history.taken(events)
+        taken = self._read_history.seen(events)
         scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, taken)
         return scores_UI
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from .checked_files import damaged, parse_json, read_tensors, shown
 from .configuration_ftmamba import TENSOR_OF_KIND, Column, columns_of_tensor, near
-from .key_index import KeyIndex
-from .string_table import TextTable, text_table
+from .encoders import KeyIndex, TextTable, text_table
 
 CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1

@@ -21,9 +21,6 @@ from transformers import initialization as init
 
 from .configuration_ftmamba import FTMambaTowerConfig
 
-ScanFunction = Callable[..., tuple[Tensor, Tensor]]
-"""A function with the arguments and results of `selective_scan_reference`."""
-
 # Numbers of a scan's states that are computed at a time: a few megabytes, to stay in the cache.
 _NUMBERS_AT_A_TIME = 2**20
 # Tokens of a chunk of the SSD scan: longer ones cost more pairs, shorter ones more states.
@@ -366,6 +363,11 @@ def decay_rates(A_log: Tensor) -> Tensor:
     return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
 
+PLAIN_SCANS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "sequential": selective_scan, "reference": selective_scan_reference,
+}  # fmt: skip
+
+
 def _initial_steps(config: FTMambaTowerConfig, size: int) -> Tensor:
     """Draw dt log-uniform in its range and return the inverse of softplus of it."""
     low, high = math.log(config.time_step_min), math.log(config.time_step_max)
@@ -384,7 +386,7 @@ class MambaMixer(nn.Module):
         super().__init__()
         inner, state, rank = config.inner_size, config.state_size, config.dt_rank
         self.config = config
-        self.scan: ScanFunction = selective_scan
+        self.plain_scan = "sequential"
         self.splits = [rank, state, state]
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, config.conv_kernel, groups=inner)
@@ -415,9 +417,17 @@ class MambaMixer(nn.Module):
         """Return the mixed tokens (B, L, D); see `time_steps` for the gaps."""
         return self._mix(hidden_BLD, None, Part(None, gaps_BL))[0]
 
+    def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the selective scan; see `selective_scan_reference`."""
+        return PLAIN_SCANS[self.plain_scan](*inputs)
+
+    def scan_name(self) -> str:
+        """Return the name of the scan in use."""
+        return self.plain_scan
+
     def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
-        if self.scan is not selective_scan:
+        if self.plain_scan == "reference":
             return self.forward(hidden_BLD, gaps_BL)[:, -1]
         x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
         u_BLE, _ = causal_conv_silu(x_BLE, self.conv1d)

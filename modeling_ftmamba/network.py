@@ -36,14 +36,13 @@ from .configuration_ftmamba import (
     near,
 )
 from .mixers import (
+    PLAIN_SCANS,
     AttentionMixer,
     FeedForward,
     MambaMixer,
     MixerState,
     Part,
     SSDMixer,
-    selective_scan,
-    selective_scan_reference,
 )
 from .user_state import NO_TIME, UserState, gaps_of
 
@@ -51,9 +50,6 @@ logger = logging.get_logger(__name__)
 
 MIXER_OF_NAME: dict[str, type[Any]] = {
     "mamba": MambaMixer, "ssd": SSDMixer, "attention": AttentionMixer,
-}  # fmt: skip
-_PLAIN_SCANS = {
-    "auto": selective_scan, "sequential": selective_scan, "reference": selective_scan_reference,
 }  # fmt: skip
 # Numbers of a layer's state that are computed at a time, for some users and tokens: a megabyte, to
 # stay in the cache. Of long histories at least so many tokens, for each costs a step.
@@ -589,7 +585,14 @@ class FeatureTokenizer(nn.Module):
 
 
 class FTMambaLayer(nn.Module):
-    """One residual layer: a mixer, then for attention, or if asked for, a feed-forward."""
+    """One residual layer: a mixer, then for attention, or if asked for, a feed-forward.
+
+    Attributes:
+        kernel_contract: version of the methods and attributes of layers, mixers and feed-forwards
+            that packages with kernels rely on.
+    """
+
+    kernel_contract = 1
 
     def __init__(self, config: FTMambaTowerConfig, index: int) -> None:
         super().__init__()
@@ -633,16 +636,16 @@ class FTMambaLayer(nn.Module):
 
     def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """Return the layer's output for tokens (..., D) and what the mixer made of them."""
-        return self.feed(self._joined(hidden if self.residual else None, mixed, self.mixer_norm))
+        return self.feed(self.joined(hidden if self.residual else None, mixed, self.mixer_norm))
 
     def feed(self, hidden: Tensor) -> Tensor:
         """Return tokens (..., D) after the feed-forward, if the layer has one."""
         if self.feed_forward is None or self.feed_forward_norm is None:
             return hidden
         read = self.feed_forward_norm(hidden) if self.norm_position == "pre" else hidden
-        return self._joined(hidden, self.feed_forward(read), self.feed_forward_norm)
+        return self.joined(hidden, self.feed_forward(read), self.feed_forward_norm)
 
-    def _joined(self, hidden: Tensor | None, added: Tensor, norm: nn.Module) -> Tensor:
+    def joined(self, hidden: Tensor | None, added: Tensor, norm: nn.Module) -> Tensor:
         """Return hidden, where it is given, plus what was added, normalised as configured."""
         added = self.dropout(norm(added) if self.norm_position == "post" else added)
         total = added if hidden is None else hidden + added
@@ -674,18 +677,19 @@ def attach_kernels(network: nn.Module, scan: str = "auto") -> None:
         ValueError: no implementation has that name, or it has no effect on the network.
     """
     functions = _attach_functions()
-    if scan not in _PLAIN_SCANS and not functions:
+    known = ("auto", *PLAIN_SCANS)
+    if scan not in known and not functions:
         raise ValueError(
-            f"scan must be one of {', '.join(_PLAIN_SCANS)}, got {scan!r}"
-            f"{near(scan, _PLAIN_SCANS)}; the package ftmamba has others"
+            f"scan must be one of {', '.join(known)}, got {scan!r}{near(scan, known)}; the package "
+            "ftmamba has others"
         )
     mixers = [module for module in network.modules() if isinstance(module, MambaMixer)]
     if scan == "reference" and not mixers:
         raise ValueError("scan 'reference' has no effect here: no layer has mixer 'mamba'")
-    for mixer in mixers:
-        mixer.scan = _PLAIN_SCANS.get(scan, selective_scan)
     for attach in functions:
         attach(network, scan)
+    for mixer in mixers:
+        mixer.plain_scan = scan if scan in PLAIN_SCANS else "sequential"
 
 
 class ScanChoice(nn.Module):
@@ -697,10 +701,9 @@ class ScanChoice(nn.Module):
 
     @property
     def scan_implementation(self) -> str:
-        """Name of the scan in use, or `none` where no layer scans."""
-        scans = {module.scan for module in self.modules() if isinstance(module, MambaMixer)}
-        names = {scan: name for name, scan in _PLAIN_SCANS.items()}
-        return ", ".join(sorted(names.get(scan, scan.__name__) for scan in scans)) or "none"
+        """Name of the scan in use on the model's device, or `none` where no layer scans."""
+        mixers = [module for module in self.modules() if isinstance(module, MambaMixer)]
+        return ", ".join(sorted({mixer.scan_name() for mixer in mixers})) or "none"
 
 
 class TowerNetwork(ScanChoice):

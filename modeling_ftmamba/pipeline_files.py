@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from .vocabulary_file import replace_file
+from .processing_ftmamba import replace_file
 
 TASK = "recommendation"
 CUSTOM_PIPELINES = {

@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file
 
 from .attribution import explain
 from .catalogue_file import CATALOGUE_NAME, Catalogue, load_catalogue, weights_fingerprint
-from .history_records import HistoryReader
+from .encoders import text_table
 from .pipeline_files import add_pipeline
 from .pipeline_inputs import (
     WrongInputError,
@@ -29,9 +29,8 @@ from .pipeline_inputs import (
     records_of,
     wrong_value,
 )
+from .processing_ftmamba import HistoryReader, name_of
 from .ranking import top_k as best
-from .string_table import text_table
-from .tower_encoder import place_of
 
 _TOP_K = 10
 _RECORDS_AT_A_TIME = 1024
@@ -94,7 +93,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         self._read_history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
         columns = feature_extractor.columns("user")
         self._names = frozenset(column.name for column in columns)
-        self._name_of_place = {place_of(column, "user"): column.name for column in columns}
+        self._name_of_place = {name_of(column, "user"): column.name for column in columns}
 
     def __call__(
         self, inputs: Any, *args: Any, batch_size: int | None = None, **parameters: Any
@@ -153,7 +152,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         events = self._read_history.events([record])
         return explain(
             self.model, self.feature_extractor, self.catalogue, record, item_key,
-            self._read_history.of_events(events), self._read_history.taken(events),
+            self._read_history.of_events(events), self._read_history.seen(events),
         )  # fmt: skip
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
@@ -177,7 +176,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         """Encode a list of records, and what their histories' events are of."""
         encoded = dict(self.feature_extractor(users=input_, return_tensors="pt"))
         events = self._read_history.events(input_)
-        taken = self._read_history.taken(events)
+        taken = self._read_history.seen(events)
         return encoded | self._read_history.of_events(events) | {_TAKEN: taken}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
@@ -219,7 +218,7 @@ class FTMambaRecommendationPipeline(Pipeline):
             inputs = self.preprocess(records)
         except ValueError as error:
             # By its fields: in a local folder the extractor's class of error is not ours.
-            column = self._name_of_place.get(getattr(error, "place", ""))
+            column = self._name_of_place.get(getattr(error, "name", ""))
             if column is None:
                 raise
             raise wrong_value(error, first, column) from None

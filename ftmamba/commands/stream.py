@@ -7,8 +7,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftmamba.commands.command import Command
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -222,6 +220,3 @@ class _Report:
             shown["users in the store"] = f"{n_users:,}"
         width = max(map(len, shown))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())
-
-
-COMMAND = Command("take in events and keep users' states and embeddings fresh", add_arguments, run)

@@ -68,15 +68,14 @@ def embed_with_histories(
 
     def rows(start: int, stop: int) -> dict[str, Tensor]:
         ids_B = sorted_U[start:stop]
-        events = histories.newest(ids_B.numpy(), longest)
+        events = histories.newest(ids_B.numpy(), longest, features=column.event_features)
         inputs = {
             **gather_users(ids_B),
             "user_history": items_ID[torch.from_numpy(events.item_ids)],
             "user_history_lengths": torch.from_numpy(events.lengths),
         }
         if column.event_features:
-            features = events.features(column.event_features)
-            inputs["user_event_features"] = torch.from_numpy(features)
+            inputs["user_event_features"] = torch.from_numpy(events.features)
         return inputs
 
     embeds_UD = items_ID.new_empty(len(user_ids), items_ID.shape[1])
@@ -87,7 +86,7 @@ def embed_with_histories(
 
 def longest_history(column: Column, histories: Histories) -> int:
     """Return how many events of a history are read at most."""
-    return column.max_length or len(histories.items.item_ids)
+    return column.max_length or len(histories.rows)
 
 
 def catalogue_embeddings(

@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ftmamba.data.batches import make_batches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.read_ahead import pinned, read_ahead
-from ftmamba.kernels.softmax_of_products import seconds_of_products
+from ftmamba.kernels.softmax import seconds_of_products
 from ftmamba.recipe import TrainingRecipe
 from ftmamba.training.checkpoints import (
     CheckpointStore,

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from ftmamba.kernels.layer_op import carried_layer
+
 from modeling_ftmamba.mixers import MixerState, Part
 
 from .conftest import relative_error, twins

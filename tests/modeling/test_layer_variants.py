@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from modeling_ftmamba.scans import scan_named
 from torch import nn
 from torch.nn import functional as F
 
 from modeling_ftmamba import FTMambaConfig, FTMambaTowerConfig, FTMambaTowerModel
 from modeling_ftmamba.network import FTMambaLayer
-from modeling_ftmamba.scans import scan_named
 
 from .conftest import COLUMNS, shake
 

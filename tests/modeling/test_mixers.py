@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from modeling_ftmamba.scans import scan_named
 from torch import nn
 from torch.nn import functional as F
 from transformers import MambaConfig
@@ -10,7 +11,6 @@ from transformers.models.mamba.modeling_mamba import MambaMixer as TransformersM
 from modeling_ftmamba import FTMambaTowerConfig
 from modeling_ftmamba.mixers import MambaMixer
 from modeling_ftmamba.network import FTMambaLayer
-from modeling_ftmamba.scans import scan_named
 
 from .conftest import shake
 
