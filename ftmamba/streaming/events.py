@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftmamba.streaming.stores import LONGEST_USER_KEY
+from modeling_ftmamba.catalogue_file import LONGEST_KEY
 from modeling_ftmamba.checked_files import parse_json
 from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT
-from modeling_ftmamba.encoders import LONGEST_KEY
 
 LONGEST_EVENT_ID = 128
 """Characters."""

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import Event
+from modeling_ftmamba.catalogue_file import KeyIndex
 from modeling_ftmamba.configuration_ftmamba import GAP, history_of, near
-from modeling_ftmamba.encoders import KeyIndex, text_table
+from modeling_ftmamba.encoders import text_table
 from modeling_ftmamba.user_state import (
     NO_TIME,
     UserState,
