@@ -126,9 +126,10 @@ def number_of(value: Any) -> float:
     """Return a number, NaN where it is missing; TypeError or ValueError of what is none."""
     if is_missing(value):
         return math.nan
-    if not isinstance(value, _NUMBERS) or abs(value) > sys.float_info.max:
+    number = float(value) if isinstance(value, _NUMBERS) else math.inf
+    if math.isinf(number):
         raise TypeError(f"{type(value).__name__} is no finite number")
-    return float(value)
+    return number
 
 
 def _python_value(value: object) -> object:
