@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ftmamba.atomic import whole_file
-from ftmamba.streaming.events import Event, parse_event
+from ftmamba.streaming.events import UserEvent, parse_event
 from modeling_ftmamba.checked_files import read_json
 
 MOST_LINE_BYTES = 2**20
@@ -33,7 +33,7 @@ class Batch:
         position: what the source needs to acknowledge it.
     """
 
-    events: Sequence[Event]
+    events: Sequence[UserEvent]
     problems: Sequence[str] = field(default_factory=tuple)
     position: Any = None
 
@@ -119,7 +119,7 @@ class JsonLinesSource:
                 f"{str(self._path)!r} has {size} bytes, of which {self._offset} were read: it was "
                 f"cut or replaced; {self._remedy()}"
             )
-        events: list[Event] = []
+        events: list[UserEvent] = []
         problems: list[str] = []
         while len(events) + len(problems) < most_events:
             line = self._next_line()
@@ -192,7 +192,7 @@ class JsonLinesSource:
                 return _Line(None, start, self._file.tell())
         return None
 
-    def _parsed(self, line: _Line) -> Event:
+    def _parsed(self, line: _Line) -> UserEvent:
         if line.data is None:
             raise ValueError(f"a line of more than {MOST_LINE_BYTES} bytes")
         mark = blake2b(line.start.to_bytes(8, "little") + line.data, digest_size=8).hexdigest()
@@ -212,9 +212,9 @@ class FileHistory:
     def __init__(self, path: str | Path, source: JsonLinesSource) -> None:
         self._path, self._source = path, source
         self._offset = 0
-        self._events: dict[str, list[Event]] = defaultdict(list)
+        self._events: dict[str, list[UserEvent]] = defaultdict(list)
 
-    def __call__(self, user_key: str) -> list[Event]:
+    def __call__(self, user_key: str) -> list[UserEvent]:
         with closing(JsonLinesSource(self._path, start=self._offset)) as reader:
             while reader.offset < self._source.offset and (batch := reader.read(1)) is not None:
                 for event in batch.events:
@@ -247,7 +247,7 @@ class StandardInputSource:
                     return None
                 piece = b"\n"
             self._split(piece)
-        events: list[Event] = []
+        events: list[UserEvent] = []
         problems: list[str] = []
         for _ in range(min(most_events, len(self._lines))):
             self._number += 1

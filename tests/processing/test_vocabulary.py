@@ -1,7 +1,7 @@
 import numpy as np
 
 from modeling_ftmamba.configuration_ftmamba import MISSING_ID, UNSEEN_ID, Column
-from modeling_ftmamba.encoders import CategoryEncoder, stable_hash
+from modeling_ftmamba.encoders import stable_hash
 
 TEXTS = ["rare", "b", "often", "a", None]
 COUNTS = np.array([1, 2, 5, 2, 9])
