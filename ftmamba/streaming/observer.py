@@ -5,7 +5,7 @@ Shapes: B users, T events of the longest among them, I items, E embedding.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,34 +34,6 @@ class Refusal(NamedTuple):
 
     unknown_item: bool
     reason: str
-
-
-class Observer(Protocol):
-    """What a consumer needs of a model; `CheckpointObserver` is one."""
-
-    def refusals(self, events: Sequence[UserEvent]) -> list[Refusal | None]:
-        """Return for each event why it cannot be observed, None if it can."""
-        ...
-
-    def start(self, firsts: Sequence[UserEvent]) -> UserState:
-        """Return the initial states of users, given the first event of each."""
-        ...
-
-    def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
-        """Return the states of users after some events of each, in order of time."""
-        ...
-
-    def embed(self, state: UserState) -> Tensor:
-        """Return the embeddings of users (B, E)."""
-        ...
-
-    def pack(self, state: UserState) -> list[bytes]:
-        """Return the state of each user as bytes."""
-        ...
-
-    def unpack(self, data: Sequence[bytes]) -> UserState:
-        """Return the states of users from the bytes of each."""
-        ...
 
 
 class CheckpointObserver:
@@ -100,6 +72,7 @@ class CheckpointObserver:
         self._row_of_user = {key: row for row, key in enumerate(keys)}
 
     def refusals(self, events: Sequence[UserEvent]) -> list[Refusal | None]:
+        """Return for each event why it cannot be observed, None if it can."""
         rows = self._catalogue.rows_or_none(one.event.item for one in events)
         return [self._refusal(one, row) for one, row in zip(events, rows, strict=True)]
 
@@ -129,6 +102,7 @@ class CheckpointObserver:
 
     @torch.inference_mode()
     def start(self, firsts: Sequence[UserEvent]) -> UserState:
+        """Return the initial states of users, given the first event of each."""
         records: list[Any] = []
         histories: list[Sequence[Event]] = []
         for one in firsts:
@@ -147,6 +121,7 @@ class CheckpointObserver:
         return self._observe(state, histories) if any(histories) else state
 
     def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
+        """Return the states of users after some events of each, in order of time."""
         rows = iter(self._catalogue.rows_or_none(one.event.item for own in events for one in own))
         histories = [[_resolved(one, next(rows)) for one in own] for own in events]
         return self._observe(state, histories)
@@ -177,14 +152,17 @@ class CheckpointObserver:
 
     @torch.inference_mode()
     def embed(self, state: UserState) -> Tensor:
+        """Return the embeddings of users (B, E)."""
         embeds_BE: Tensor = self._model.embed(state)
         return embeds_BE
 
     def pack(self, state: UserState) -> list[bytes]:
+        """Return the state of each user as bytes."""
         fingerprint = self._catalogue.fingerprint
         return states_to_bytes(state, fingerprint=fingerprint, dtype=self._dtype)
 
     def unpack(self, data: Sequence[bytes]) -> UserState:
+        """Return the states of users from the bytes of each."""
         wide = torch.promote_types(self._model.dtype, torch.float32)
         # States that were written in another type have another length.
         alike = [data] if len(set(map(len, data))) == 1 else [[one] for one in data]
