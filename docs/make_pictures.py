@@ -54,9 +54,8 @@ def card_page(run: Path, repo: str) -> str:
 @contextmanager
 def serving(run: Path, repo: str) -> Iterator[str]:
     """Serve the run's page in this process until the block ends."""
-    from hub_cards.space.app import build, look
-    from hub_cards.space.engine import Demo
-    from hub_cards.space_folder import space_of
+    from hub_cards.space import space_of
+    from hub_cards.space_page import Demo, build, look
 
     page = build(Demo(str(run)), name=repo, example=space_of(str(run)).example)
     _, url, _ = page.launch(

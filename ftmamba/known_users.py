@@ -166,9 +166,9 @@ def known_users(
         key,
         users.select(names),
         histories.items,
-        histories.times,
-        histories.weights,
-        context=histories.context,
+        histories.events.times,
+        histories.events.weights,
+        context=histories.events.context,
     )
 
 

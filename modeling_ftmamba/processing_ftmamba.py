@@ -711,14 +711,22 @@ class HistoryReader:
         pairs_P2 = torch.tensor(pairs, dtype=torch.int64, device=self._items_IE.device).view(-1, 2)
         return pairs_P2[:, 0], pairs_P2[:, 1]
 
-    def of_events(self, histories: Sequence[Sequence[Event]]) -> dict[str, Tensor]:
-        """Return the tensors of events in order; the newest of them, as the column says."""
+    def of_events(
+        self, histories: Sequence[Sequence[Event]], max_length: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return the tensors of the newest events, in order.
+
+        Args:
+            histories: the events of each user.
+            max_length: events of a user; by default the column's, 0 for all.
+        """
         if self.column is None:
             return {}
         table = EventTable.of_events(histories, self.column.context)
         lengths_B = np.diff(table.starts)
-        if self.column.max_length:
-            lengths_B = np.minimum(lengths_B, self.column.max_length)
+        max_length = self.column.max_length if max_length is None else max_length
+        if max_length:
+            lengths_B = np.minimum(lengths_B, max_length)
         names = self.column.event_features
         padded = table.padded(table.starts[1:] - lengths_B, lengths_B, names)
         history_BTE = self._items_IE.new_zeros(*padded.index.shape, self._items_IE.shape[1])

@@ -150,7 +150,9 @@ def states_to_bytes(
     start, _, offsets = _header(example)
     body_BZ = torch.empty(len(state), len(example) - start, dtype=torch.uint8)
     for name, (first, end) in offsets.items():
-        users_first = state.tensors()[name].detach().cpu().movedim(_USERS[name], 0).contiguous()
+        users_first = state.tensors()[name].detach().cpu().movedim(_USERS[name], 0)
+        # Cloned: a single user of a larger tensor has a stride that `contiguous` leaves as it is.
+        users_first = users_first.clone(memory_format=torch.contiguous_format)
         body_BZ[:, first:end] = users_first.view(len(state), -1).view(torch.uint8)
     head = example[:start]
     return [head + row_Z.tobytes() for row_Z in body_BZ.numpy()]

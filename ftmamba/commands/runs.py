@@ -1,9 +1,22 @@
 """`python -m ftmamba runs`: the results of several runs in one table."""
 
+import csv
+import io
+import json
+import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ftmamba.commands.command import Command
+import yaml
+
+RESULTS_FILE, RECIPE_FILE = "all_results.json", "recipe.yaml"
+METRICS = ("HR", "R", "MRR", "coverage")
+"""Shown beside the metric asked for, at the same length of the list."""
+
+Run = tuple[str, Mapping[str, Any], Mapping[str, Any]]
+"""A run's folder, its results and its recipe (empty without one)."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -15,10 +28,122 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Print the table, the best run on top."""
-    from ftmamba.run_table import as_csv, as_markdown, find_runs, run_table
-
     rows = run_table(find_runs(arguments.folder), arguments.metric)
     print(as_csv(rows) if arguments.csv else as_markdown(rows))
 
 
-COMMAND = Command("print the results of several runs in one table", add_arguments, run)
+def find_runs(folder: Path) -> list[Run]:
+    """Read every run in a folder, or below it, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it.
+        ValueError: a run's files are damaged.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {str(folder)!r}; name one that holds finished runs")
+    runs: list[Run] = []
+    for path in sorted(found.parent for found in folder.rglob(RESULTS_FILE)):
+        try:
+            results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
+            recipe = path / RECIPE_FILE
+            options = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"the results in {str(path)!r} are damaged ({error}); remove that folder, or name "
+                "one without it"
+            ) from error
+        if not isinstance(results, dict) or not isinstance(options or {}, dict):
+            raise ValueError(
+                f"the results in {str(path)!r} are not of this program; name a folder of its runs"
+            )
+        name = path.relative_to(folder).as_posix()
+        runs.append((path.resolve().name if name == "." else name, results, options or {}))
+    if not runs:
+        raise FileNotFoundError(
+            f"no finished run in {str(folder)!r}: none of its folders holds {RESULTS_FILE}"
+        )
+    return runs
+
+
+def run_table(runs: Sequence[Run], metric: str) -> list[list[str]]:
+    """Return the table's rows, the header first, the best run on top.
+
+    Results of different splits or protocols are not comparable: each row names its own.
+
+    Raises:
+        ValueError: no run has the metric.
+    """
+    found = [
+        (run, name, own)
+        for run in runs
+        for name, own in list(run[1].get("models", {}).items())[:1]
+        if metric in own.get("metrics", {})
+    ]
+    if not found:
+        from modeling_ftmamba.configuration_ftmamba import near
+
+        models = (model for _, results, _ in runs for model in results.get("models", {}).values())
+        every = sorted({name for model in models for name in model.get("metrics", {})})
+        raise ValueError(
+            f"no run has the metric {metric!r}{near(metric, every)}; they have: {', '.join(every)}"
+        )
+    _, at, k = metric.partition("@")
+    beside = [f"{name}{at}{k}" for name in METRICS if at and f"{name}{at}{k}" != metric]
+    header = ["run", "model", f"{metric} [95 %]", *beside, "best other", "parameters",
+              "training s", "seed", "data", "split", "test users"]  # fmt: skip
+    found.sort(key=lambda each: -each[2]["metrics"][metric])
+    rows = [header]
+    for (folder, results, recipe), name, own in found:
+        metrics = own["metrics"]
+        low, high = own.get("intervals", {}).get(metric, (None, None))
+        interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+        others = {
+            other: model["metrics"][metric]
+            for other, model in results["models"].items()
+            if other != name and metric in model.get("metrics", {})
+        }
+        best = max(others, key=others.__getitem__, default="")
+        seconds = (results.get("cost") or results.get("training") or {}).get("seconds")
+        rows.append(
+            [
+                folder,
+                name,
+                f"{metrics[metric]:.3f}{interval}",
+                *(f"{metrics[other]:.3f}" if other in metrics else "" for other in beside),
+                f"{best} {others[best]:.3f}" if best else "",
+                str(results.get("n_parameters", "")),
+                "" if seconds is None else f"{seconds:.0f}",
+                str(results.get("seed", "")),
+                _option(recipe, "data", "name", "interactions"),
+                _option(recipe, "split", "kind"),
+                str(own.get("n_users", "")),
+            ]
+        )
+    return rows
+
+
+def _option(recipe: Mapping[str, Any], section: str, *names: str) -> str:
+    options = recipe.get(section) or {}
+    if not isinstance(options, Mapping):
+        return str(options)
+    return next((str(options[name]) for name in names if options.get(name)), "")
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Lay the rows out as a Markdown table that also reads well in a terminal."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in escaped
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def as_csv(rows: Sequence[Sequence[str]]) -> str:
+    """Write the rows as CSV, such that a spreadsheet reads no cell as a formula."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [f"'{cell}" if re.match(r"[=+@\t\r]|-\D", cell) else cell for cell in row] for row in rows
+    )
+    return text.getvalue().rstrip("\n")

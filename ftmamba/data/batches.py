@@ -258,18 +258,22 @@ class RowBatches:
             arrays_B = {name: tensor.numpy() for name, tensor in table.items()}
             user_ids_B, times_B = arrays_B["user_ids"], arrays_B.get("times")
             if self._histories is None or self._column is None:
-                nothing_B0 = np.zeros((len(user_ids_B), 0), np.int64)
-                events = Events(nothing_B0, nothing_B0.sum(1), None, None, None)
+                none_B0 = np.zeros((len(user_ids_B), 0), np.int64)
+                none_B00 = np.zeros((len(user_ids_B), 0, 0), np.float32)
+                events = Events(none_B0, none_B0.sum(1), None, none_B00)
             else:
-                n_first_B = self._histories.n_earlier[arrays_B["rows"]] if times_B is None else None
-                longest = self._column.max_length or len(self._histories.items.item_ids)
                 events = self._histories.newest(
-                    user_ids_B, longest, before=times_B, n_first=n_first_B
+                    user_ids_B,
+                    self._column.max_length or len(self._histories.rows),
+                    features=self._column.event_features,
+                    before=times_B,
+                    n_first=self._histories.n_earlier[arrays_B["rows"]]
+                    if times_B is None
+                    else None,
                 )
             yield _batch(
                 user_ids_B,
                 events,
-                self._column,
                 windows_M=np.arange(len(user_ids_B)),
                 slots_M=events.lengths,
                 targets_M=arrays_B,
@@ -315,7 +319,7 @@ class SequenceBatches:
                 f"{near(windows, SEQUENCES)}"
             )
         _check_options(batch_size=batch_size, rank=rank, n_ranks=n_ranks)
-        self._histories, self._column, self._seed = histories, column, seed
+        self._histories, self._features, self._seed = histories, column.event_features, seed
         self._rank, self._n_ranks, self._global_size = rank, n_ranks, batch_size * n_ranks
         longest = self._max_length = column.max_length or LONGEST_WINDOW
         self._user_ids = np.flatnonzero(histories.counts > 1)
@@ -336,8 +340,8 @@ class SequenceBatches:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without reading those before."""
         events_R = {"item_ids": self._histories.items.item_ids, "rows": self._histories.rows}
-        if self._histories.times is not None:
-            events_R["times"] = self._histories.times
+        if self._histories.events.times is not None:
+            events_R["times"] = self._histories.events.times
         user_W, begin_W, n_inputs_W = self._cuts(np.random.default_rng((self._seed, epoch, 0)))
         for chosen_B in self._batches(n_inputs_W, epoch)[start:]:
             user_ids_B, begins_B = self._user_ids[user_W[chosen_B]], begin_W[chosen_B]
@@ -351,8 +355,7 @@ class SequenceBatches:
             index_M = starts_B[windows_M] + slots_M
             yield _batch(
                 user_ids_B,
-                self._histories.stretches(starts_B, n_inputs_B),
-                self._column,
+                self._histories.stretches(starts_B, n_inputs_B, self._features),
                 windows_M=windows_M,
                 slots_M=slots_M,
                 targets_M={name: values_R[index_M] for name, values_R in events_R.items()},
@@ -398,22 +401,20 @@ class SequenceBatches:
 def _batch(
     user_ids_B: NDArray[np.int64],
     events: Events,
-    column: Column | None,
     *,
     windows_M: NDArray[np.int64],
     slots_M: NDArray[np.int64],
     targets_M: Mapping[str, NDArray[np.int64]],
 ) -> Batch:
     """Return windows of events, and targets with `item_ids`, `rows` and, where known, `times`."""
-    names = () if column is None else column.event_features
-    features = events.features(names) if names else None
+    has_features = events.features.shape[2] > 0
     times_M = targets_M.get("times")
     return Batch(
         user_ids=torch.from_numpy(user_ids_B),
         history_ids=torch.from_numpy(events.item_ids),
         lengths=torch.from_numpy(events.lengths),
         history_times=None if events.times is None else torch.from_numpy(events.times),
-        event_features=None if features is None else torch.from_numpy(features),
+        event_features=torch.from_numpy(events.features) if has_features else None,
         windows=torch.from_numpy(windows_M),
         slots=torch.from_numpy(slots_M),
         targets=torch.from_numpy(targets_M["item_ids"]),

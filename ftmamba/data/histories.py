@@ -4,8 +4,8 @@ Shapes: B rows asked about, T events of the longest history among them, F event 
 interactions, U users.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.data.schema import suggestion
-from modeling_ftmamba.configuration_ftmamba import HISTORY, SMALLEST_SCALE, Column, near
+from modeling_ftmamba.configuration_ftmamba import HISTORY, SMALLEST_SCALE, Column
+from modeling_ftmamba.processing_ftmamba import EventTable
 
 _AS_IT_IS = (0.0, 1.0)
 """The scale of an event feature that the model reads as it is."""
@@ -27,40 +28,13 @@ class Events:
         item_ids: int64 (B, T); 0 beyond the end.
         lengths: int64 (B,), how many events of a row count.
         times: int64 (B, T), or None where the interactions have no time.
-        gaps: float32 (B, T), log(1 + seconds since the user's event before), be it among the row's
-            events or not; 0 for the user's first event; None without times.
-        weights: float32 (B, T), or None where the interactions have no weight.
-        context: float32 (B, T), the further columns of the interactions by name; NaN means missing.
+        features: float32 (B, T, F), the numbers asked for; NaN where one is missing.
     """
 
     item_ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
     times: NDArray[np.int64] | None
-    gaps: NDArray[np.float32] | None
-    weights: NDArray[np.float32] | None
-    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-
-    def features(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """Return the named numbers (B, T, F) of each event; NaN where one is missing.
-
-        Gaps and weights are missing everywhere where the interactions have no times or no weights.
-
-        Raises:
-            ValueError: an unknown name.
-        """
-        known = {"gap": self.gaps, "weight": self.weights, **self.context}
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"event_features must be among {', '.join(known)}, what the interactions have, "
-                    f"got {name!r}{near(name, known)}"
-                )
-        features_BTF = np.full((*self.item_ids.shape, len(names)), np.nan, np.float32)
-        for index, name in enumerate(names):
-            values = known[name]
-            if values is not None:
-                features_BTF[:, :, index] = values
-        return features_BTF
+    features: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +45,13 @@ class Histories:
 
     Attributes:
         items: user u has the events `items.starts[u]` up to `items.starts[u + 1]`.
-        times: int64 (R,), of these events, or None.
-        gaps: float32 (R,), as in `Events`, or None.
-        weights: float32 (R,), or None.
+        events: times, gaps, weights and context of the same events.
         rows: int64 (R,), the number of each event among the interactions as given.
-        context: float32 (R,), as in `Events`.
     """
 
     items: ItemsByUser
-    times: NDArray[np.int64] | None
-    gaps: NDArray[np.float32] | None
-    weights: NDArray[np.float32] | None
+    events: EventTable
     rows: NDArray[np.int64]
-    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def n_users(self) -> int:
@@ -108,6 +76,7 @@ class Histories:
         user_ids: NDArray[np.int64],
         max_length: int,
         *,
+        features: Sequence[str] = (),
         before: NDArray[np.int64] | int | None = None,
         n_first: NDArray[np.int64] | None = None,
     ) -> Events:
@@ -116,13 +85,15 @@ class Histories:
         Args:
             user_ids: (B,), repeats allowed.
             max_length: events kept of each, the newest.
+            features: names of the numbers wanted beside each event; missing everywhere where they
+                are gaps or weights that the interactions do not have.
             before: UTC seconds, one for all or (B,): only events strictly before count, so an
                 event at that very second, such as the one to be predicted, is never among them.
             n_first: (B,): only each user's first so many events count. With `n_earlier` of
                 interactions, what came before each of these: the way where there are no times.
 
         Raises:
-            ValueError: `before` is given and the interactions have no time.
+            ValueError: an unknown feature, or `before` and the interactions have no time.
         """
         if max_length < 0:
             raise ValueError(f"max_length must be >= 0, got {max_length}")
@@ -133,7 +104,7 @@ class Histories:
         if n_first is not None:
             ends_B = np.minimum(ends_B, starts_B + n_first)
         starts_B = np.maximum(starts_B, ends_B - max_length)
-        return self.stretches(starts_B, ends_B - starts_B)
+        return self.stretches(starts_B, ends_B - starts_B, features)
 
     def newest_items(self, max_length: int) -> ItemsByUser:
         """Return the items of every user's newest events, at most so many of each."""
@@ -144,24 +115,17 @@ class Histories:
         starts = np.concatenate([[0], np.cumsum(kept_U)])
         return ItemsByUser(starts, self.items.item_ids[is_kept_R])
 
-    def stretches(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> Events:
+    def stretches(
+        self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], features: Sequence[str]
+    ) -> Events:
         """Return stretches of neighbouring events, by the index of the first and how many."""
-        steps_T = np.arange(lengths_B.max(initial=0))
-        is_event_BT = steps_T < lengths_B[:, None]
-        index_BT = np.where(is_event_BT, starts_B[:, None] + steps_T, 0)
-
-        def padded(values_R: NDArray) -> NDArray:  # type: ignore[type-arg]
-            if not len(values_R):
-                return np.zeros(index_BT.shape, values_R.dtype)
-            return np.where(is_event_BT, values_R[index_BT], np.zeros((), values_R.dtype))
-
+        padded = self.events.padded(starts_B, lengths_B, features)
+        times_R = self.events.times
         return Events(
-            padded(self.items.item_ids),
+            padded.of(self.items.item_ids),
             lengths_B,
-            None if self.times is None else padded(self.times),
-            None if self.gaps is None else padded(self.gaps),
-            None if self.weights is None else padded(self.weights),
-            {name: padded(values_R) for name, values_R in self.context.items()},
+            None if times_R is None else padded.of(times_R),
+            padded.features,
         )
 
     def _first_at(
@@ -171,7 +135,8 @@ class Histories:
         before: NDArray[np.int64] | int,
     ) -> NDArray[np.int64]:
         """Return the index of the first event at `before` or later, by bisection of all rows."""
-        if self.times is None:
+        times_R = self.events.times
+        if times_R is None:
             raise ValueError(
                 "histories before a time need the time of every interaction, but the interactions "
                 "have none; name their time column in the schema, or cut by n_first"
@@ -180,7 +145,7 @@ class Histories:
         while (low_B < high_B).any():
             middle_B = (low_B + high_B) // 2
             is_open_B = low_B < high_B
-            is_earlier_B = is_open_B & (self.times[np.where(is_open_B, middle_B, 0)] < before)
+            is_earlier_B = is_open_B & (times_R[np.where(is_open_B, middle_B, 0)] < before)
             low_B = np.where(is_earlier_B, middle_B + 1, low_B)
             high_B = np.where(is_open_B & ~is_earlier_B, middle_B, high_B)
         return low_B
@@ -194,13 +159,8 @@ def histories_of(interactions: Interactions) -> Histories:
     order_R = np.lexsort(keys)
     ordered = interactions.select(order_R)
     items = items_by_user(ordered)
-    gaps = None
-    if ordered.times is not None:
-        seconds_R = np.diff(ordered.times, prepend=ordered.times[:1])
-        firsts = items.starts[:-1]
-        seconds_R[firsts[firsts < len(seconds_R)]] = 0
-        gaps = np.log1p(seconds_R).astype(np.float32)
-    return Histories(items, ordered.times, gaps, ordered.weights, order_R, context=ordered.context)
+    events = EventTable(items.starts, ordered.times, ordered.weights, ordered.context)
+    return Histories(items, events, order_R)
 
 
 def with_event_scales(columns: Iterable[Column], train: Interactions) -> tuple[Column, ...]:

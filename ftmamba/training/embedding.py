@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ftmamba.data.encoded import EncodedData
-from ftmamba.data.histories import Events, Histories
+from ftmamba.data.histories import Histories
 from ftmamba.data.read_ahead import to_device
 from ftmamba.table_embedding import embed_table
 from ftmamba.training.feed import Batch, Inputs
@@ -118,13 +118,13 @@ def history_inputs(
         before: which events count, as `Histories.newest` takes it.
     """
     longest = longest_history(column, histories)
-    events: Events = histories.newest(user_ids_B.numpy(), longest, **before)
+    events = histories.newest(user_ids_B.numpy(), longest, features=column.event_features, **before)
     inputs: dict[str, NDArray[Any]] = {
         "user_history_places": events.item_ids,
         "user_history_lengths": events.lengths,
     }
     if column.event_features:
-        inputs["user_event_features"] = events.features(column.event_features)
+        inputs["user_event_features"] = events.features
     return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 

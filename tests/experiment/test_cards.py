@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
-from ftmamba.commands.cards import rebuild_card, save_card
+from ftmamba.commands.hub import rebuild_card, save_card
 from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import Cost, make_checkpoint
 from hub_cards import with_card

@@ -54,7 +54,7 @@ def make_recommender(user_columns=USER_COLUMNS, item_columns=ITEM_COLUMNS, **arc
     }
     extractor = FTMambaFeatureExtractor(user_columns, item_columns)
     extractor.fit(users, items)
-    sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 12, "projection_size": 8}
+    sizes = {"hidden_size": 16, "head_hidden_size": 12, "projection_size": 8}
     config = FTMambaConfig.from_columns(
         extractor.user_columns, extractor.item_columns, temperature=0.2, **(sizes | architecture)
     )

@@ -19,7 +19,7 @@ COLUMNS = [
 
 
 def build(**fields):
-    small = {"hidden_size": 16, "projection_size": 8, "num_hidden_layers": 1, "state_size": 4}
+    small = {"hidden_size": 16, "projection_size": 8, "num_hidden_layers": 1}
     torch.manual_seed(0)
     config = FTMambaConfig.from_columns(COLUMNS, COLUMNS[:2], **{**small, **fields})
     return FTMambaTwoTowerModel(config).eval()

@@ -115,15 +115,12 @@ def test_a_planted_future_item_changes_no_earlier_embedding(walked):
         items_IE = model.get_item_embeddings(**items)
         history = items_IE[torch.arange(8) % N_ITEMS][None]
         features = torch.rand(1, 8, 2)
-        user = {
-            name.removeprefix("user_"): one
-            for name, one in trained.data.gather_users(torch.tensor([0])).items()
-        } | {"event_features": features}
-        before = model.user_tower.forward_positions(**user, history=history)
+        user = trained.data.gather_users(torch.tensor([0])) | {"user_event_features": features}
+        before = model.get_user_positions(**user, user_history=history)
         for place in range(8):
             planted = history.clone()
             planted[0, place] = 9.0
-            after = model.user_tower.forward_positions(**user, history=planted)
+            after = model.get_user_positions(**user, user_history=planted)
             assert torch.equal(after[:, : place + 1], before[:, : place + 1])
             assert not torch.equal(after[:, place + 1], before[:, place + 1])
 

@@ -1,22 +1,91 @@
-"""The commands that write cards: `card` of a checkpoint, `dataset-card`, and `space`, a page."""
+"""The commands around the Hub: `push`, `card`, `dataset-card` and `space`."""
 
 import json
+import logging
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftmamba.commands.command import Command
-
 if TYPE_CHECKING:
     from ftmamba.checkpoint import Checkpoint
     from ftmamba.evaluation import Evaluation
 
-FIRST_MARK = "<!-- ftmamba:begin "
+logger = logging.getLogger(__name__)
 
 
-def _add_card(parser: ArgumentParser) -> None:
+def add_push_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of `push`."""
+    parser.add_argument("checkpoint", help="folder of a checkpoint: the output_dir of a run")
+    parser.add_argument("repository", help="where to, such as user/name; made if need be")
+    parser.add_argument(
+        "--revision", default="main", help="branch; made if need be (default: main)"
+    )
+    parser.add_argument(
+        "--create_pr", "--create-pr", action="store_true", help="open a pull request instead"
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="make the repository private if it is made"
+    )
+    parser.add_argument("--message", default="Push an FT-Mamba checkpoint", help="of the commit")
+    parser.add_argument(
+        "--without_catalogue", "--without-catalogue", action="store_true",
+        help="leave out the items' keys, titles and embeddings",
+    )  # fmt: skip
+    parser.add_argument(
+        "--training_state", "--training-state", action="store_true",
+        help="push what resuming needs too, where the folder holds it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list what would be pushed, and stop"
+    )
+
+
+def run_push(arguments: Namespace) -> None:
+    """List what is pushed, then push it."""
+    from huggingface_hub import HfApi
+
+    from ftmamba.atomic import whole_folder_at
+    from ftmamba.hub import TRIES, known_tokens
+    from hub_cards.contents import list_contents, personal_warning, published_files
+    from hub_cards.push import Destination, push_checkpoint
+
+    logging.basicConfig(format="%(message)s")
+    api = HfApi()
+    destination = Destination(
+        arguments.repository,
+        arguments.revision,
+        private=arguments.private,
+        create_pr=arguments.create_pr,
+    )
+    parts = {
+        "with_catalogue": not arguments.without_catalogue,
+        "with_training_state": arguments.training_state,
+    }
+    folder = whole_folder_at(Path(arguments.checkpoint).expanduser().resolve())
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {str(folder)!r}; give the output_dir of a finished run")
+    print(list_contents(published_files(folder, **parts, tokens=known_tokens(api.token))))
+    if warning := personal_warning(folder):
+        print(f"warning: {warning}", file=sys.stderr)
+    if arguments.dry_run:
+        return
+    sys.stdout.flush()
+    pushed = push_checkpoint(
+        folder, destination, message=arguments.message, **parts, api=api, tries=TRIES
+    )
+    print(f"\npushed to {pushed.url}")
+    if not arguments.create_pr:
+        print(
+            "load it with Recommender.from_pretrained("
+            f'"{destination.repo_id}", revision="{pushed.commit}")'
+        )
+
+
+def add_card_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of `card`."""
     parser.add_argument("checkpoint", help="folder of a finished run")
     parser.add_argument(
         "--user_group",
@@ -29,7 +98,8 @@ def _add_card(parser: ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, help="write a page that shows the card, to look at")
 
 
-def _card(arguments: Namespace) -> None:
+def run_card(arguments: Namespace) -> None:
+    """Write the card and print where it is."""
     from ftmamba.checkpoint import load_checkpoint
     from ftmamba.commands.evaluate import repeat_evaluation
     from hub_cards.pictures import render_preview
@@ -74,14 +144,12 @@ def rebuild_card(
         ValueError: the checkpoint has no recipe or no results, or the users lack a column.
         FileNotFoundError: the groups need a table that is missing.
     """
-    import logging
-
     from ftmamba.comparison import check_group_columns, group_figures
     from ftmamba.recipe import recipe_from_dict
     from ftmamba.results import describe_data
     from ftmamba.training.run import split_tables
     from hub_cards import with_card
-    from hub_cards.merge import merge_card
+    from hub_cards.merge import FIRST_MARK, merge_card
 
     results = dict(checkpoint.results)
     recipe = recipe_from_dict(dict(checkpoint.recipe))
@@ -100,9 +168,7 @@ def rebuild_card(
             tables = tables_of(recipe)
             results["data"] = describe_data(tables, split_tables(tables, recipe))
         except (OSError, ValueError) as error:
-            logging.getLogger(__name__).warning(
-                "the card has no missing rates: the tables cannot be read (%s)", error
-            )
+            logger.warning("the card has no missing rates: the tables cannot be read (%s)", error)
     made = with_card(replace(checkpoint, results=results), folder=folder)
     # In a card without marks, generated text cannot be told from a person's.
     if FIRST_MARK not in checkpoint.card:
@@ -134,7 +200,8 @@ def tables_of(recipe: Any) -> Any:
     return read_tables(recipe.data, recipe.schema, state)
 
 
-def _add_dataset_card(parser: ArgumentParser) -> None:
+def add_dataset_card_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of `dataset-card`."""
     parser.add_argument("recipe", help="a recipe (a YAML file or a shipped name) or a run's folder")
     parser.add_argument("--repo", default="", help="Hub id that the card's examples load")
     parser.add_argument(
@@ -143,7 +210,8 @@ def _add_dataset_card(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="file to write; the default prints the card")
 
 
-def _dataset_card(arguments: Namespace) -> None:
+def run_dataset_card(arguments: Namespace) -> None:
+    """Read the tables and write their card."""
     from ftmamba.recipe import choose_variant, read_recipe, recipe_from_dict
     from hub_cards.dataset_card import dataset_card
 
@@ -161,7 +229,8 @@ def _dataset_card(arguments: Namespace) -> None:
         print(arguments.output)
 
 
-def _add_space(parser: ArgumentParser) -> None:
+def add_space_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of `space`."""
     parser.add_argument("model", help="a Hub id such as name/repo, or a checkpoint's folder")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -172,8 +241,9 @@ def _add_space(parser: ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="make the Space private")
 
 
-def _space(arguments: Namespace) -> None:
-    from hub_cards.space_folder import push_space, space_of, write_space
+def run_space(arguments: Namespace) -> None:
+    """Write or push the page."""
+    from hub_cards.space import push_space, space_of, write_space
 
     if arguments.space and Path(arguments.model).expanduser().is_dir():
         raise ValueError(
@@ -187,10 +257,3 @@ def _space(arguments: Namespace) -> None:
         return
     commit = push_space(facts, arguments.space, private=arguments.private)
     print(f"{arguments.space} at commit {commit}")
-
-
-CARD = Command("write a checkpoint's model card again", _add_card, _card)
-DATASET_CARD = Command(
-    "write the card of a data set from its tables", _add_dataset_card, _dataset_card
-)
-SPACE = Command("show a checkpoint's recommendations on a page, as a Space", _add_space, _space)

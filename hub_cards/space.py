@@ -1,6 +1,6 @@
-"""The files of a demonstration Space, and the way to the Hub."""
+"""A demonstration Space of a checkpoint: its files, written to a folder or pushed to the Hub."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
@@ -23,8 +23,6 @@ GRADIO_VERSION = "6.31.0"
 REQUIRED = ("torch", "transformers")
 """What the page imports besides; the versions installed here are asked for there."""
 
-CARD_TEMPLATE = "space/README.md.jinja"
-_PACKAGE = "demo"
 _LONGEST_TITLE = 60
 
 
@@ -74,13 +72,15 @@ def space_of(model: str, *, revision: str | None = None) -> SpaceFacts:
 
 
 def space_files(facts: SpaceFacts) -> dict[str, str]:
-    """Return the Space's files, path to text; they need Gradio, torch and transformers alone."""
+    """Return the Space's files, name to text; they need Gradio, torch and transformers alone."""
     requirements = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIRED)
+    package = files("hub_cards")
     return {
         "app.py": _launcher(facts),
-        "README.md": render(CARD_TEMPLATE, facts=facts, metadata=_metadata(facts)),
+        "page.py": (package / "space_page.py").read_text(encoding="utf-8"),
+        "page.css": (package / "space_page.css").read_text(encoding="utf-8"),
+        "README.md": render("space_card.md.jinja", facts=facts, metadata=_metadata(facts)),
         "requirements.txt": requirements,
-        **dict(_page()),
     }
 
 
@@ -91,18 +91,16 @@ def write_space(folder: Path, facts: SpaceFacts) -> None:
         FileExistsError: the folder holds something else.
     """
     found = space_files(facts)
-    tops = {Path(name).parts[0] for name in found}
     if folder.is_dir():
-        foreign = sorted(path.name for path in folder.iterdir() if path.name not in tops)
+        foreign = sorted(path.name for path in folder.iterdir() if path.name not in found)
         if foreign:
             raise FileExistsError(
                 f"{str(folder)!r} holds {', '.join(foreign[:3])}, which is no part of a Space; "
                 "give an empty or a new folder"
             )
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in found.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def push_space(
@@ -111,7 +109,7 @@ def push_space(
     """Push the files in one commit, making the Space if need be; return the commit's id.
 
     Raises:
-        ValueError: `repo_id` is no name of a Space.
+        ValueError: `repo_id` is not a valid name.
         HubError: the Hub refused or could not be reached.
     """
     api = api or HfApi()
@@ -131,8 +129,8 @@ def push_space(
 
 def _launcher(facts: SpaceFacts) -> str:
     return (
-        '"""Shows what a recommender recommends, and why; `python app.py` serves the page."""\n\n'
-        f"from {_PACKAGE}.app import main\n\n"
+        '"""Shows what a model recommends, and why; `python app.py` serves the page."""\n\n'
+        "from page import main\n\n"
         'if __name__ == "__main__":\n'
         "    main(\n"
         f"        {python(facts.model)},\n"
@@ -140,12 +138,6 @@ def _launcher(facts: SpaceFacts) -> str:
         f"        example={python(facts.example)},\n"
         "    )\n"
     )
-
-
-def _page() -> Iterator[tuple[str, str]]:
-    for source in files("hub_cards.space").iterdir():
-        if source.name.endswith((".py", ".css")):
-            yield f"{_PACKAGE}/{source.name}", source.read_text(encoding="utf-8")
 
 
 def _metadata(facts: SpaceFacts) -> Markup:
