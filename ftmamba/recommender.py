@@ -176,7 +176,9 @@ class Recommender:
     @torch.inference_mode()
     def user_embedding(self, record: Record) -> NDArray[np.float32]:
         """Return the embedding (E,) of a raw record."""
-        users_UE = self._embed_with([record], self._read_history([record]))
+        users_UE = self._embed_with(
+            [record], self._read_history.of_events(self._read_history.events([record]))
+        )
         embedding: NDArray[np.float32] = users_UE[0].cpu().numpy()
         return embedding
 

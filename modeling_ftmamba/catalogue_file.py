@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from .checked_files import damaged, parse_json, read_tensors, shown
 from .configuration_ftmamba import TENSOR_OF_KIND, Column, columns_of_tensor, near
-from .encoders import KeyIndex, TextTable, text_table
+from .encoders import TextTable, text_table
 
 CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1
+LONGEST_KEY = 4096
+"""Bytes."""
 
 _TYPES = {
     "key_bytes": np.uint8,
@@ -35,6 +37,66 @@ _RECORDS = "records/"
 _DTYPES = frozenset(["F32", "I32", "I64", "U8"])
 _LATEST = 2**40
 _MOST_KEYS_TO_SUGGEST_FROM = 50_000
+
+
+class KeyIndex:
+    """Finds the rows of millions of keys by a hash of their bytes, without an object for each.
+
+    The hash is no secret, so a person may choose keys that share one; then a dict does it.
+
+    Attributes:
+        repeated: a key that occurs twice, None where there is none.
+
+    Raises:
+        ValueError: a key is longer than `LONGEST_KEY`.
+    """
+
+    def __init__(self, keys: TextTable) -> None:
+        self._keys = keys
+        lengths_N = np.diff(keys.offsets)
+        if len(keys) and lengths_N.max() > LONGEST_KEY:
+            row = int(lengths_N.argmax())
+            raise ValueError(
+                f"the key in row {row} has {lengths_N[row]} bytes, of {LONGEST_KEY} at most; give "
+                "shorter keys"
+            )
+        hash_N = _hashes(keys)
+        self._order_N = np.argsort(hash_N)
+        self._sorted_N = hash_N[self._order_N]
+        self._row_of: dict[str, int] | None = None
+        self.repeated: str | None = None
+        if (self._sorted_N[1:] == self._sorted_N[:-1]).any():
+            self._row_of = {key: row for row, key in enumerate(keys)}
+            self.repeated = next((k for row, k in enumerate(keys) if self._row_of[k] != row), None)
+
+    def rows(self, keys: Iterable[str]) -> list[int | None]:
+        """Return the row of each key, None where there is none."""
+        if self._row_of is not None:
+            return list(map(self._row_of.get, keys))
+        asked = list(keys)
+        if not len(self._keys):
+            return [None] * len(asked)
+        index = np.searchsorted(self._sorted_N, _hashes(text_table(asked)))
+        found = self._order_N[np.minimum(index, len(self._keys) - 1)]
+        pairs = zip(found.tolist(), self._keys.take(found), asked, strict=True)
+        return [row if own == key else None for row, own, key in pairs]
+
+
+def _hashes(keys: TextTable) -> NDArray[np.uint64]:
+    """Return a hash of each key's bytes (N,), read eight at a time."""
+    starts_N, lengths_N = keys.offsets[:-1], np.diff(keys.offsets)
+    padded = np.concatenate([keys.packed, np.zeros(8, np.uint8)])
+    # The eight bytes from each byte on, as one number.
+    words = np.ndarray(len(keys.packed) + 1, np.dtype("<u8"), padded.data, strides=(1,))
+    hash_N = lengths_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    longer = np.argsort(lengths_N, kind="stable")
+    for start in range(0, int(lengths_N.max(initial=0)), 8):
+        longer = longer[np.searchsorted(lengths_N[longer], start, side="right") :]
+        absent = np.maximum(start + 8 - lengths_N[longer], 0).astype(np.uint64) * np.uint64(8)
+        word = words[starts_N[longer] + start] << absent
+        mixed = (hash_N[longer] ^ word) * np.uint64(0xD6E8FEB86659FD93)
+        hash_N[longer] = mixed ^ (mixed >> np.uint64(32))
+    return hash_N
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def run(arguments: Namespace) -> None:
 
     from ftmamba.checkpoint import load_to_recommend
     from ftmamba.streaming import CheckpointObserver, Rules, consume
-    from ftmamba.streaming.opening import Reading, open_source, open_store
+    from ftmamba.streaming.opening import open_source, open_store
     from ftmamba.streaming.redis_backend import Member
     from ftmamba.streaming.sources import FileHistory, JsonLinesSource
 
@@ -76,15 +76,14 @@ def run(arguments: Namespace) -> None:
         )
     checkpoint = load_to_recommend(arguments.checkpoint, revision=arguments.revision)
     observer = CheckpointObserver(checkpoint, dtype=torch.float16 if arguments.float16 else None)
-    reading = Reading(
+    source = open_source(
+        arguments.source,
         follow=arguments.follow,
-        offset_file=arguments.offset,
-        # States that are gone at the end have to be made of all events again.
-        from_start=arguments.store == "memory:",
+        # States in memory are lost at the end and have to be computed from all events again.
+        offset_file=None if arguments.store == "memory:" else arguments.offset,
         member=Member(arguments.group, arguments.consumer),
         report=_log,
     )
-    source = open_source(arguments.source, reading)
     try:
         store = open_store(arguments.store, ttl_seconds=arguments.ttl, report=_log)
     except BaseException:

@@ -8,14 +8,14 @@ delivered again is recognised.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ftmamba.streaming.events import UserEvent
-from ftmamba.streaming.observer import Observer
+from ftmamba.streaming.observer import CheckpointObserver
 from ftmamba.streaming.sources import Batch, Source
 from ftmamba.streaming.stores import ABSENT, Put, StateStore, Stored, next_version
 from modeling_ftmamba.configuration_ftmamba import near
@@ -103,14 +103,14 @@ class Counts:
     conflicts: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        names = [field.name for field in fields(self)]
+        names = [one.name for one in fields(self)]
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 def consume(
     source: Source,
     store: StateStore,
-    observer: Observer,
+    observer: CheckpointObserver,
     rules: Rules | None = None,
     *,
     updated: Updated | None = None,
@@ -164,21 +164,16 @@ class _Change(NamedTuple):
     counts: Counts
 
 
+@dataclass(frozen=True)
 class _Consumer:
     """Processes one batch after the other."""
 
-    def __init__(
-        self,
-        store: StateStore,
-        observer: Observer,
-        rules: Rules,
-        updated: Updated | None,
-        report: Callable[[str], None],
-    ) -> None:
-        self.rules = rules
-        self._store, self._observer = store, observer
-        self._updated, self._report = updated, report
-        self._reported: set[str] = set()
+    store: StateStore
+    observer: CheckpointObserver
+    rules: Rules
+    updated: Updated | None
+    report: Callable[[str], None]
+    reported: set[str] = field(default_factory=set)
 
     def process(self, batch: Batch) -> Counts:
         """Bring the users of a batch up to date."""
@@ -202,14 +197,14 @@ class _Consumer:
         )
 
     def _report_once(self, kind: str, text: str) -> None:
-        if kind not in self._reported:
-            self._reported.add(kind)
-            self._report(f"{text}; skipped and counted, further ones will not be reported")
+        if kind not in self.reported:
+            self.reported.add(kind)
+            self.report(f"{text}; skipped and counted, further ones will not be reported")
 
     def _observable(self, events: Sequence[UserEvent]) -> tuple[list[UserEvent], Counts]:
         counts = Counts()
         kept: list[UserEvent] = []
-        for event, refusal in zip(events, self._observer.refusals(events), strict=True):
+        for event, refusal in zip(events, self.observer.refusals(events), strict=True):
             if refusal is None:
                 kept.append(event)
                 continue
@@ -220,7 +215,7 @@ class _Consumer:
 
     def _try(self, by_user: EventsByUser) -> tuple[Counts, EventsByUser]:
         """Bring users up to date; return the counts, and users changed by another process."""
-        stored = dict(zip(by_user, self._store.get(list(by_user)), strict=True))
+        stored = dict(zip(by_user, self.store.get(list(by_user)), strict=True))
         states = self._states(stored, by_user)
         counts = Counts()
         # Histories are padded: users whose numbers of events differ by less than twice go together.
@@ -247,7 +242,7 @@ class _Consumer:
         states: dict[str, UserState] = {}
         if kept:
             try:
-                states |= _by_key(list(kept), self._observer.unpack(list(kept.values())))
+                states |= _by_key(list(kept), self.observer.unpack(list(kept.values())))
             except ValueError as error:
                 users = ", ".join(map(repr, list(kept)[:3]))
                 raise ValueError(
@@ -256,7 +251,7 @@ class _Consumer:
                 ) from None
         if new:
             firsts = [_first(by_user[key]) for key in new]
-            states |= _by_key(new, self._observer.start(firsts))
+            states |= _by_key(new, self.observer.start(firsts))
         return states
 
     def _change(self, stored: Stored | None, events: list[UserEvent], last_time: int) -> _Change:
@@ -308,25 +303,25 @@ class _Consumer:
         if again:
             firsts = [_first(change.events) for change in again]
             keys = [change.user_key for change in again]
-            restarted = _by_key(keys, self._observer.start(firsts))
+            restarted = _by_key(keys, self.observer.start(firsts))
         before = [restarted.get(change.user_key, states[change.user_key]) for change in changes]
-        state = self._observer.observe(
+        state = self.observer.observe(
             UserState.concatenate(before), [change.events for change in changes]
         )
         puts = [
             self._put(change, data)
-            for change, data in zip(changes, self._observer.pack(state), strict=True)
+            for change, data in zip(changes, self.observer.pack(state), strict=True)
         ]
-        is_stored = self._store.put_many(puts)
+        is_stored = self.store.put_many(puts)
         counts = Counts(conflicts=is_stored.count(False))
         stored: list[str] = []
         left: list[str] = []
         for change, done in zip(changes, is_stored, strict=True):
             (stored if done else left).append(change.user_key)
             counts += change.counts if done else Counts()
-        if self._updated is not None and stored:
+        if self.updated is not None and stored:
             rows = torch.tensor(is_stored).nonzero()[:, 0]
-            self._updated(stored, self._observer.embed(state.select(rows.to(state.last.device))))
+            self.updated(stored, self.observer.embed(state.select(rows.to(state.last.device))))
         return counts, left
 
     def _put(self, change: _Change, data: bytes) -> Put:

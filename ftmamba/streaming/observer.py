@@ -5,7 +5,7 @@ Shapes: B users, T events of the longest among them, I items, E embedding.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from modeling_ftmamba.configuration_ftmamba import near
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 from modeling_ftmamba.user_state import (
     NO_TIME,
+    USERS,
     UserState,
-    states_from_bytes,
-    states_to_bytes,
+    checked,
+    in_type,
+    read_header,
 )
 
 
@@ -32,34 +34,6 @@ class Refusal(NamedTuple):
 
     unknown_item: bool
     reason: str
-
-
-class Observer(Protocol):
-    """What a consumer needs of a model; `CheckpointObserver` is one."""
-
-    def refusals(self, events: Sequence[UserEvent]) -> list[Refusal | None]:
-        """Return for each event why it cannot be observed, None if it can."""
-        ...
-
-    def start(self, firsts: Sequence[UserEvent]) -> UserState:
-        """Return the initial states of users, given the first event of each."""
-        ...
-
-    def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
-        """Return the states of users after some events of each, in order of time."""
-        ...
-
-    def embed(self, state: UserState) -> Tensor:
-        """Return the embeddings of users (B, E)."""
-        ...
-
-    def pack(self, state: UserState) -> list[bytes]:
-        """Return the state of each user as bytes."""
-        ...
-
-    def unpack(self, data: Sequence[bytes]) -> UserState:
-        """Return the states of users from the bytes of each."""
-        ...
 
 
 class CheckpointObserver:
@@ -98,6 +72,7 @@ class CheckpointObserver:
         self._row_of_user = {key: row for row, key in enumerate(keys)}
 
     def refusals(self, events: Sequence[UserEvent]) -> list[Refusal | None]:
+        """Return for each event why it cannot be observed, None if it can."""
         rows = self._catalogue.rows_or_none(one.event.item for one in events)
         return [self._refusal(one, row) for one, row in zip(events, rows, strict=True)]
 
@@ -127,6 +102,7 @@ class CheckpointObserver:
 
     @torch.inference_mode()
     def start(self, firsts: Sequence[UserEvent]) -> UserState:
+        """Return the initial states of users, given the first event of each."""
         records: list[Any] = []
         histories: list[Sequence[Event]] = []
         for one in firsts:
@@ -145,6 +121,7 @@ class CheckpointObserver:
         return self._observe(state, histories) if any(histories) else state
 
     def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
+        """Return the states of users after some events of each, in order of time."""
         rows = iter(self._catalogue.rows_or_none(one.event.item for own in events for one in own))
         histories = [[_resolved(one, next(rows)) for one in own] for own in events]
         return self._observe(state, histories)
@@ -175,14 +152,17 @@ class CheckpointObserver:
 
     @torch.inference_mode()
     def embed(self, state: UserState) -> Tensor:
+        """Return the embeddings of users (B, E)."""
         embeds_BE: Tensor = self._model.embed(state)
         return embeds_BE
 
     def pack(self, state: UserState) -> list[bytes]:
+        """Return the state of each user as bytes."""
         fingerprint = self._catalogue.fingerprint
         return states_to_bytes(state, fingerprint=fingerprint, dtype=self._dtype)
 
     def unpack(self, data: Sequence[bytes]) -> UserState:
+        """Return the states of users from the bytes of each."""
         wide = torch.promote_types(self._model.dtype, torch.float32)
         # States that were written in another type have another length.
         alike = [data] if len(set(map(len, data))) == 1 else [[one] for one in data]
@@ -194,3 +174,43 @@ class CheckpointObserver:
 def _resolved(one: UserEvent, row: int | None) -> Event:
     """Return the event of a row of the catalogue, or of the columns of another item."""
     return one.event._replace(item=(one.item_record or {}) if row is None else row)
+
+
+def states_to_bytes(
+    state: UserState, *, fingerprint: str, dtype: torch.dtype | None = None
+) -> list[bytes]:
+    """Write each of B users by itself; one header for all makes it faster than B `to_bytes`."""
+    if len(state) == 0:
+        return []
+    state = in_type(state, dtype)
+    example = state.select([0]).to_bytes(fingerprint)
+    start, _, offsets = read_header(example)
+    body_BZ = torch.empty(len(state), len(example) - start, dtype=torch.uint8)
+    for name, (first, end) in offsets.items():
+        users_first = state.tensors()[name].detach().cpu().movedim(USERS[name], 0)
+        # Cloned: a single user of a larger tensor has a stride that `contiguous` leaves as it is.
+        users_first = users_first.clone(memory_format=torch.contiguous_format)
+        body_BZ[:, first:end] = users_first.view(len(state), -1).view(torch.uint8)
+    head = example[:start]
+    return [head + row_Z.tobytes() for row_Z in body_BZ.numpy()]
+
+
+def states_from_bytes(data: Sequence[bytes], *, fingerprint: str) -> UserState:
+    """Read users that were written one by one as one batch; see `UserState.from_bytes`."""
+    if not data:
+        raise ValueError("there are no states to read; give those of at least one user")
+    first = UserState.from_bytes(data[0], fingerprint)
+    (start, _, offsets), size = read_header(data[0]), len(data[0])
+    head = data[0][:start]
+    if len(first) != 1 or not all(len(one) == size and one.startswith(head) for one in data):
+        others = [UserState.from_bytes(one, fingerprint) for one in data[1:]]
+        return UserState.concatenate([first, *others])
+    joined = bytearray().join(memoryview(one)[start:] for one in data)
+    body_BZ = torch.frombuffer(joined, dtype=torch.uint8).view(len(data), size - start)
+    tensors = {}
+    for name, (begin, end) in offsets.items():
+        of_one = getattr(first, name).movedim(USERS[name], 0)
+        values = body_BZ[:, begin:end].contiguous().view(of_one.dtype)
+        users_first = values.reshape(len(data), *of_one.shape[1:])
+        tensors[name] = users_first.movedim(0, USERS[name]).contiguous()
+    return checked(UserState(**tensors))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ftmamba.__main__ import main
-from ftmamba.streaming.opening import Reading, open_source, open_store
+from ftmamba.streaming.opening import open_source, open_store
 
 from .history_checkpoint import make_events, write_events
 
@@ -107,11 +107,11 @@ def test_places_with_options(redis_server, tmp_path):
     store.close()
     with pytest.raises(ValueError, match="has no option 'prefiks'; it has: prefix"):
         open_store("redis://h?prefiks=x")
-    source = open_source(redis_server.url + "/events", Reading())
+    source = open_source(redis_server.url + "/events")
     assert source.read(1) is None
     source.close()
     write_events(tmp_path / "e", make_events(1))
-    source = open_source(str(tmp_path / "e"), Reading(offset_file=str(tmp_path / "place")))
+    source = open_source(str(tmp_path / "e"), offset_file=tmp_path / "offset")
     source.acknowledge(source.read(1))
     source.close()
-    assert (tmp_path / "place").exists()
+    assert (tmp_path / "offset").exists()
