@@ -19,11 +19,11 @@ from ftmamba.experiment import (
     measured_cost,
     tell_examples,
 )
-from ftmamba.hub.checks import check_hub
-from ftmamba.hub.run import pushing
-from ftmamba.recipe import Recipe, load_recipe
+from ftmamba.flags import load_recipe
+from ftmamba.hub import hide_tokens, known_tokens
+from ftmamba.recipe import Recipe
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
-from hub_cards.secrets import hide_tokens, known_tokens
+from hub_cards.training_push import check_hub, pushing
 
 BAD_INPUT = 2
 
@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         run(load_recipe(argv))
     except (ValueError, OSError) as error:
-        told = hide_tokens(str(error), known_tokens())
-        print(f"train_accelerate.py: error: {told}", file=sys.stderr)
+        message = hide_tokens(str(error), known_tokens())
+        print(f"train_accelerate.py: error: {message}", file=sys.stderr)
         return BAD_INPUT
     return 0
 
@@ -49,7 +49,7 @@ def run(recipe: Recipe) -> None:
     split = split_tables(tables, recipe)
     with pushing(recipe, tables, is_main=accelerator.is_main_process) as hub:
         with measured_cost(recipe.card.country) as cost:
-            watch = None if hub is None else hub.saved
+            watch = None if hub is None else hub.on_save
             trained = train(recipe, tables, split, accelerator, watch=watch)
         comparison = compare(recipe, tables, split, trained, accelerator)
         if accelerator.is_main_process:

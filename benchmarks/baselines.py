@@ -14,13 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ftmamba.baselines import BASELINES, GRIDS, Baseline, FittedBaseline, tune
-from ftmamba.baselines.ease import EASE
-from ftmamba.baselines.ials import IALS
-from ftmamba.baselines.item_knn import ItemKNN
-from ftmamba.baselines.markov import Markov
 from ftmamba.data.interactions import Interactions
-from ftmamba.data.movielens import movielens_100k
+from ftmamba.data.named_datasets import movielens_100k
 from ftmamba.evaluation import (
     Evaluation,
     Split,
@@ -28,7 +23,10 @@ from ftmamba.evaluation import (
     make_split,
     pool,
     results_table,
+    tune,
 )
+from ftmamba.evaluation.baselines import EASE, IALS, Baseline, FittedBaseline, ItemKNN, Markov
+from ftmamba.evaluation.tuning import BASELINES, GRIDS
 
 CHOSEN: Mapping[str, Mapping[str, Baseline]] = {
     "A": {"item-knn": ItemKNN(200, 50), "ease": EASE(500), "ials": IALS(32, 30.0, 5.0)},

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ftmamba.data.arrow_tensors import write_arrays
+from ftmamba.data.arrow_files import write_arrays
 from ftmamba.data.batches import InteractionBatches, TableBatches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.read_ahead import read_ahead

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ftmamba.data.interactions import Interactions
-from ftmamba.data.movielens import movielens_100k
+from ftmamba.data.named_datasets import movielens_100k
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate, make_split
 from ftmamba.evaluation.inner_products import USERS_AT_ONCE, tile_size
 

@@ -25,8 +25,9 @@ import torch
 
 from benchmarks.speed.results import environment
 from benchmarks.streaming import WIDTH
+from ftmamba.flags import load_recipe
 from ftmamba.losses.sequences import fused_linear_cross_entropy
-from ftmamba.recipe import load_preset, load_recipe
+from ftmamba.recipe import load_preset
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from ftmamba.evaluation import Evaluation, paired_test, pool, results_table
 from ftmamba.experiment import compare
 from ftmamba.experiment.finish import hardware
-from ftmamba.recipe import Recipe, load_recipe
+from ftmamba.flags import load_recipe
+from ftmamba.recipe import Recipe
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 
 

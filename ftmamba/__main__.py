@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if arguments.traceback:
             raise
-        from ftmamba.hub.told import without_tokens
+        from ftmamba.hub import hide_tokens, known_tokens
 
-        message = without_tokens(" ".join(str(error).split())) or type(error).__name__
+        message = hide_tokens(" ".join(str(error).split()), known_tokens()) or type(error).__name__
         print(f"{parser.prog}: error: {message}", file=sys.stderr)
         return BAD_INPUT
     return 0

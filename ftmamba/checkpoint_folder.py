@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from ftmamba.atomic import whole_folder_at
-from ftmamba.hub.download import ERROR_OF_CLIENT, download_checkpoint
+from ftmamba.hub import ERROR_OF_CLIENT, download_checkpoint, hide_tokens, known_tokens
 from modeling_ftmamba.checked_files import damaged, read_json
 from modeling_ftmamba.columns import near
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
@@ -94,12 +94,10 @@ def find_checkpoint(
             "run `hf auth login`"
         ) from None
     except (HFValidationError, ERROR_OF_CLIENT, OSError) as error:
-        from ftmamba.hub.told import without_tokens
-
         # What the Hub answers may repeat what was sent to it.
-        told = without_tokens(" ".join(str(error).split()), token)
+        reason = hide_tokens(" ".join(str(error).split()), known_tokens(token))
         raise FileNotFoundError(
-            f"{missing}, and it could not be had from the Hub: {told}"
+            f"{missing}, and it could not be loaded from the Hub: {reason}"
         ) from None
 
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from ftmamba.data.column_types import key_texts
 from ftmamba.data.histories import histories_of
-from ftmamba.data.interactions import Interactions
-from ftmamba.evaluation.seen import ItemsByUser
+from ftmamba.data.interactions import Interactions, ItemsByUser
+from ftmamba.data.readers import key_texts
 from modeling_ftmamba.catalogue_file import near_key
 from modeling_ftmamba.checked_files import DamagedFileError, check_file, damaged, read_tensors
 from modeling_ftmamba.history_records import Event

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint, load_to_recommend
-from ftmamba.evaluation.ranking import top_k
 from ftmamba.explanations import Explanation
 from ftmamba.known_users import KnownUsers, rows_of_keys
 from modeling_ftmamba.attribution import explain
 from modeling_ftmamba.catalogue_file import Catalogue
 from modeling_ftmamba.history_records import Event, HistoryReader
+from modeling_ftmamba.ranking import top_k
 from modeling_ftmamba.string_table import text_table
 
 Record = Mapping[str, Any]

@@ -1,40 +1,34 @@
-"""What of a checkpoint's folder is published, and what it weighs."""
+"""Which files of a checkpoint are published, and what in them may not be: tokens, personal values.
+
+`PUBLISHED_FILES` lists what may go, not what may not: known users (`local/`), training state and
+logs lie in the same folder.
+"""
 
 import json
 import logging
+import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.resources import files as package_files
 from pathlib import Path
 
-from hub_cards.secrets import hide_tokens, holds_token
+from ftmamba.checkpoint_folder import (
+    CARD_FILE,
+    CATALOGUE_FILE,
+    CURVES_FILE,
+    LOCAL_FOLDER,
+    PUBLISHED_FILES,
+    REQUIREMENTS_FILE,
+)
+from ftmamba.hub import hide_tokens
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED_FILES = (
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-    "vocabularies.safetensors",
-    "*.py",
-    "catalogue.safetensors",
-    "README.md",
-    "learning_curves.png",
-    "requirements.txt",
-    "all_results.json",
-    "recipe.yaml",
-)
-"""Patterns of what may leave the machine. A list of what may go, not of what may not: known users
-(`local/`), training state and logs lie in the same folder."""
-
-CATALOGUE_FILE = "catalogue.safetensors"
-CARD_FILE = "README.md"
 HANDLER_FILE = "handler.py"
-REQUIREMENTS_FILE = "requirements.txt"
 TRAINING_FOLDER = "last-checkpoint"
 """Where the state that training resumes from goes, if it is asked for."""
 
@@ -42,17 +36,37 @@ STALE_IF_LEFT = (
     "model*.safetensors",
     "model.safetensors.index.json",
     CATALOGUE_FILE,
-    "learning_curves.png",
+    CURVES_FILE,
     f"{TRAINING_FOLDER}/*",
 )
 """Files of an earlier push that would contradict a later one which has none of that name."""
 
 _NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", CARD_FILE)
-_LOCAL_FOLDER = "local"
 _SIBLING = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
 _TEXTS = (".json", ".md", ".py", ".txt", ".yaml")
 _RUNTIME = ("torch", "transformers", "huggingface-hub", "safetensors", "numpy")
 """What the code of a checkpoint needs, as the Hub's endpoints install it."""
+
+MOST_VALUES = 20_000
+"""Values of a column that are looked at, the most frequent first."""
+
+_FEW, _MOST = 0.02, 0.5
+_ENOUGH = 50
+"""Fewer values than this are a list of choices, not ids."""
+
+_EMAIL = re.compile(r"[^\s@,;]+@[^\s@,;]+\.[A-Za-z]{2,}")
+_PHONE = re.compile(r"(?:\+|\(?0)[\d\s()./-]{6,18}\d|\(?\d{3}\)?[\s.-]+\d{3}[\s.-]\d{4}")
+_ADDRESS = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}", re.IGNORECASE)
+_IDS = (
+    re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE),
+    re.compile(r"(?=[a-f]*\d)[0-9a-f]{12,}", re.IGNORECASE),
+    re.compile(r"\d{6,}"),
+)
+_NAMES = re.compile(
+    r"(?:^|_)(?:e?_?mail|phone|mobile|tel|ssn|passport|iban|ip|ip_address|address|street|surname|"
+    r"first_?name|last_?name|full_?name|birth_?date|dob)(?:$|_)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class PublishedFile:
 
     Attributes:
         name: its path in the repository.
-        content: where it lies, or what it holds if that is not what lies there.
+        content: a path on the disk, or the bytes where they differ from those on the disk.
     """
 
     name: str
@@ -73,10 +87,9 @@ class PublishedFile:
         held = self.content
         return held.stat().st_size if isinstance(held, Path) else len(held)
 
-    def read_text(self) -> str:
-        """Return its text."""
-        held = self.content.read_bytes() if isinstance(self.content, Path) else self.content
-        return held.decode("utf-8")
+    def read_bytes(self) -> bytes:
+        """Return its content."""
+        return self.content.read_bytes() if isinstance(self.content, Path) else self.content
 
 
 def published_files(
@@ -89,19 +102,29 @@ def published_files(
     """List what of a checkpoint would be published, by name.
 
     The handler of the Hub's endpoints, which needs the catalogue, and its requirements are added
-    where the folder has none. A token in a text is hidden, which is said in the log.
+    where the folder has none. Tokens in texts are hidden and a warning is logged.
 
     Args:
         folder: of the checkpoint.
-        with_catalogue: the items' keys, titles and embeddings too.
-        with_training_state: what resuming needs too, where the folder holds it.
+        with_catalogue: include the items' keys, titles and embeddings.
+        with_training_state: include what resuming needs, where the folder holds it.
         tokens: which must not be published.
 
     Raises:
         FileNotFoundError: the folder lacks a file that a checkpoint needs.
-        ValueError: a file holds a token where it cannot be hidden, or is a link to private data.
+        ValueError: a binary file holds a token, or a file links to private data.
     """
-    _check_whole(folder)
+    missing = [
+        name
+        for name in _NEEDED
+        if not (folder / name).is_file()
+        and not (name == "model.safetensors" and (folder / f"{name}.index.json").is_file())
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"cannot push {str(folder)!r}: it lacks {', '.join(missing)}; "
+            "give the output_dir of a finished run"
+        )
     code = _code_files(folder)
     paths = [
         path
@@ -113,11 +136,19 @@ def published_files(
     ]
     if with_training_state:
         paths += sorted(path for path in (folder / TRAINING_FOLDER).glob("*") if path.is_file())
-    _check_public(folder, paths)
+    private = (folder / LOCAL_FOLDER).resolve()
+    for path in paths:
+        if path.resolve().is_relative_to(private):
+            raise ValueError(
+                f"cannot push {str(path)!r}: it links to {LOCAL_FOLDER}/, whose records of users "
+                "never leave the machine; remove the link"
+            )
     found = [PublishedFile(path.relative_to(folder).as_posix(), path) for path in paths]
     names = {one.name for one in found}
     if with_catalogue:
-        found += [one for one in _files_of_endpoint() if one.name not in names]
+        handler = (package_files("hub_cards") / HANDLER_FILE).read_bytes()
+        added = {HANDLER_FILE: handler, REQUIREMENTS_FILE: _requirements().encode()}
+        found += [PublishedFile(name, text) for name, text in added.items() if name not in names]
     return sorted((_without_tokens(one, tokens) for one in found), key=lambda one: one.name)
 
 
@@ -132,74 +163,37 @@ def list_contents(files: Sequence[PublishedFile]) -> str:
     rows += [(f"{len(code)} files of code (*.py)", sum(code))] if code else []
     rows.append((f"{len(files)} files", sum(one.size for one in files)))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {_in_words(size):>8}" for name, size in rows)
+    return "\n".join(f"{name:<{width}}  {_size(n_bytes):>8}" for name, n_bytes in rows)
 
 
-def _in_words(size: float) -> str:
+def _size(n_bytes: float) -> str:
     units = iter(("B", "KB", "MB", "GB"))
     unit = next(units)
-    while size >= 1000 and unit != "GB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-
-
-def _check_whole(folder: Path) -> None:
-    missing = [
-        name
-        for name in _NEEDED
-        if not (folder / name).is_file()
-        and not (name == "model.safetensors" and (folder / f"{name}.index.json").is_file())
-    ]
-    if missing:
-        raise FileNotFoundError(
-            f"cannot push {str(folder)!r}: it lacks {', '.join(missing)}; "
-            "give the output_dir of a finished run"
-        )
-
-
-def _check_public(folder: Path, paths: Sequence[Path]) -> None:
-    private = (folder / _LOCAL_FOLDER).resolve()
-    for path in paths:
-        if path.resolve().is_relative_to(private):
-            raise ValueError(
-                f"cannot push {str(path)!r}: it links to {_LOCAL_FOLDER}/, whose records of users "
-                "never leave the machine; remove the link"
-            )
+    while n_bytes >= 1000 and unit != "GB":
+        n_bytes, unit = n_bytes / 1000, next(units)
+    return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.1f} {unit}"
 
 
 def _code_files(folder: Path) -> set[str]:
     """Return the Python files that the checkpoint's own code is made of; others stay."""
-    waiting = {f"{module}.py" for module in _modules_named(folder)} | {HANDLER_FILE}
+    waiting = {HANDLER_FILE}
+    for name in ("config.json", "preprocessor_config.json"):
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        references = list(values.get("auto_map", {}).values())
+        references += [one.get("impl") for one in values.get("custom_pipelines", {}).values()]
+        waiting |= {
+            f"{reference.rpartition('--')[2].partition('.')[0]}.py"
+            for reference in references
+            if isinstance(reference, str)
+        }
     found: set[str] = set()
     while waiting:
         name = waiting.pop()
         if name not in found and (folder / name).is_file():
             found.add(name)
-            waiting |= {f"{module}.py" for module in _imported_siblings(folder / name)}
+            source = (folder / name).read_text(encoding="utf-8")
+            waiting |= {f"{module}.py" for module in _SIBLING.findall(source)}
     return found
-
-
-def _modules_named(folder: Path) -> Iterator[str]:
-    """Yield the modules in which `Auto` classes and pipelines look for their classes."""
-    for name in ("config.json", "preprocessor_config.json"):
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
-        references = list(values.get("auto_map", {}).values())
-        references += [one.get("impl") for one in values.get("custom_pipelines", {}).values()]
-        for reference in references:
-            if isinstance(reference, str):
-                yield reference.rpartition("--")[2].partition(".")[0]
-
-
-def _imported_siblings(path: Path) -> list[str]:
-    found: list[str] = _SIBLING.findall(path.read_text(encoding="utf-8"))
-    return found
-
-
-def _files_of_endpoint() -> Iterator[PublishedFile]:
-    handler = package_files("hub_cards") / HANDLER_FILE
-    if handler.is_file():
-        yield PublishedFile(HANDLER_FILE, handler.read_bytes())
-        yield PublishedFile(REQUIREMENTS_FILE, _requirements().encode())
 
 
 def _requirements() -> str:
@@ -208,28 +202,80 @@ def _requirements() -> str:
         declared = requires("ftmamba") or []
     except PackageNotFoundError:
         declared = []
-    by_name = {_name_of(one): one for one in declared if ";" not in one}
+    by_name = {
+        re.split(r"[<>=!~\[ (]", one)[0].lower().replace("_", "-"): one
+        for one in declared
+        if ";" not in one
+    }
     return "".join(f"{by_name.get(name, name)}\n" for name in _RUNTIME)
-
-
-def _name_of(requirement: str) -> str:
-    name = requirement
-    for end in "<>=!~[ (":
-        name = name.partition(end)[0]
-    return name.strip().lower().replace("_", "-")
 
 
 def _without_tokens(file: PublishedFile, tokens: Sequence[str]) -> PublishedFile:
     if not file.name.endswith(_TEXTS):
-        if isinstance(file.content, Path) and holds_token(file.content, tokens):
+        if isinstance(file.content, Path) and _holds_token(file.content, tokens):
             raise ValueError(
                 f"cannot push {file.name}: it holds your access token; take the value out of the "
                 "tables and train again, or revoke the token"
             )
         return file
-    text = file.read_text()
+    text = file.read_bytes().decode()
     hidden = hide_tokens(text, tokens)
     if hidden == text:
         return file
     logger.warning("%s held an access token; it is pushed without it: revoke that token", file.name)
     return PublishedFile(file.name, hidden.encode())
+
+
+def _holds_token(path: Path, tokens: Sequence[str]) -> bool:
+    """Search a file without reading it into memory."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(token.encode()) >= 0 for token in tokens)
+
+
+def personal_warning(folder: Path) -> str:
+    """Warn of columns whose values look personal and are published in the vocabularies.
+
+    Returns:
+        One warning for all columns, without any value; an empty text where none looks personal.
+    """
+    extractor = FTMambaFeatureExtractor.from_pretrained(folder)
+    found = []
+    for tower in ("user", "item"):
+        for column in extractor.columns(tower):
+            if column.kind not in ("categorical", "categories"):
+                continue
+            values = extractor.known_values(tower, column.name)
+            is_key = tower == "user" and column.name == extractor.user_key
+            why = "the key of the users" if is_key else looks_like(column.name, values, tower)
+            if why and values:
+                found.append(f"{column.name!r} of the {tower}s ({len(values)} values: {why})")
+    if not found:
+        return ""
+    return (
+        "these columns look personal, and their values are published in the vocabularies: "
+        f"{'; '.join(found)}. Leave such a column out of the schema, or give it hash_buckets and "
+        "max_vocabulary, and train again before you push to a public repository"
+    )
+
+
+def looks_like(name: str, values: Sequence[str], tower: str) -> str:
+    """Return what a column's values look like, an empty text where they look harmless.
+
+    Ids count only where they are a user's: an item's are its own.
+    """
+    sample = [value.strip() for value in values[:MOST_VALUES]]
+
+    def share(pattern: re.Pattern[str]) -> float:
+        return sum(bool(pattern.fullmatch(text)) for text in sample) / max(1, len(sample))
+
+    if share(_EMAIL) > _FEW:
+        return "e-mail addresses"
+    if share(_PHONE) > _MOST:
+        return "telephone numbers"
+    if share(_ADDRESS) > _MOST:
+        return "network addresses"
+    if tower == "user" and len(sample) >= _ENOUGH and any(share(one) > _MOST for one in _IDS):
+        return "free ids"
+    return "by its name, personal data" if _NAMES.search(name) else ""

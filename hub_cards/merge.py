@@ -28,8 +28,8 @@ KEPT_KEYS = ("license", "license_name", "license_link", "language", "thumbnail")
 UNDER_WAY = "<!-- ftmamba:under-way -->"
 """Stands in a section of a card whose run is not finished."""
 
-TITLE_FOR_NOW = "<!-- ftmamba:title -->"
-"""Stands behind a title that the next card's takes the place of."""
+PROVISIONAL_TITLE = "<!-- ftmamba:title -->"
+"""Stands behind a title that the next card replaces."""
 
 _MARKER = re.compile(r"[ \t]*<!--\s*ftmamba:(begin|end)\s+([\w-]+)\s*-->[ \t]*")
 _FENCE = "---"
@@ -87,7 +87,7 @@ def _with_title_of(new_body: str, old_body: str) -> str:
     title = re.search(r"^# .*$", new_body, re.MULTILINE)
     if title is None:
         return old_body
-    for_now = re.compile(rf"^# .*{re.escape(TITLE_FOR_NOW)}[ \t]*$", re.MULTILINE)
+    for_now = re.compile(rf"^# .*{re.escape(PROVISIONAL_TITLE)}[ \t]*$", re.MULTILINE)
     return for_now.sub(lambda _: title[0], old_body)
 
 

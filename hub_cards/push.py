@@ -1,5 +1,10 @@
-"""Push a checkpoint to the Hub: its published files, and nothing else of its folder."""
+"""Push a checkpoint to the Hub: its published files, and nothing else of its folder.
 
+`huggingface_hub.CommitScheduler` and `upload_folder` push folders as they are; here the files are
+chosen, the card is merged with the one that is there, and a commit that came meanwhile is kept.
+"""
+
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +16,19 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.hf_api import ModelInfo
 
+from ftmamba.atomic import whole_folder_at
+from ftmamba.checkpoint_folder import CARD_FILE
+from ftmamba.hub import HubError, hide_tokens, hub_error, is_of_the_hub, keep_trying, known_tokens
 from hub_cards.card import pin_revision
-from hub_cards.contents import CARD_FILE, STALE_IF_LEFT, PublishedFile, published_files
-from hub_cards.failures import hub_error, is_of_the_hub
+from hub_cards.contents import STALE_IF_LEFT, PublishedFile, published_files
 from hub_cards.merge import merge_card
-from hub_cards.secrets import hide_tokens, known_tokens
+
+logger = logging.getLogger(__name__)
 
 MAIN = "main"
 MESSAGE = "Push an FT-Mamba checkpoint"
-MOST_SECONDS_OF_SILENCE = 120.0
-"""The Hub's client would wait for ever; a run could not end."""
+READ_TIMEOUT_SECONDS = 120.0
+"""The Hub's client has none; a run could not end."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +36,9 @@ class Destination:
     """Where to push.
 
     Attributes:
-        repo_id: such as `name/repo`; made if it is not there.
-        revision: branch; made from `main` if it is not there.
-        private: of a repository that is made; one that exists keeps what it is.
+        repo_id: such as `name/repo`; made if it does not exist.
+        revision: branch; made from `main` if it does not exist.
+        private: for a repository that is made; one that exists stays as it is.
         create_pr: open a pull request on a repository that exists, instead of changing the branch.
     """
 
@@ -48,13 +56,13 @@ class Destination:
         if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", self.repo_id):
             raise ValueError(
                 f"a repository's name must be 'user/name', got {self.repo_id!r}; "
-                "`hf auth whoami` tells your user"
+                "`hf auth whoami` shows your user"
             )
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push came to.
+    """The result of a push.
 
     Attributes:
         commit: that holds the files, to pin with `revision=`.
@@ -73,6 +81,7 @@ def push_checkpoint(
     with_catalogue: bool = True,
     with_training_state: bool = False,
     api: HfApi | None = None,
+    tries: int = 1,
 ) -> Pushed:
     """Push a checkpoint's published files, making the repository if need be.
 
@@ -81,44 +90,51 @@ def push_checkpoint(
 
     Args:
         folder: of the checkpoint.
-        destination: where to; a text is the repository's name.
+        destination: where to push; a text is the repository's name.
         message: of the commit.
-        with_catalogue: the items' keys, titles and embeddings too.
-        with_training_state: what resuming needs too, where the folder holds it.
+        with_catalogue: include the items' keys, titles and embeddings.
+        with_training_state: include what resuming needs, where the folder holds it.
         api: client to use; the default talks to huggingface.co with the token of `hf auth login`.
+        tries: how often to try while what fails may pass.
 
     Raises:
         FileNotFoundError: the folder lacks a file that a checkpoint needs.
-        ValueError: a file must not be published, or the repository's name is none.
+        ValueError: a file must not be published, or the repository's name is wrong.
         HubError: the Hub refused or could not be reached; says whether waiting may help.
     """
     if isinstance(destination, str):
         destination = Destination(destination)
-    api = api or HfApi()
-    tokens = known_tokens(api.token)
-    files = published_files(
-        Path(folder),
-        with_catalogue=with_catalogue,
-        with_training_state=with_training_state,
-        tokens=tokens,
-    )
-    with told_without(tokens, f"push to {destination.repo_id!r}"):
-        prepare(destination, api)
-        head = api.model_info(destination.repo_id, revision=destination.revision)
-        card = _card(files, head, api)
-        return _commit(
-            files, card, destination, message=hide_tokens(message, tokens), head=head, api=api
+    to, client = destination, api or HfApi()
+    folder = Path(folder).expanduser().resolve()
+
+    def push() -> Pushed:
+        tokens = known_tokens(client.token)
+        files = published_files(
+            whole_folder_at(folder),
+            with_catalogue=with_catalogue,
+            with_training_state=with_training_state,
+            tokens=tokens,
         )
+        with hub_errors(f"push to {to.repo_id!r}", tokens):
+            prepare(to, client)
+            return _commit(files, to, hide_tokens(message, tokens), client)
+
+    return keep_trying(
+        push,
+        lambda error: error if isinstance(error, HubError) else None,
+        tries=tries,
+        report=lambda error, wait: logger.warning("%s (next try in %.0f s)", error, wait),
+    )
 
 
 def prepare(destination: Destination, api: HfApi) -> None:
-    """Make the repository and the branch where they are not there yet.
+    """Make the repository and the branch where they do not exist.
 
-    A pull request makes neither: whoever opens one may change nothing else.
+    A pull request makes neither: its author may not be allowed to.
     """
     session = get_session()
     if session.timeout.read is None:
-        session.timeout = MOST_SECONDS_OF_SILENCE
+        session.timeout = READ_TIMEOUT_SECONDS
     repo_id, revision = destination.repo_id, destination.revision
     if destination.create_pr:
         return
@@ -128,32 +144,36 @@ def prepare(destination: Destination, api: HfApi) -> None:
 
 
 @contextmanager
-def told_without(tokens: Sequence[str], doing: str) -> Iterator[None]:
-    """Turn errors of the Hub's client into `HubError`, which tells no token."""
+def hub_errors(action: str, tokens: Sequence[str]) -> Iterator[None]:
+    """Turn errors of the Hub's client into `HubError`, which holds no token."""
     try:
         yield
     except Exception as error:
         if not is_of_the_hub(error) and str(error) == hide_tokens(str(error), tokens):
             raise
         # Not `from error`: its text, its request and its answer may hold the token.
-        raise hub_error(error, doing, tokens) from None
+        raise hub_error(error, action, tokens) from None
 
 
 def _commit(
-    files: Sequence[PublishedFile],
-    card: str,
-    destination: Destination,
-    *,
-    message: str,
-    head: ModelInfo,
-    api: HfApi,
+    files: Sequence[PublishedFile], destination: Destination, message: str, api: HfApi
 ) -> Pushed:
-    """Commit the files and the card on top of what `head` says, or fail if more has come since."""
+    """Commit the files on top of the branch, or fail if another commit comes in between."""
+    head = api.model_info(destination.repo_id, revision=destination.revision)
+    there = [one.rfilename for one in head.siblings or ()]
+    card = next(one for one in files if one.name == CARD_FILE).read_bytes().decode()
+    if CARD_FILE in there:
+        card = merge_card(card, _published_card(head, api))
+    kept = {one.name for one in files}
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(one.name, one.content) for one in files if one.name != CARD_FILE
     ]
     operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
-    operations += [CommitOperationDelete(name) for name in _stale(files, head)]
+    operations += [
+        CommitOperationDelete(name)
+        for name in there
+        if name not in kept and any(fnmatch(name, pattern) for pattern in STALE_IF_LEFT)
+    ]
     made = api.create_commit(
         destination.repo_id,
         operations,
@@ -174,24 +194,7 @@ def _commit(
     return Pushed(made.oid, made.pr_url or made.commit_url)
 
 
-def _card(files: Sequence[PublishedFile], head: ModelInfo, api: HfApi) -> str:
-    generated = next(one for one in files if one.name == CARD_FILE).read_text()
-    if CARD_FILE not in _names(head):
-        return generated
+def _published_card(head: ModelInfo, api: HfApi) -> str:
     with TemporaryDirectory() as cache:
         path = api.hf_hub_download(head.id, CARD_FILE, revision=head.sha, cache_dir=cache)
-        return merge_card(generated, Path(path).read_text(encoding="utf-8"))
-
-
-def _stale(files: Sequence[PublishedFile], head: ModelInfo) -> list[str]:
-    """Return what an earlier push left that would contradict this one."""
-    kept = {one.name for one in files}
-    return [
-        name
-        for name in _names(head)
-        if name not in kept and any(fnmatch(name, pattern) for pattern in STALE_IF_LEFT)
-    ]
-
-
-def _names(head: ModelInfo) -> list[str]:
-    return [one.rfilename for one in head.siblings or ()]
+        return Path(path).read_text(encoding="utf-8")

@@ -10,10 +10,10 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData
 from markupsafe import Markup
 
+from ftmamba.hub import known_tokens
 from hub_cards.card import render
 from hub_cards.markdown import one_line, python
-from hub_cards.push import Destination, told_without
-from hub_cards.secrets import known_tokens
+from hub_cards.push import Destination, hub_errors
 
 GRADIO_VERSION = "6.31.0"
 """What the page was tested with; the Space installs it by its metadata."""
@@ -98,7 +98,7 @@ def push_space(
         for name, text in space_files(facts).items()
     ]
     message = f"Show {facts.model} at {facts.revision[:8]}"
-    with told_without(known_tokens(api.token), f"push the Space {space!r}"):
+    with hub_errors(f"push the Space {space!r}", known_tokens(api.token)):
         api.create_repo(
             space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
         )

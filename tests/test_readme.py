@@ -17,8 +17,7 @@ from ftmamba.data.schema import Schema
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation import make_split
 from ftmamba.experiment import check_rivals_and_baselines, compare, make_checkpoint
-from ftmamba.recipe.files import recipe_from_dict
-from ftmamba.recipe.variants import choose_variant
+from ftmamba.recipe import choose_variant, recipe_from_dict
 from ftmamba.training.run import train
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from benchmarks.sequences.study import Study
 from ftmamba.atomic import whole_file
-from ftmamba.baselines import GRIDS, make_baseline, tune
-from ftmamba.evaluation import Evaluation, Protocol, Scorer, Split, evaluate
+from ftmamba.evaluation import Evaluation, Protocol, Split, evaluate, make_baseline, tune
+from ftmamba.evaluation.protocol import Scorer
+from ftmamba.evaluation.tuning import GRIDS
 from ftmamba.experiment.cost import hardware
 from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.recipe import Recipe

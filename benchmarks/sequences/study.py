@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from ftmamba.recipe import Recipe, read_recipe
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import Recipe, read_recipe, recipe_from_dict
 from modeling_ftmamba.columns import near
 
 FOLDER = Path(__file__).parent

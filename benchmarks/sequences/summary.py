@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.sequences.runs import PROTOCOLS, TRIED
 from benchmarks.sequences.study import Study
-from ftmamba.evaluation.bootstrap import bootstrap_means, percentiles
+from ftmamba.evaluation.result import bootstrap_means, percentiles
 
 METRICS = ("NDCG@10", "HR@10")
 LEVEL = 0.95

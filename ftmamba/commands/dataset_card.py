@@ -24,9 +24,7 @@ def run(arguments: Namespace) -> None:
     from accelerate import PartialState
 
     from ftmamba.experiment.dataset_card import dataset_card
-    from ftmamba.recipe import read_recipe
-    from ftmamba.recipe.files import recipe_from_dict
-    from ftmamba.recipe.variants import choose_variant
+    from ftmamba.recipe import choose_variant, read_recipe, recipe_from_dict
     from ftmamba.training.run import read_tables
 
     path = Path(arguments.recipe)

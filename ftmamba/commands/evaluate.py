@@ -59,7 +59,7 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
 
     from ftmamba.data.histories import histories_of
     from ftmamba.evaluation import evaluate
-    from ftmamba.recipe.files import recipe_from_dict
+    from ftmamba.recipe import recipe_from_dict
     from ftmamba.training.run import make_protocol, read_tables, scorer_of, split_tables
     from modeling_ftmamba.columns import history_of
 

@@ -39,29 +39,35 @@ def run(arguments: Namespace) -> None:
     """List what is pushed, then push it."""
     from huggingface_hub import HfApi
 
-    from ftmamba.hub.by_hand import Destination, Selection, look_over, push_by_hand
+    from ftmamba.atomic import whole_folder_at
+    from ftmamba.hub import TRIES, known_tokens
+    from hub_cards.contents import list_contents, personal_warning, published_files
+    from hub_cards.push import Destination, push_checkpoint
 
     logging.basicConfig(format="%(message)s")
-    folder, api = Path(arguments.checkpoint), HfApi()
+    api = HfApi()
     destination = Destination(
         arguments.repository,
         arguments.revision,
         private=arguments.private,
         create_pr=arguments.create_pr,
     )
-    selection = Selection(
-        arguments.message,
-        with_catalogue=not arguments.without_catalogue,
-        with_training_state=arguments.training_state,
-    )
-    listed, warning = look_over(folder, selection, api=api)
-    print(listed)
-    if warning:
+    parts = {
+        "with_catalogue": not arguments.without_catalogue,
+        "with_training_state": arguments.training_state,
+    }
+    folder = whole_folder_at(Path(arguments.checkpoint).expanduser().resolve())
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {str(folder)!r}; give the output_dir of a finished run")
+    print(list_contents(published_files(folder, **parts, tokens=known_tokens(api.token))))
+    if warning := personal_warning(folder):
         print(f"warning: {warning}", file=sys.stderr)
     if arguments.dry_run:
         return
     sys.stdout.flush()
-    pushed = push_by_hand(folder, destination, selection, api=api)
+    pushed = push_checkpoint(
+        folder, destination, message=arguments.message, **parts, api=api, tries=TRIES
+    )
     print(f"\npushed to {pushed.url}")
     if not arguments.create_pr:
         print(

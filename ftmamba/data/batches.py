@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from ftmamba.data.table_rows import Stretch, TableRows
+from ftmamba.data.arrow_files import Stretch, TableRows
 
 PIECES_A_BLOCK = 16
 """A block mixes rows from so many places of the file."""

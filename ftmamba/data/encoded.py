@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ftmamba.data.arrow_tensors import map_table, read_tensors, write_arrays
-from ftmamba.data.cache import cache_folder, place_folder
-from ftmamba.data.content_hash import content_hash
-from ftmamba.data.event_scales import with_event_scales
-from ftmamba.data.histories import Histories, histories_of
+from ftmamba.data.arrow_files import (
+    cache_folder,
+    content_hash,
+    place_folder,
+    read_tensors,
+    write_arrays,
+)
+from ftmamba.data.histories import Histories, histories_of, with_event_scales
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.tables import Tables
@@ -134,9 +137,8 @@ class EncodedData:
 
     def training_pairs(self) -> tuple[Tensor, Tensor]:
         """Return user and item ids of all training interactions, (R,) each."""
-        table = map_table(self.interactions)
-        user_ids, item_ids = (table.column(name).to_numpy() for name in ("user_ids", "item_ids"))
-        return torch.tensor(user_ids), torch.tensor(item_ids)
+        columns = read_tensors(self.interactions, ["user_ids", "item_ids"])
+        return columns["user_ids"], columns["item_ids"]
 
     def scaled_popularity(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale ln(1 + count), (B, W), as the fitted popularity columns are scaled."""
@@ -165,8 +167,7 @@ def encode(
         raise ValueError("the training part has no interactions; change the split")
     days = [column.popularity_days for column in tables.schema.items.popularity_columns]
     history = PopularityHistory(train) if days else None
-    root = Path(cache_dir).expanduser() if cache_dir is not None else cache_folder()
-    folder = root / f"encoded-{_fingerprint(tables, train)}"
+    folder = cache_folder(cache_dir) / f"encoded-{_fingerprint(tables, train)}"
     if not (folder / "manifest.json").is_file():
         place_folder(folder, lambda target: _encode_into(target, tables, train, history))
     extractor = FTMambaFeatureExtractor.from_pretrained(folder)

@@ -1,4 +1,7 @@
-"""Interactions as arrays of dense row ids."""
+"""Interactions as arrays of dense row ids, and the items of each user.
+
+Shapes: R interactions, U users.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who took what, when: R rows in the order of the file.
+    """Which user chose which item, and when: R rows in the order of the file.
 
     Attributes:
         user_ids: int64 (R,), row of the user in the table of users.
@@ -65,6 +68,7 @@ def concatenate(first: Interactions, second: Interactions) -> Interactions:
     def join(a: NDArray[np.generic] | None, b: NDArray[np.generic] | None) -> NDArray | None:  # type: ignore[type-arg]
         return None if a is None or b is None else np.concatenate([a, b])
 
+    shared = [name for name in first.context if name in second.context]
     return Interactions(
         np.concatenate([first.user_ids, second.user_ids]),
         np.concatenate([first.item_ids, second.item_ids]),
@@ -72,9 +76,30 @@ def concatenate(first: Interactions, second: Interactions) -> Interactions:
         join(first.weights, second.weights),
         first.n_users,
         first.n_items,
-        {
-            name: np.concatenate([values, second.context[name]])
-            for name, values in first.context.items()
-            if name in second.context
-        },
+        {name: np.concatenate([first.context[name], second.context[name]]) for name in shared},
     )
+
+
+@dataclass(frozen=True, eq=False)
+class ItemsByUser:
+    """Interactions sorted by user; user u has `item_ids[starts[u] : starts[u + 1]]`."""
+
+    starts: NDArray[np.int64]
+    item_ids: NDArray[np.int64]
+
+    def pairs(self, user_ids_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (row, item) of every interaction of the users; row counts within `user_ids`."""
+        starts_U = self.starts[user_ids_U]
+        counts_U = self.starts[user_ids_U + 1] - starts_U
+        rows_R = np.repeat(np.arange(len(user_ids_U)), counts_U)
+        first_U = np.cumsum(counts_U) - counts_U
+        index_R = np.arange(len(rows_R)) - first_U[rows_R] + starts_U[rows_R]
+        return rows_R, self.item_ids[index_R]
+
+
+def items_by_user(interactions: Interactions) -> ItemsByUser:
+    """Sort interactions by user; within a user the order is kept."""
+    order_R = np.argsort(interactions.user_ids, kind="stable")
+    counts_U = np.bincount(interactions.user_ids, minlength=interactions.n_users)
+    starts = np.concatenate([[0], np.cumsum(counts_U)])
+    return ItemsByUser(starts, interactions.item_ids[order_R])

@@ -1,4 +1,7 @@
-"""Reads a table from wherever it is: a file, a Hub data set, or one already in memory."""
+"""From wherever a table is to Arrow columns of their declared kinds.
+
+A source is a file, a Hub data set, or a table already in memory.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -13,13 +17,24 @@ import pyarrow.feather
 import pyarrow.json
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_dataset
+from numpy.typing import NDArray
+
+from ftmamba.data.schema import TIME_UNITS, InteractionSchema
+from modeling_ftmamba.columns import Column
 
 Source: TypeAlias = str | Path | pa.Table | Dataset | Mapping[str, Any]
 
 DELIMITERS = (",", "\t", ";", "|")
 COMPRESSIONS = (".gz", ".bz2", ".zst")
-Reader = Callable[[Path], pa.Table]
 _JSON_BLOCK_BYTES = 1 << 24
+
+MISSING_NUMBERS = ("", "nan", "na", "n/a", "null", "none", "-")
+"""Texts that mean a missing number, in lower case; in a text column they are values."""
+
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_LARGEST_EXACT_INTEGER = 2**53
+_LATEST_SECONDS = 10**11
+"""About the year 5138: a larger time is in another unit."""
 
 
 def read_table(source: Source) -> pa.Table:
@@ -50,16 +65,27 @@ def read_table(source: Source) -> pa.Table:
         return _read_path(path)
     if isinstance(source, str) and _is_hub_name(source):
         return _read_hub(source)
-    raise FileNotFoundError(_missing(path))
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"file '{path}' does not exist: there is no folder '{folder}'")
+    close = get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=1)
+    hint = f"; did you mean '{folder / close[0]}'?" if close else ""
+    raise FileNotFoundError(f"file '{path}' does not exist in folder '{folder}'{hint}")
 
 
 def _read_path(path: Path) -> pa.Table:
     if path.is_dir() and not any(path.rglob("*.parquet")):
         raise ValueError(f"folder '{path}' holds no .parquet file; name a file instead")
+    form = _form(path)
+    if form not in READERS:
+        raise ValueError(
+            f"file '{path}' has the form {form or 'of no suffix'!r}, which is not known; "
+            f"convert it to one of: {', '.join(READERS)}"
+        )
     try:
-        return _reader(path)(path)
+        return READERS[form](path)
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"file '{path}' cannot be read as {_form(path)[1:]}: {error}") from error
+        raise ValueError(f"file '{path}' cannot be read as {form[1:]}: {error}") from error
 
 
 def _form(path: Path) -> str:
@@ -67,16 +93,6 @@ def _form(path: Path) -> str:
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
     return suffixes[-1] if suffixes else ".parquet" if path.is_dir() else ""
-
-
-def _reader(path: Path) -> Reader:
-    form = _form(path)
-    if form not in READERS:
-        raise ValueError(
-            f"file '{path}' has the form {form or 'of no suffix'!r}, which is not known; "
-            f"convert it to one of: {', '.join(READERS)}"
-        )
-    return READERS[form]
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -92,24 +108,19 @@ def _read_csv(path: Path) -> pa.Table:
     )
     table = pa.csv.read_csv(str(path), parse_options=parse, convert_options=convert)
     table = table.rename_columns([name.strip().strip('"') for name in names])
-    for place, name in enumerate(table.column_names):
-        table = table.set_column(place, name, _whole_numbers(table.column(place)))
+    for index, name in enumerate(table.column_names):
+        table = table.set_column(index, name, _whole_numbers(table.column(index)))
     return table
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Write `5.0` as `5` where every value of the column is so written."""
     present = column.drop_null()
-    like_float = pc.match_substring_regex(present.slice(0, 1000), r"^-?\d+\.0$")
-    if not len(present) or not pc.all(like_float).as_py():
-        return column
-    if not pc.all(pc.match_substring_regex(present, r"^-?\d+\.0$")).as_py():
-        return column
+    for values in (present.slice(0, 1000), present):
+        like_float = pc.match_substring_regex(values, r"^-?\d+\.0$")
+        if not len(values) or not pc.all(like_float).as_py():
+            return column
     return pc.replace_substring_regex(column, r"\.0$", "")
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    return pa.parquet.read_table(path)
 
 
 def _read_json(path: Path) -> pa.Table:
@@ -130,10 +141,10 @@ def _read_arrow(path: Path) -> pa.Table:
             return pa.ipc.open_stream(stream).read_all()
 
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
-    ".parquet": _read_parquet,
+    ".parquet": pa.parquet.read_table,
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".json": _read_json,
@@ -149,14 +160,9 @@ def _from_dataset(dataset: Dataset) -> pa.Table:
 
 
 def _is_hub_name(source: str) -> bool:
-    owner, slash, name = source.partition(":")[0].partition("/")
-    words = (owner, name)
-    return (
-        bool(slash)
-        and all(word and not word.startswith((".", "~")) for word in words)
-        and "/" not in name
-        and _form(Path(source)) not in READERS
-    )
+    owner, _, name = source.partition(":")[0].partition("/")
+    words_are_names = all(word and not word.startswith((".", "~")) for word in (owner, name))
+    return words_are_names and "/" not in name and _form(Path(source)) not in READERS
 
 
 def _read_hub(source: str) -> pa.Table:
@@ -178,11 +184,224 @@ def _read_hub(source: str) -> pa.Table:
     return _from_dataset(found)
 
 
-def _missing(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"file '{path}' does not exist: there is no folder '{folder}'"
-    names = sorted(entry.name for entry in folder.iterdir())
-    close = get_close_matches(path.name, names, n=1)
-    hint = f"; did you mean '{folder / close[0]}'?" if close else ""
-    return f"file '{path}' does not exist in folder '{folder}'{hint}"
+def typed_column(values: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray:
+    """Return a raw column as its declared kind.
+
+    Raises:
+        ValueError: a value of another kind, with its row (rows count from 1, header apart).
+    """
+    values = decoded(values)
+    if column.kind == "numeric":
+        return _whole(numbers(values, column.name, table))
+    if column.kind == "timestamp":
+        return _moments(values, column.name, table)
+    if column.kind == "vector":
+        return _vectors(values, column, table)
+    is_list = _is_list(values.type)
+    if column.kind == "categorical" and (is_list or pa.types.is_struct(values.type)):
+        raise ValueError(
+            f"{_where(column.name, table)}: kind 'categorical' needs one value a row, the column "
+            f"holds {values.type}; declare it as 'categories'"
+        )
+    if column.kind == "categories" and not is_list and not column.separator and _has_any(values):
+        raise ValueError(
+            f"{_where(column.name, table)}: kind 'categories' needs lists, the column holds "
+            f"{values.type}; give the separator of its members, or declare it as 'categorical'"
+        )
+    return values
+
+
+def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a dictionary-encoded column as its plain values."""
+    if pa.types.is_dictionary(values.type):
+        return values.cast(values.type.value_type)
+    return values
+
+
+def key_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return keys as texts: 5 and 5.0 are both "5"."""
+    values = decoded(values)
+    if pa.types.is_floating(values.type):
+        values = _whole(values.cast(pa.float64()))
+    return values if is_text(values.type) else values.cast(pa.string())
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Say whether an Arrow type is a text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)  # type: ignore[no-any-return]
+
+
+def numbers(
+    values: pa.ChunkedArray,
+    name: str,
+    table: str,
+    *,
+    otherwise: str = "declare the column as 'categorical'",
+) -> pa.ChunkedArray:
+    """Return a column as float64 with nulls where a number is missing.
+
+    Args:
+        values: texts that are written like numbers, numbers, or true and false.
+        name: of the column, for errors.
+        table: of the column, for errors.
+        otherwise: what to do about values that are none, for errors.
+
+    Raises:
+        ValueError: a value is no number, or is infinite.
+    """
+    values = decoded(values)
+    if is_text(values.type):
+        texts = pc.utf8_trim_whitespace(values)
+        missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING_NUMBERS, texts.type))
+        texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
+        wrong = pc.invert(pc.fill_null(pc.match_substring_regex(texts, _NUMBER), fill_value=True))
+        if pc.any(wrong).as_py():
+            row = first_row(wrong)
+            raise ValueError(
+                f"{_where(name, table)}: row {row} is {values[row - 1].as_py()!r}, which is not a "
+                f"number ({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
+            )
+        floats = pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
+    elif pa.types.is_boolean(values.type):
+        floats = values.cast(pa.int8()).cast(pa.float64())
+    elif _is_number(values.type) or pa.types.is_null(values.type):
+        floats = values.cast(pa.float64(), safe=False)
+    else:
+        raise ValueError(
+            f"{_where(name, table)}: needs numbers, the column holds {values.type}; convert it, "
+            f"or {otherwise}"
+        )
+    infinite = pc.fill_null(pc.is_inf(floats), fill_value=False)
+    if pc.any(infinite).as_py():
+        row = first_row(infinite)
+        raise ValueError(
+            f"{_where(name, table)}: row {row} is {floats[row - 1].as_py()}; a number must be "
+            "finite, leave it empty if it is not known"
+        )
+    return pc.if_else(pc.is_nan(floats), pa.scalar(None, pa.float64()), floats)
+
+
+def seconds(values: pa.ChunkedArray, schema: InteractionSchema) -> NDArray[np.int64]:
+    """Return the time of each interaction in whole UTC seconds since 1970.
+
+    Raises:
+        ValueError: a time is missing, no time, or in another unit than the schema says.
+    """
+    where = _where(schema.time, "interactions")
+    moments = _moments(decoded(values), schema.time, "interactions")
+    if moments.null_count:
+        raise ValueError(
+            f"{where}: {moments.null_count} rows have no time, the first is row "
+            f"{first_row(moments.is_null())}; fill them in, or leave 'time' out of the schema"
+        )
+    if pa.types.is_temporal(moments.type):
+        if pa.types.is_date(moments.type):
+            moments = moments.cast(pa.timestamp("s"))
+        plain = moments.cast(pa.timestamp("us", moments.type.tz), safe=False)
+        return plain.cast(pa.int64()).to_numpy() // 1_000_000  # type: ignore[no-any-return]
+    units = moments.to_numpy()
+    whole = np.floor(units / TIME_UNITS[schema.time_unit]).astype(np.int64)
+    row = int(np.abs(whole).argmax()) if len(whole) else 0
+    if len(whole) and abs(whole[row]) > _LATEST_SECONDS:
+        raise ValueError(
+            f"{where}: row {row + 1} is {units[row]:.0f}, which is no time in unit "
+            f"{schema.time_unit!r}; set time_unit of 'interactions' to one of "
+            f"{', '.join(TIME_UNITS)}"
+        )
+    return whole  # type: ignore[no-any-return]
+
+
+def parse_moments(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return ISO texts as UTC timestamps, or None if one of them is no such text."""
+    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        try:
+            return texts.cast(kind).cast(pa.timestamp("us", "UTC"))
+        except pa.ArrowInvalid:
+            continue
+    return None
+
+
+def _moments(values: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
+    """Return timestamps, dates, or float64 epoch numbers."""
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        return values
+    if not is_text(values.type):
+        return numbers(values, name, table)
+    texts = pc.utf8_trim_whitespace(values)
+    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
+    moments = parse_moments(texts)
+    if moments is not None:
+        return moments
+    looks_iso = pc.match_substring_regex(texts, r"^\d{4}-\d{2}-\d{2}")
+    if not pc.any(looks_iso).as_py():
+        return numbers(values, name, table)
+    wrong = pc.invert(pc.fill_null(looks_iso, fill_value=True))
+    if pc.any(wrong).as_py():
+        row = first_row(wrong)
+    else:
+        # The first row that cannot be read as the others are, by halving.
+        low, high = 0, len(texts)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if parse_moments(texts[:middle]) is None else (middle, high)
+        row = low + 1
+    raise ValueError(
+        f"{_where(name, table)}: row {row} is {values[row - 1].as_py()!r}, which is no time; write "
+        "2024-01-31, 2024-01-31 18:05:00 or seconds since 1970, one form for the whole column"
+    )
+
+
+def _vectors(values: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray:
+    where = _where(column.name, table)
+    if is_text(values.type):
+        bare = pc.utf8_trim(values, characters="[]() \t")
+        split = pc.split_pattern if column.separator else pc.split_pattern_regex
+        try:
+            values = split(bare, column.separator or r"[\s,;]+").cast(pa.list_(pa.float32()))
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{where}: a text is no list of numbers: {error}") from error
+    if not _is_list(values.type) or not _is_number(values.type.value_type):
+        raise ValueError(f"{where}: kind 'vector' needs lists of numbers, it holds {values.type}")
+    lengths = pc.list_value_length(values)
+    sizes = pc.unique(lengths.drop_null()).to_pylist()
+    if len(sizes) > 1:
+        row = first_row(pc.fill_null(pc.not_equal(lengths, sizes[0]), fill_value=False))
+        raise ValueError(
+            f"{where}: row {row} has {lengths[row - 1].as_py()} numbers, the first row with a "
+            f"vector has {sizes[0]}; all need the same length"
+        )
+    return values
+
+
+def _whole(floats: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return float64 as int64 where no value has a fraction."""
+    rounded = pc.equal(pc.floor(floats), floats)
+    small = pc.less(pc.abs(floats), _LARGEST_EXACT_INTEGER)
+    if pc.all(pc.and_(rounded, small)).as_py() and _has_any(floats):
+        return floats.cast(pa.int64())
+    return floats
+
+
+def first_row(mask: pa.ChunkedArray) -> int:
+    """Return the number, from 1, of the first row that is true."""
+    return int(pc.index(mask, value=True).as_py()) + 1
+
+
+def _has_any(values: pa.ChunkedArray) -> bool:
+    return values.null_count < len(values)  # type: ignore[no-any-return]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return (  # type: ignore[no-any-return]
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return (  # type: ignore[no-any-return]
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _where(name: str, table: str) -> str:
+    return f"table {table!r}, column {name!r}"

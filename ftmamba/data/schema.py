@@ -7,14 +7,13 @@ In a recipe it is YAML:
     interactions: {user: user_id, item: item_id, time: timestamp, weight: rating}
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import yaml
 
-from ftmamba.data.suggestion import suggestion
-from modeling_ftmamba.columns import HISTORY, Column, column_from_dict, history_of
+from modeling_ftmamba.columns import HISTORY, Column, column_from_dict, history_of, near
 
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Units of a numeric time, and how many of them make a second."""
@@ -55,13 +54,17 @@ class TableSchema:
         return tuple(column for column in self.columns if column.popularity_days)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe's form."""
+        """Return the recipe's form; a column that declares its kind alone is that kind."""
         values: dict[str, Any] = {"key": self.key}
         if self.title:
             values["title"] = self.title
         if self.popularity_columns:
             values["popularity_days"] = [c.popularity_days for c in self.popularity_columns]
-        values["columns"] = {column.name: _column_values(column) for column in self._declared}
+        values["columns"] = {}
+        for column in self._declared:
+            declared = column.to_dict()
+            del declared["name"]
+            values["columns"][column.name] = declared if len(declared) > 1 else column.kind
         return values
 
     @property
@@ -136,14 +139,14 @@ class Schema:
         """
         _check_keys(values, "the schema", required=("users", "items", "interactions"))
         interactions = _mapping(values["interactions"], "schema of 'interactions'")
-        known = [field.name for field in fields(InteractionSchema)]
+        optional = [field.name for field in fields(InteractionSchema)]
         _check_keys(
-            interactions, "schema of 'interactions'", required=("user", "item"), known=known
+            interactions, "schema of 'interactions'", required=("user", "item"), optional=optional
         )
         texts = {key: _text(interactions[key], f"interactions.{key}") for key in interactions}
         return cls(
-            _table_schema(_mapping(values["users"], "schema of 'users'"), "users"),
-            _table_schema(_mapping(values["items"], "schema of 'items'"), "items"),
+            _table_schema(values["users"], "schema of 'users'"),
+            _table_schema(values["items"], "schema of 'items'"),
             InteractionSchema(**texts),
         )
 
@@ -168,76 +171,76 @@ def popularity_column(days: int) -> Column:
     return Column(f"popularity_{days}d", "numeric", popularity_days=days)
 
 
-def _column_values(column: Column) -> Any:
-    """Return a column's kind alone if nothing else is declared."""
-    values = column.to_dict()
-    del values["name"]
-    return values["kind"] if len(values) == 1 else values
+def suggestion(word: object, known: Iterable[str], lead: str = "it has") -> str:
+    """Return "; did you mean 'city'? It has: age, city", or "; it has: age, city"."""
+    known = list(known)
+    hint = near(word, known)
+    lead = f"{hint} {lead.capitalize()}" if hint else f"; {lead}"
+    return f"{lead}: {', '.join(known)}"
 
 
-def _table_schema(values: Mapping[str, Any], table: str) -> TableSchema:
-    place = f"schema of {table!r}"
-    known = ("key", "title", "popularity_days", "columns")
-    _check_keys(values, place, required=("key",), known=known)
+def _table_schema(given: Any, where: str) -> TableSchema:
+    values = _mapping(given, where)
+    optional = ("title", "popularity_days", "columns")
+    _check_keys(values, where, required=("key",), optional=optional)
     days = values.get("popularity_days") or []
     if not isinstance(days, list | tuple) or not all(type(day) is int and day > 0 for day in days):
-        raise ValueError(f"{place}: popularity_days must be whole numbers > 0, got {days!r}")
-    columns = _mapping(values.get("columns") or {}, f"{place}: columns")
-    parsed = [_column(_text(name, f"{place}: columns"), columns[name], place) for name in columns]
-    names = [column.name for column in parsed]
-    derived = [popularity_column(day) for day in days]
-    for column in derived:
-        if column.name in names:
-            raise ValueError(
-                f"{place}: column {column.name!r} is already made by popularity_days; rename it"
-            )
-        names.append(column.name)
-    if not names:
-        raise ValueError(f"{place} has no columns; a tower needs one at least, the key will do")
-    key = _text(values["key"], f"{place}: key")
-    title = _text(values.get("title") or "", f"{place}: title")
-    return TableSchema(key, (*parsed, *derived), title)
-
-
-def _column(name: str, values: Any, place: str) -> Column:
-    declared = {"kind": values} if isinstance(values, str) else _mapping(values, f"{place}: {name}")
-    try:
-        column = column_from_dict({"name": name, **declared})
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    if column.popularity_days:
-        raise ValueError(
-            f"{place}: column {name!r} sets popularity_days; list the days once, beside 'columns'"
+        raise ValueError(f"{where}: popularity_days must be whole numbers > 0, got {days!r}")
+    columns = []
+    for name, declared in _mapping(values.get("columns") or {}, f"{where}: columns").items():
+        fields_of_column = (
+            {"kind": declared}
+            if isinstance(declared, str)
+            else _mapping(declared, f"{where}: {name}")
         )
-    return column
+        try:
+            column = column_from_dict({"name": _text(name, "a column's name"), **fields_of_column})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if column.popularity_days:
+            raise ValueError(
+                f"{where}: column {name!r} sets popularity_days; list the days once, beside "
+                "'columns'"
+            )
+        columns.append(column)
+    declared_names = {column.name for column in columns}
+    columns += [popularity_column(day) for day in days]
+    for column in columns:
+        if column.popularity_days and column.name in declared_names:
+            raise ValueError(
+                f"{where}: column {column.name!r} is already made by popularity_days; rename it"
+            )
+    if not columns:
+        raise ValueError(f"{where} has no columns; a tower needs one at least, the key will do")
+    key = _text(values["key"], f"{where}: key")
+    return TableSchema(key, tuple(columns), _text(values.get("title") or "", f"{where}: title"))
 
 
 def _check_keys(
     values: Mapping[str, Any],
-    place: str,
+    where: str,
     *,
-    required: Iterable[str],
-    known: Iterable[str] = (),
+    required: Sequence[str],
+    optional: Sequence[str] = (),
 ) -> None:
-    required = list(required)
-    known = list(known) or required
+    known = dict.fromkeys([*required, *optional])
     for key in values:
         if key not in known:
             raise ValueError(
-                f"{place} has an unknown key {key!r}{suggestion(key, known, 'it may have')}"
+                f"{where} has an unknown key {key!r}{suggestion(key, known, 'it may have')}"
             )
     for key in required:
         if not values.get(key):
-            raise ValueError(f"{place} lacks {key!r}; it needs: {', '.join(required)}")
+            raise ValueError(f"{where} lacks {key!r}; it needs: {', '.join(required)}")
 
 
-def _mapping(values: Any, place: str) -> Mapping[str, Any]:
+def _mapping(values: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{place} must be a mapping of names to values, got {values!r}")
+        raise ValueError(f"{where} must be a mapping of names to values, got {values!r}")
     return values
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{place} must be a text, got {value!r}; put it in quotes")
+        raise ValueError(f"{where} must be a text, got {value!r}; put it in quotes")
     return value

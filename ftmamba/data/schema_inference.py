@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftmamba.data.column_types import (
+from ftmamba.data.readers import (
     MISSING_NUMBERS,
+    Source,
     decoded,
     is_text,
     key_texts,
     numbers,
     parse_moments,
+    read_table,
 )
-from ftmamba.data.readers import Source, read_table
 from ftmamba.data.schema import (
     TIME_UNITS,
     InteractionSchema,

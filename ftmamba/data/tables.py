@@ -1,27 +1,38 @@
 """The three tables, checked and joined: every key a dense row id, every column of its kind."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from ftmamba.data.column_types import key_texts, typed_column
 from ftmamba.data.interactions import Interactions
-from ftmamba.data.joins import join_interactions, keep_positives
-from ftmamba.data.readers import Source, read_table
-from ftmamba.data.schema import Schema, TableSchema
+from ftmamba.data.readers import (
+    Source,
+    first_row,
+    key_texts,
+    numbers,
+    read_table,
+    seconds,
+    typed_column,
+)
+from ftmamba.data.schema import InteractionSchema, Schema, TableSchema, suggestion
 from ftmamba.data.schema_inference import infer_schema
-from ftmamba.data.table_checks import check_columns, check_keys, check_not_empty
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.columns import EVENT_FEATURES, LARGEST_CONTEXT, near
+
+logger = logging.getLogger(__name__)
 
 _KEYS_SEARCHED_FOR_A_NEAR_ONE = 10_000
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Users, items and who took what.
+    """Users, items and their interactions.
 
     Attributes:
         users: the key and the schema's raw columns, one row a user.
@@ -38,12 +49,12 @@ class Tables:
     @cached_property
     def user_keys(self) -> list[str]:
         """The users' keys as texts, in row order."""
-        return _texts(key_texts(self.users.column(self.schema.users.key)))
+        return key_texts(self.users.column(self.schema.users.key)).to_pylist()  # type: ignore[no-any-return]
 
     @cached_property
     def item_keys(self) -> list[str]:
         """The items' keys as texts, in row order."""
-        return _texts(key_texts(self.items.column(self.schema.items.key)))
+        return key_texts(self.items.column(self.schema.items.key)).to_pylist()  # type: ignore[no-any-return]
 
     @cached_property
     def item_titles(self) -> list[str]:
@@ -51,15 +62,15 @@ class Tables:
         title = self.schema.items.title
         if not title:
             return [""] * self.items.num_rows
-        return [text or "" for text in _texts(key_texts(self.items.column(title)))]
+        return [text or "" for text in key_texts(self.items.column(title)).to_pylist()]
 
     def user_row(self, key: object) -> int:
         """Return the row of the user with this key."""
-        return _row(key, self._user_rows, "users", self.user_keys)
+        return _row_of(key, self._user_rows, "users")
 
     def item_row(self, key: object) -> int:
         """Return the row of the item with this key."""
-        return _row(key, self._item_rows, "items", self.item_keys)
+        return _row_of(key, self._item_rows, "items")
 
     def user_record(self, row: int) -> dict[str, Any]:
         """Return the raw record of a user's row."""
@@ -105,14 +116,15 @@ def load_tables(
     """
     raw = [read_table(source) for source in (users, items, interactions)]
     for table, name in zip(raw, ("users", "items", "interactions"), strict=True):
-        check_not_empty(table, name)
+        if not table.num_rows:
+            raise ValueError(f"table {name!r} is empty: it has no rows")
     if schema is None:
         schema = infer_schema(*raw)
     elif isinstance(schema, Mapping):
         schema = Schema.from_dict(schema)
     checked_users = _checked_table(raw[0], schema.users, "users")
     checked_items = _checked_table(raw[1], schema.items, "items")
-    joined = join_interactions(
+    joined = _join(
         raw[2],
         schema.interactions,
         user_keys=key_texts(checked_users.column(schema.users.key)),
@@ -121,7 +133,7 @@ def load_tables(
         context=schema.users.context,
     )
     if positive_threshold is not None:
-        joined = keep_positives(joined, positive_threshold)
+        joined = _keep_positives(joined, positive_threshold)
     return Tables(checked_users, checked_items, joined, schema)
 
 
@@ -129,24 +141,153 @@ def _checked_table(table: pa.Table, schema: TableSchema, name: str) -> pa.Table:
     """Keep the key, the title and the columns of the schema, each of its kind."""
     columns = {column.name: column for column in schema.raw_columns}
     wanted = dict.fromkeys([schema.key, *([schema.title] if schema.title else []), *columns])
-    check_columns(table, wanted, name)
+    _check_columns(table, wanted, name)
     table = table.select(list(wanted))
-    for place, column in enumerate(wanted):
-        values = table.column(column)
+    for index, column in enumerate(wanted):
         if column in columns:
-            values = typed_column(values, columns[column], name)
-        table = table.set_column(place, column, values)
-    check_keys(key_texts(table.column(schema.key)), schema.key, name)
+            values = typed_column(table.column(column), columns[column], name)
+            table = table.set_column(index, column, values)
+    keys = key_texts(table.column(schema.key))
+    if keys.null_count:
+        raise ValueError(
+            f"table {name!r}, key {schema.key!r}: {keys.null_count} rows have no key, the first is "
+            f"row {first_row(keys.is_null())}; every row needs its own"
+        )
+    counts = pc.value_counts(keys)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        first = ", ".join(repr(key) for key in repeated.field("values")[:3].to_pylist())
+        raise ValueError(
+            f"table {name!r}, key {schema.key!r}: {len(repeated)} keys occur more than once, the "
+            f"first are {first}; keep one row each"
+        )
     return table
 
 
-def _row(key: object, rows: Mapping[str, int], table: str, keys: list[str]) -> int:
+def _check_columns(table: pa.Table, wanted: Iterable[str], name: str) -> None:
+    """Refuse a table that lacks a wanted column, or has two of one name."""
+    for column in table.column_names:
+        if table.column_names.count(column) > 1:
+            raise ValueError(f"table {name!r} has two columns {column!r}; rename one of them")
+    for column in wanted:
+        if column not in table.column_names:
+            raise ValueError(
+                f"table {name!r} has no column {column!r}{suggestion(column, table.column_names)}"
+            )
+
+
+def _join(
+    table: pa.Table,
+    schema: InteractionSchema,
+    *,
+    user_keys: pa.ChunkedArray,
+    item_keys: pa.ChunkedArray,
+    drop_unknown: bool,
+    context: Sequence[str],
+) -> Interactions:
+    """Return the interactions as row ids of the two tables of keys, which are texts."""
+    wanted = [c for c in (schema.user, schema.item, schema.time, schema.weight) if c]
+    _check_columns(table, wanted, "interactions")
+    for name in context:
+        if name not in table.column_names:
+            known = [*EVENT_FEATURES, *table.column_names]
+            raise ValueError(
+                f"event_features of the users' history name {name!r}, which is no column of table "
+                f"'interactions'{suggestion(name, known, 'there are')}"
+            )
+    user_ids = _row_ids(table.column(schema.user), user_keys)
+    item_ids = _row_ids(table.column(schema.item), item_keys)
+    known_R = (user_ids >= 0) & (item_ids >= 0)
+    n_unknown = len(known_R) - int(known_R.sum())
+    if n_unknown and not drop_unknown:
+        unknown = [
+            _unknown(table.column(schema.user), schema.user, user_ids, "users"),
+            _unknown(table.column(schema.item), schema.item, item_ids, "items"),
+        ]
+        raise ValueError(
+            f"table 'interactions' has {' and '.join(filter(None, unknown))}; add them to the "
+            "tables, or set drop_unknown to leave these rows out"
+        )
+    if n_unknown:
+        logger.warning(
+            "dropped %d of %d interactions whose user or item is in no table",
+            n_unknown, len(known_R),
+        )  # fmt: skip
+        table = table.filter(pa.array(known_R))
+        user_ids, item_ids = user_ids[known_R], item_ids[known_R]
+        if not table.num_rows:
+            raise ValueError(
+                "table 'interactions' is empty: no row is left: every user or item is unknown"
+            )
+    return Interactions(
+        user_ids,
+        item_ids,
+        seconds(table.column(schema.time), schema) if schema.time else None,
+        _weights(table.column(schema.weight), schema.weight) if schema.weight else None,
+        len(user_keys),
+        len(item_keys),
+        {name: _context(table.column(name), name) for name in context},
+    )
+
+
+def _row_ids(keys: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the row of each key, -1 where it is missing or unknown."""
+    rows = pc.index_in(key_texts(keys).cast(known.type), value_set=known)
+    return pc.fill_null(rows, -1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _unknown(keys: pa.ChunkedArray, column: str, ids: NDArray[np.int64], table: str) -> str:
+    """Say which keys are in no table, or nothing."""
+    rows = np.flatnonzero(ids < 0)
+    first = keys.take(pa.array(rows[:3])).to_pylist()
+    shown = [f"{key!r} (row {row + 1})" for key, row in zip(first, rows, strict=False)]
+    named = f"{len(rows)} rows whose {column!r} is not in table {table!r}: {', '.join(shown)}"
+    return named if shown else ""
+
+
+def _weights(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
+    values = numbers(column, name, "interactions")
+    if values.null_count:
+        raise ValueError(
+            f"table 'interactions', column {name!r}: {values.null_count} rows have no weight, the "
+            f"first is row {first_row(values.is_null())}; fill them in, or leave 'weight' out of "
+            "the schema"
+        )
+    return values.to_numpy().astype(np.float32)  # type: ignore[no-any-return]
+
+
+def _context(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
+    remedy = "remove it from event_features of the users' history"
+    values = numbers(column, name, "interactions", otherwise=remedy).to_numpy()
+    large = np.abs(values) > LARGEST_CONTEXT
+    if large.any():
+        row = int(np.argmax(large))
+        raise ValueError(
+            f"table 'interactions', column {name!r}: row {row + 1} is {values[row]:g}; beside an "
+            f"event a number must be within {LARGEST_CONTEXT:g} of 0, leave it empty if it is not "
+            f"known, or {remedy}"
+        )
+    return values.astype(np.float32)  # type: ignore[no-any-return]
+
+
+def _keep_positives(interactions: Interactions, threshold: float) -> Interactions:
+    if interactions.weights is None:
+        raise ValueError(
+            "positive_threshold needs a weight, and the schema of 'interactions' names none; "
+            "name its column as 'weight', or leave positive_threshold out"
+        )
+    keep = interactions.weights >= threshold
+    if not keep.any():
+        raise ValueError(
+            f"positive_threshold {threshold} leaves no interaction: the largest weight is "
+            f"{interactions.weights.max()}"
+        )
+    return interactions.select(keep)
+
+
+def _row_of(key: object, rows: Mapping[str, int], table: str) -> int:
     row = rows.get(str(key))
     if row is None:
-        close = near(key, keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
+        close = near(key, list(rows)[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
         raise ValueError(f"table {table!r} has no key {str(key)!r}{close}")
     return row
-
-
-def _texts(column: pa.ChunkedArray) -> list[str]:
-    return column.to_pylist()  # type: ignore[no-any-return]

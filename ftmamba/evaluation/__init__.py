@@ -1,23 +1,22 @@
-"""Splits, protocol, metrics, intervals and tests: what is asked of every model, in one place."""
+"""Splits, protocol, metrics, intervals, tests and baselines: how every model is judged."""
 
-from ftmamba.evaluation.comparison import PairedComparison, paired_test
 from ftmamba.evaluation.evaluate import evaluate
-from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol, Scorer
-from ftmamba.evaluation.report import results_table
-from ftmamba.evaluation.result import Evaluation, pool
+from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol
+from ftmamba.evaluation.result import Evaluation, paired_test, pool, results_table
 from ftmamba.evaluation.splits import Split, make_split, rolling_cuts
+from ftmamba.evaluation.tuning import make_baseline, tune
 
 __all__ = [
     "EmbeddingScorer",
     "Evaluation",
-    "PairedComparison",
     "Protocol",
-    "Scorer",
     "Split",
     "evaluate",
+    "make_baseline",
     "make_split",
     "paired_test",
     "pool",
     "results_table",
     "rolling_cuts",
+    "tune",
 ]

@@ -1,6 +1,6 @@
 """One function that evaluates any model.
 
-Shapes: U users (of a block, or all), I items, K places, R interactions.
+Shapes: U users (of a block, or all), I items, K ranks, R interactions.
 """
 
 from collections.abc import Mapping
@@ -9,15 +9,13 @@ from typing import TypeGuard
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ftmamba.data.interactions import Interactions
+from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.evaluation.inner_products import USERS_AT_ONCE
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol, Scorer
-from ftmamba.evaluation.ranking import top_k
 from ftmamba.evaluation.result import Evaluation
-from ftmamba.evaluation.seen import ItemsByUser, items_by_user
+from modeling_ftmamba.ranking import top_k
 
 N_SCORES_AT_ONCE = 2**24
 
@@ -32,14 +30,14 @@ def evaluate(
 ) -> Evaluation:
     """Rank the whole catalogue for every user who has a test interaction.
 
-    A test item that is masked because the user took it before cannot be recommended and counts as
+    A test item that is masked because the user has seen it cannot be recommended and counts as
     missed. Memory is bounded by the block of users, whose size does not change the result.
 
     Args:
         scorer: the fitted model.
-        test: the interactions to be foretold; repeated pairs count once.
-        seen: the interactions that were known: what is masked, what popularity ranks count, and
-            who is a warm user.
+        test: the interactions to predict; repeated pairs count once.
+        seen: the interactions before them: their items are masked, popularity ranks count them, and
+            their users are warm.
         protocol: by default k = 5 and 10, seen items masked.
         users_per_block: by default as many as are fast and take little memory.
 
@@ -49,30 +47,31 @@ def evaluate(
     """
     protocol = protocol or Protocol()
     _check(test, seen, protocol)
+    n_items, k = test.n_items, protocol.k[-1]
     masked = items_by_user(seen) if seen is not None and protocol.mask_seen else None
-    keys_R = np.unique(test.user_ids * test.n_items + test.item_ids)
-    user_ids_U, n_relevant_U = np.unique(keys_R // test.n_items, return_counts=True)
-    step = users_per_block or _users_at_once(scorer, test.n_items, protocol.k[-1])
-    blocks = [user_ids_U[start : start + step] for start in range(0, len(user_ids_U), step)]
+    keys_R = np.unique(test.user_ids * n_items + test.item_ids)
+    user_ids_U, n_relevant_U = np.unique(keys_R // n_items, return_counts=True)
+    default = USERS_AT_ONCE if _can_search(scorer, n_items, k) else _n_users_at_once(n_items)
+    step = users_per_block or default
     recommended_UK = np.concatenate(
-        [_recommend(scorer, block, test.n_items, masked, protocol.k[-1]) for block in blocks]
+        [
+            _recommend(scorer, user_ids_U[start : start + step], n_items, masked, k)
+            for start in range(0, len(user_ids_U), step)
+        ]
     )
-    hits_UK = _hits(recommended_UK, user_ids_U, keys_R, test.n_items)
+    hits_UK = _hits(recommended_UK, user_ids_U, keys_R, n_items)
     per_user = {
         f"{name}@{k}": metric(hits_UK[:, :k], n_relevant_U)
         for k in protocol.k
         for name, metric in METRICS.items()
     }
+    is_warm_U = np.ones(len(user_ids_U), bool)
     if seen is not None:
         per_user |= _popularity_ranks(recommended_UK, seen, protocol.k)
+        is_warm_U = np.isin(user_ids_U, seen.user_ids)
+    split_ids_U = np.zeros(len(user_ids_U), np.int64)
     return Evaluation(
-        user_ids_U,
-        per_user,
-        recommended_UK,
-        _is_warm(user_ids_U, seen),
-        np.zeros(len(user_ids_U), np.int64),
-        test.n_items,
-        protocol,
+        user_ids_U, per_user, recommended_UK, is_warm_U, split_ids_U, n_items, protocol
     )
 
 
@@ -96,17 +95,15 @@ def _check(test: Interactions, seen: Interactions | None, protocol: Protocol) ->
         )
 
 
-def _users_at_once(scorer: Scorer, n_items: int, k: int) -> int:
-    if _is_searchable(scorer, n_items, k):
-        return USERS_AT_ONCE
+def _n_users_at_once(n_items: int) -> int:
     return max(1, N_SCORES_AT_ONCE // n_items)
 
 
-def _is_searchable(scorer: Scorer, n_items: int, k: int) -> TypeGuard[EmbeddingScorer]:
+def _can_search(scorer: Scorer, n_items: int, k: int) -> TypeGuard[EmbeddingScorer]:
     return (
         isinstance(scorer, EmbeddingScorer)
         and len(scorer.items) == n_items
-        and scorer.has_first_places(k)
+        and scorer.can_search(k)
     )
 
 
@@ -117,14 +114,14 @@ def _recommend(
     masked: ItemsByUser | None,
     k: int,
 ) -> NDArray[np.int64]:
-    """Return the items_UK at the first k places, -1 where nothing is left to recommend."""
-    if not _is_searchable(scorer, n_items, k):
+    """Return the items_UK of the first k ranks, -1 where nothing is left to recommend."""
+    if not _can_search(scorer, n_items, k):
         return _recommend_by_scores(scorer, user_ids_U, n_items, masked, k)
     none = np.empty(0, np.int64)
-    hidden = (none, none) if masked is None else masked.pairs(user_ids_U)
-    recommended_UK, is_known_U = scorer.first_places(user_ids_U, k, hidden)
-    step = max(1, N_SCORES_AT_ONCE // n_items)
-    rest = np.flatnonzero(~is_known_U)
+    pairs = (none, none) if masked is None else masked.pairs(user_ids_U)
+    recommended_UK, is_sure_U = scorer.top_items(user_ids_U, k, pairs)
+    step = _n_users_at_once(n_items)
+    rest = np.flatnonzero(~is_sure_U)
     for start in range(0, len(rest), step):
         rows = rest[start : start + step]
         recommended_UK[rows] = _recommend_by_scores(scorer, user_ids_U[rows], n_items, masked, k)
@@ -138,14 +135,26 @@ def _recommend_by_scores(
     masked: ItemsByUser | None,
     k: int,
 ) -> NDArray[np.int64]:
-    scores_UI = _own_tensor(scorer.scores(user_ids_U))
+    name = f"scorer {getattr(scorer, 'name', type(scorer).__name__)!r}"
+    given = scorer.scores(user_ids_U)
+    # A copy that may be written to, of a type that holds minus infinity.
+    scores_UI = given.detach().clone() if isinstance(given, torch.Tensor) else torch.tensor(given)
+    if not scores_UI.is_floating_point():
+        scores_UI = scores_UI.double()
+    elif scores_UI.element_size() < 4:
+        scores_UI = scores_UI.float()
     if tuple(scores_UI.shape) != (len(user_ids_U), n_items):
         raise ValueError(
-            f"{_name(scorer)} must give a score to each of {len(user_ids_U)} users and {n_items} "
-            f"items, got shape {tuple(scores_UI.shape)}"
+            f"{name} must give a score to each of {len(user_ids_U)} users and {n_items} items, "
+            f"got shape {tuple(scores_UI.shape)}"
         )
     if bool(scores_UI.amax(1).isnan().any()):
-        raise ValueError(_nan_message(scorer, scores_UI, user_ids_U))
+        indices = scores_UI.isnan().nonzero()
+        row, item = indices[0].tolist()
+        raise ValueError(
+            f"{name} gave NaN for {len(indices)} of {scores_UI.numel()} scores, first for user "
+            f"{user_ids_U[row]} and item {item}; the model has diverged or reads NaN features"
+        )
     if masked is not None:
         rows_R, items_R = (torch.from_numpy(x) for x in masked.pairs(user_ids_U))
         scores_UI[rows_R.to(scores_UI.device), items_R.to(scores_UI.device)] = -torch.inf
@@ -154,44 +163,17 @@ def _recommend_by_scores(
     return recommended
 
 
-def _nan_message(scorer: Scorer, scores_UI: Tensor, user_ids_U: NDArray[np.int64]) -> str:
-    places = scores_UI.isnan().nonzero()
-    row, item = places[0].tolist()
-    return (
-        f"{_name(scorer)} gave NaN for {len(places)} of {scores_UI.numel()} scores, first for user "
-        f"{user_ids_U[row]} and item {item}; the model has diverged or reads NaN features"
-    )
-
-
-def _own_tensor(scores: NDArray[np.float32] | Tensor) -> Tensor:
-    """Return a copy of the scores that may be written to, of a type that holds minus infinity."""
-    owned = scores.detach().clone() if isinstance(scores, Tensor) else torch.tensor(scores)
-    if not owned.is_floating_point():
-        return owned.double()
-    return owned if owned.element_size() >= 4 else owned.float()
-
-
-def _name(scorer: Scorer) -> str:
-    return f"scorer {getattr(scorer, 'name', type(scorer).__name__)!r}"
-
-
 def _hits(
     recommended_UK: NDArray[np.int64],
     user_ids_U: NDArray[np.int64],
     keys_R: NDArray[np.int64],
     n_items: int,
 ) -> NDArray[np.bool_]:
-    """Say which recommended items are test items; `keys_R` is sorted user * n_items + item."""
+    """Return which recommended items are test items; `keys_R` is sorted user * n_items + item."""
     wanted_UK = user_ids_U[:, None] * n_items + recommended_UK
-    places_UK = np.searchsorted(keys_R, wanted_UK).clip(max=len(keys_R) - 1)
-    hits_UK: NDArray[np.bool_] = (keys_R[places_UK] == wanted_UK) & (recommended_UK >= 0)
+    indices_UK = np.searchsorted(keys_R, wanted_UK).clip(max=len(keys_R) - 1)
+    hits_UK: NDArray[np.bool_] = (keys_R[indices_UK] == wanted_UK) & (recommended_UK >= 0)
     return hits_UK
-
-
-def _is_warm(user_ids_U: NDArray[np.int64], seen: Interactions | None) -> NDArray[np.bool_]:
-    if seen is None:
-        return np.ones(len(user_ids_U), bool)
-    return np.bincount(seen.user_ids, minlength=seen.n_users)[user_ids_U] > 0
 
 
 def _popularity_ranks(

@@ -1,6 +1,6 @@
-"""What every model is asked, and how a model answers.
+"""The question that every model is asked, and how a model answers.
 
-Shapes: U users, I items, D width of an embedding, K places.
+Shapes: U users, I items, D width of an embedding, K ranks.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ftmamba.evaluation.inner_products import (
-    Pairs,
-    first_places,
-    longest_of,
-    smallest_catalogue,
-)
-from ftmamba.evaluation.seen import ItemsByUser
+from ftmamba.data.interactions import ItemsByUser
+from ftmamba.evaluation.inner_products import Pairs, longest_of, smallest_catalogue, top_items
 
 
 class Scorer(TypingProtocol):
-    """A fitted model, seen by the evaluation."""
+    """A fitted model, as the evaluation uses it."""
 
     def scores(self, user_ids: NDArray[np.int64]) -> NDArray[np.float32] | Tensor:
         """Return the scores (U, I) of the whole catalogue, the higher the better.
@@ -33,13 +28,13 @@ class Scorer(TypingProtocol):
 
 @dataclass(frozen=True)
 class Protocol:
-    """The question: which of all items will these users take?
+    """The question: with which of all items will these users interact?
 
     The whole catalogue is ranked; ties go to the item of the lower id.
 
     Attributes:
         k: lengths of the list of recommendations.
-        mask_seen: leave out what a user is known to have taken before.
+        mask_seen: do not recommend a user's seen items.
     """
 
     k: tuple[int, ...] = (5, 10)
@@ -53,7 +48,7 @@ class Protocol:
             raise ValueError(f"protocol: k must be whole numbers >= 1, got {self.k}")
 
     def describe(self, n_items: int) -> str:
-        """Say the protocol in words, for the caption of a table."""
+        """Return the protocol in words, for the caption of a table."""
         masked = "masked" if self.mask_seen else "not masked"
         return f"full ranking of {n_items} items, seen items {masked}, ties to the lower item id"
 
@@ -62,22 +57,22 @@ class Protocol:
 class EmbeddingScorer:
     """Inner products of the embeddings of a two-tower model, over its temperature.
 
-    They are summed in float64 and rounded once, so that a score depends neither on the number of
-    users asked at once nor on the place of an item in the catalogue. The evaluation asks for
-    `first_places`, which need not compute most of the scores so exactly.
+    They are summed in float64 and rounded once, so a score depends neither on the number of users
+    asked at once nor on the index of an item in the catalogue. The evaluation calls `top_items`,
+    which computes few of the scores so exactly.
 
     Attributes:
         users: (U, D), embedding of every user, in the order of the table of users.
         items: (I, D), embedding of every item.
         temperature: positive; does not change a ranking.
-        repeats: what each user's history has; None where that changes no score.
-        repeat_bias: added to the inner product of a user and an item of the user's history.
+        seen: each user's seen items; None where they do not change a score.
+        repeat_bias: added to the inner product of a user and each of the user's seen items.
     """
 
     users: Tensor
     items: Tensor
     temperature: float = 1.0
-    repeats: ItemsByUser | None = None
+    seen: ItemsByUser | None = None
     repeat_bias: float = 0.0
 
     def __post_init__(self) -> None:
@@ -93,37 +88,33 @@ class EmbeddingScorer:
 
     def scores(self, user_ids: NDArray[np.int64]) -> Tensor:
         scores_UI = self._queries(user_ids) @ self._exact_items.T
-        if self.repeats is not None:
-            rows, item_ids = (torch.from_numpy(one) for one in self.repeats.pairs(user_ids))
-            # Of an item that is there twice the same number is written twice.
-            scores_UI[rows, item_ids] = scores_UI[rows, item_ids] + self._bias
+        if self.seen is not None:
+            rows, item_ids = (torch.from_numpy(one) for one in self.seen.pairs(user_ids))
+            # A repeated pair writes the same number twice.
+            bias = self.repeat_bias / self.temperature
+            scores_UI[rows, item_ids] = scores_UI[rows, item_ids] + bias
         return scores_UI.float()
 
-    def has_first_places(self, k: int) -> bool:
-        """Return whether there is a faster way to the first places than all scores."""
+    def can_search(self, k: int) -> bool:
+        """Return whether `top_items` applies: it is faster than all scores, and as exact."""
         return (
-            self.repeats is None
+            self.seen is None
             and self.items.dtype == torch.float32
             and self.items.device.type == self.users.device.type == "cpu"
             and len(self.items) >= smallest_catalogue(k)
         )
 
-    def first_places(
-        self, user_ids: NDArray[np.int64], k: int, hidden: Pairs
+    def top_items(
+        self, user_ids: NDArray[np.int64], k: int, masked: Pairs
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the items (U, K) that `scores` puts first, and for which users they are known.
+        """Return the items (U, K) that `scores` ranks first, and for which users they are sure.
 
         Args:
             user_ids: rows of the users.
-            k: how many.
-            hidden: places in `user_ids`, and the items never recommended to these users.
+            k: length of the lists.
+            masked: indices into `user_ids`, and items never recommended to these users.
         """
-        queries_UD = self._queries(user_ids)
-        return first_places(queries_UD, self.items, k, hidden, longest=self._longest)
-
-    @property
-    def _bias(self) -> float:
-        return self.repeat_bias / self.temperature
+        return top_items(self._queries(user_ids), self.items, k, masked, longest=self._longest)
 
     def _queries(self, user_ids: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(user_ids).to(self.users.device)

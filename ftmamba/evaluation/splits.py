@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions, concatenate
-from ftmamba.named import make_named
+from ftmamba.evaluation.named import make_named
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,16 @@ class Split:
     """Three disjoint parts of the interactions.
 
     Attributes:
-        train: what a model is fitted on.
-        validation: what chooses hyper-parameters and the epoch.
-        test: looked at once.
+        train: to fit a model.
+        validation: to choose hyper-parameters and the epoch.
+        test: to be used once.
         validation_time: first second after training, when models are asked about `validation`;
             None unless the split cuts all users at one instant.
         test_time: the same for `test`, after validation.
         description: one line for tables and cards.
+
+    Raises:
+        ValueError: there is no training or no test interaction.
     """
 
     train: Interactions
@@ -35,14 +38,23 @@ class Split:
     test_time: int | None
     description: str
 
+    def __post_init__(self) -> None:
+        for part, rows in (("training", self.train), ("test", self.test)):
+            if not len(rows):
+                raise ValueError(
+                    f"the {part} part is empty under the split '{self.description}' "
+                    f"(training {len(self.train)}, validation {len(self.validation)}, test "
+                    f"{len(self.test)} interactions); give more data or choose other fractions"
+                )
+
     @property
     def before_test(self) -> Interactions:
-        """Training then validation: what a model is fitted on again before its test."""
+        """Training then validation, to fit a model again before its test."""
         return concatenate(self.train, self.validation)
 
 
 class Splitter(Protocol):
-    """A rule that splits interactions; the same rows always fall in the same part."""
+    """A rule that splits interactions, always in the same way."""
 
     def split(self, interactions: Interactions) -> Split: ...
 
@@ -53,7 +65,7 @@ class RandomPerUser:
 
     Row r draws p_r, uniform. Among a user's n rows, the row of the j-th smallest p goes to
     training if j/n <= 1 - test_fraction, else to test. Training rows are divided once more in the
-    same way. Time plays no part, so a model may learn from a user's future.
+    same way. Times are ignored, so a model may learn from a user's future.
 
     Attributes:
         test_fraction: of a user's interactions.
@@ -83,37 +95,34 @@ class RandomPerUser:
             f"random per user, {1 - self.test_fraction:.0%} against {self.test_fraction:.0%} test, "
             f"seed {self.seed}; {self.validation_fraction:.0%} of the former for validation"
         )
-        return _checked(Split(train, validation, test, None, None, description))
+        return Split(train, validation, test, None, None, description)
 
 
 @dataclass(frozen=True)
 class LeaveLastOut:
     """Each user's last interaction is test, the one before it validation.
 
-    Equal times keep the order of the file; where the interactions have no time, the order of the
-    file is the order. A repeated event is an event. Users with fewer than three interactions stay
-    in training whole. Users are cut at different instants, so a model may learn from what others
-    did after a user's test.
+    Equal times keep the order of the file, which is also the order without times. A repeated
+    interaction counts as one more. All interactions of users with fewer than three stay in
+    training. Users are cut at different instants, so a model may learn from interactions of others
+    after a user's test.
     """
 
     def split(self, interactions: Interactions) -> Split:
-        order_R = np.argsort(interactions.user_ids, kind="stable")
-        if interactions.times is not None:
-            order_R = np.lexsort((interactions.times, interactions.user_ids))
-        counts = np.bincount(interactions.user_ids, minlength=interactions.n_users)
+        users_R, times_R = interactions.user_ids, interactions.times
+        order_R = np.lexsort((users_R,) if times_R is None else (times_R, users_R))
+        counts = np.bincount(users_R, minlength=interactions.n_users)
         ends = np.cumsum(counts)[counts >= 3]
         is_train_R = np.ones(len(interactions), bool)
         is_train_R[order_R[ends - 1]] = False
         is_train_R[order_R[ends - 2]] = False
-        return _checked(
-            Split(
-                interactions.select(is_train_R),
-                interactions.select(order_R[ends - 2]),
-                interactions.select(order_R[ends - 1]),
-                None,
-                None,
-                "leave-last-out: each user's last interaction is test, the one before validation",
-            )
+        return Split(
+            interactions.select(is_train_R),
+            interactions.select(order_R[ends - 2]),
+            interactions.select(order_R[ends - 1]),
+            None,
+            None,
+            "leave-last-out: each user's last interaction is test, the one before validation",
         )
 
 
@@ -121,9 +130,9 @@ class LeaveLastOut:
 class GlobalTime:
     """All users are cut at the same two instants, quantiles q of the interactions' times.
 
-    Training is t <= q(cut - validation_fraction), validation goes up to q(cut), test up to
-    q(cut + test_fraction); later rows are in no part. Nothing is learnt from the future, and
-    users or items may be new in test.
+    Training is t <= q(cut - validation_fraction), then validation t <= q(cut), then test
+    t <= q(cut + test_fraction); later rows are in no part. A model cannot learn from the future,
+    and users or items may be new in test.
 
     Attributes:
         cut: fraction of the interactions before test.
@@ -152,7 +161,12 @@ class GlobalTime:
             )
 
     def split(self, interactions: Interactions) -> Split:
-        times_R = _times(interactions, "global-time")
+        times_R = interactions.times
+        if times_R is None:
+            raise ValueError(
+                "split 'global-time' needs times, but the interactions have none; name their time "
+                "column in the schema, or use the split 'random'"
+            )
         levels = np.round([self.cut - self.validation_fraction, self.cut,
                            min(self.cut + self.test_fraction, 1.0)], 12)  # fmt: skip
         train_end, validation_end, test_end = np.quantile(times_R, levels)
@@ -162,15 +176,13 @@ class GlobalTime:
             f"global time cut: first {levels[0]:.0%} of the interactions train, up to "
             f"{levels[1]:.0%} validation, up to {levels[2]:.0%} test"
         )
-        return _checked(
-            Split(
-                interactions.select(is_train_R),
-                interactions.select(is_past_R & ~is_train_R),
-                interactions.select(~is_past_R & (times_R <= test_end)),
-                int(np.floor(train_end)) + 1,
-                int(np.floor(validation_end)) + 1,
-                description,
-            )
+        return Split(
+            interactions.select(is_train_R),
+            interactions.select(is_past_R & ~is_train_R),
+            interactions.select(~is_past_R & (times_R <= test_end)),
+            int(np.floor(train_end)) + 1,
+            int(np.floor(validation_end)) + 1,
+            description,
         )
 
 
@@ -195,14 +207,15 @@ def rolling_cuts(
 ) -> tuple[GlobalTime, ...]:
     """Return `n` global time cuts whose test parts follow one another up to the end of the data.
 
-    The default is cuts .5, .6, .7, .8 and .9: one test part alone is too small to tell two models
-    apart, and the five share no test row.
+    The default is cuts .5, .6, .7, .8 and .9, which share no test row: a single test part is too
+    small to compare two models.
     """
     first = 1 - n * test_fraction
     if n < 1 or first - validation_fraction <= 0:
         raise ValueError(
-            f"rolling cuts: {n} test parts of {test_fraction} and a validation part of "
-            f"{validation_fraction} must leave room for training; lower n or a fraction"
+            f"rolling cuts: n must be >= 1, and n test parts and a validation part must leave room "
+            f"for training, got n={n}, test_fraction={test_fraction}, "
+            f"validation_fraction={validation_fraction}; lower n or a fraction"
         )
     return tuple(
         GlobalTime(round(first + i * test_fraction, 12), test_fraction, validation_fraction)
@@ -223,26 +236,6 @@ def _rank_in_user(
     return rank_R / counts[user_ids_R]
 
 
-def _times(interactions: Interactions, split: str) -> NDArray[np.int64]:
-    if interactions.times is None:
-        raise ValueError(
-            f"split {split!r} needs the time of every interaction, but the interactions have none; "
-            "name their time column in the schema, or use the split 'random'"
-        )
-    return interactions.times
-
-
 def _check_fraction(split: str, field: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise ValueError(f"split {split!r}: {field} must be between 0 and 1, got {value!r}")
-
-
-def _checked(split: Split) -> Split:
-    for part, rows in (("training", split.train), ("test", split.test)):
-        if not len(rows):
-            raise ValueError(
-                f"the {part} part is empty under the split '{split.description}' "
-                f"(training {len(split.train)}, validation {len(split.validation)}, test "
-                f"{len(split.test)} interactions); give more data or choose other fractions"
-            )
-    return split

@@ -6,7 +6,7 @@ A finished run and a checkpoint read from disk go the same way, so a card can be
 from collections.abc import Mapping
 from typing import Any
 
-from ftmamba.data.movielens import LICENCE
+from ftmamba.data.named_datasets import LICENCES
 from ftmamba.experiment.card_examples import HANDLER_FILE, endpoint_facts
 from ftmamba.experiment.card_results import (
     measured_limits,
@@ -15,8 +15,7 @@ from ftmamba.experiment.card_results import (
     user_groups,
 )
 from ftmamba.experiment.data_facts import of_column
-from ftmamba.recipe import Recipe, TrainingRecipe
-from ftmamba.recipe.values import to_plain
+from ftmamba.recipe import Recipe, TrainingRecipe, to_plain
 from hub_cards import (
     ColumnFacts,
     DataFacts,
@@ -29,7 +28,7 @@ from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 CARD_METRICS = ("NDCG", "HR", "R", "MRR")
 TITLES = {"movielens-100k": "MovieLens-100K"}
 TERMS = {
-    "movielens-100k": LICENCE.removesuffix("."),
+    "movielens-100k": LICENCES["movielens-100k"].removesuffix("."),
     "checkerboard": "made up by this project, free to use",
 }
 LIMITS = (

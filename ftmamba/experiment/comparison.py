@@ -8,16 +8,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ftmamba.baselines import GRIDS, make_baseline, tune
 from ftmamba.data.tables import Tables
-from ftmamba.evaluation import (
-    Evaluation,
-    PairedComparison,
-    Scorer,
-    Split,
-    evaluate,
-    paired_test,
-)
+from ftmamba.evaluation import Evaluation, Split, evaluate, make_baseline, paired_test, tune
+from ftmamba.evaluation.protocol import Scorer
+from ftmamba.evaluation.result import PairedComparison
+from ftmamba.evaluation.tuning import GRIDS
 from ftmamba.experiment.rivals import held_out_scorer, parse_rivals, rival_recipe, train_rival
 from ftmamba.recipe import Recipe
 from ftmamba.training.run import Trained, make_protocol

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ftmamba.data.column_types import is_text
 from ftmamba.data.interactions import Interactions
+from ftmamba.data.readers import is_text
 from ftmamba.data.schema import TableSchema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Split

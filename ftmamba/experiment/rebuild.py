@@ -19,8 +19,7 @@ from ftmamba.experiment.card_examples import code_hashes, typical_record
 from ftmamba.experiment.data_facts import describe_split, describe_tables
 from ftmamba.experiment.finish import learning_curves
 from ftmamba.experiment.user_groups import check_group_columns, group_figures
-from ftmamba.recipe import Recipe
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import Recipe, recipe_from_dict
 from ftmamba.training.run import read_tables, split_tables
 from hub_cards import render_model_card
 from hub_cards.merge import merge_card

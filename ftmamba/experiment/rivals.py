@@ -12,8 +12,15 @@ from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import EmbeddingScorer, Split
-from ftmamba.recipe import ModelRecipe, Recipe, TrainingRecipe, load_preset
-from ftmamba.recipe.values import build, to_plain
+from ftmamba.recipe import (
+    ModelRecipe,
+    Recipe,
+    TrainingRecipe,
+    build,
+    lay_over,
+    load_preset,
+    to_plain,
+)
 from ftmamba.training.run import Trained, embedding_scorer, train
 from modeling_ftmamba.columns import Column, near
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
@@ -80,7 +87,11 @@ def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
     """
     FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
     own = {**to_plain(recipe.training), "checkpointing_steps": "", "resume_from_checkpoint": ""}
-    training = build(TrainingRecipe, {**own, **rival.training}, f"rivals.{rival.name}.training")
+    training = build(
+        TrainingRecipe,
+        lay_over(TrainingRecipe, own, rival.training),
+        f"rivals.{rival.name}.training",
+    )
     model = ModelRecipe(rival.preset, dict(rival.overrides))
     return replace(recipe, model=model, training=training)
 

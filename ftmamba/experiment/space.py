@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 
 from ftmamba.checkpoint import load_checkpoint
 from ftmamba.experiment.card_examples import typical_record
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from hub_cards.space_folder import SpaceFacts, push_space, write_space
 
 __all__ = ["SpaceFacts", "push_space", "space_of", "write_space"]

@@ -1,16 +1,30 @@
 """The softmax of inner products with every item on CPUs with tiles of bfloat16 (AMX).
 
+Other CPUs may be faster or slower in bfloat16 than in float32; `seconds_of_products` measures it.
+
 Shapes: C rows, I items, D embedding.
 """
 
 import math
+import time
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .library import KernelLibrary, SoftmaxCall, installed_library
-from .softmax import NUMBERS_A_THREAD, Exponentials, Listed, check_lists, fill_lists, int64
+from .softmax import (
+    NUMBERS_A_THREAD,
+    Exponentials,
+    Listed,
+    check_lists,
+    exponentiate,
+    fill_lists,
+    int64,
+)
+
+MOST_ROWS, MOST_ITEMS = 2048, 2**14
+"""Sizes beyond these change how long products take, but not in which type they are faster."""
 
 
 class SoftmaxOfProducts(NamedTuple):
@@ -85,3 +99,44 @@ def softmax_of_products(
         library.run("softmax", call)
     of_listed_C = listed_C if alive is not None and math.isfinite(alive.bias) else None
     return SoftmaxOfProducts(Exponentials(largest_C, sum_C, of_listed_C), target_C, d_hidden_CD)
+
+
+def seconds_of_products(
+    n_rows: int, n_items: int, size: int, repeats: int = 5
+) -> tuple[float, float]:
+    """Measure a softmax of products and the products of its gradient on this CPU.
+
+    Args:
+        n_rows: positions of a step.
+        n_items: items that each is multiplied with.
+        size: of an embedding.
+        repeats: the shortest of so many is returned.
+
+    Returns:
+        Seconds in bfloat16, and in float32.
+    """
+    hidden_CD = torch.ones(min(n_rows, MOST_ROWS), size)
+    items_ID = torch.ones(min(n_items, MOST_ITEMS), size)
+    types = (torch.bfloat16, torch.float32)
+    seconds = [
+        [_seconds_of_products(hidden_CD, items_ID, kind) for kind in types]
+        for _ in range(repeats + 1)
+    ]
+    narrow, wide = (min(times) for times in zip(*seconds[1:], strict=True))  # The first warms up.
+    return narrow, wide
+
+
+def _seconds_of_products(hidden_CD: Tensor, items_ID: Tensor, kind: torch.dtype) -> float:
+    start = time.perf_counter()
+    factor_ID = items_ID.to(kind)
+    d_items_DI = torch.zeros(items_ID.T.shape)
+    if has_softmax_of_products(hidden_CD, factor_ID):
+        rows_C = torch.zeros(len(hidden_CD), dtype=torch.int64)
+        softmax_of_products(hidden_CD, factor_ID, rows_C, hidden_CD[:, 0], None, d_items_DI)
+    else:
+        narrow_CD = hidden_CD.to(kind)
+        logits_CI = narrow_CD @ factor_ID.T
+        exponentiate(logits_CI)
+        (logits_CI @ factor_ID).float()
+        d_items_DI += narrow_CD.T @ logits_CI
+    return time.perf_counter() - start

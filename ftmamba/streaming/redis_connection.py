@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ftmamba.hub.backoff import Backoff, keep_trying
+from ftmamba.hub import Backoff, keep_trying
 
 FIRST_WAIT_SECONDS = 0.1
 MOST_WAIT_SECONDS = 5.0
@@ -76,7 +76,7 @@ class RedisConnection:
                 tries=self._tries,
                 backoff=Backoff(FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS),
                 wait=self._wait,
-                tell=self._say,
+                report=self._say,
             )
         except self._redis.exceptions.RedisError as error:
             raise self._in_words(error) from error

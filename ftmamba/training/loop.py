@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ftmamba.data.encoded import EncodedData
 from ftmamba.recipe import TrainingRecipe
-from ftmamba.training.batching import make_batches
+from ftmamba.training.batching import LONGEST_WINDOW, make_batches
 from ftmamba.training.checkpoints import CheckpointStore, load_weights, read_best, read_state
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.feed import Batch, Prepared, feed
 from ftmamba.training.finite import explain_loss
 from ftmamba.training.objectives import known_positives, make_objective
 from ftmamba.training.optimizer import make_optimizer
+from ftmamba.training.precision import choose_bfloat16
 from ftmamba.training.progress import Progress
 from ftmamba.training.randomness import seed_step
 from ftmamba.training.report import ProgressReport
@@ -58,6 +59,13 @@ class TrainingLoop:
         self.watch = watch
         self.base = model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.checkpoints = CheckpointStore(folder, recipe.checkpoints_total_limit)
+        self.resumed = self._find_resumed()
+        self.in_bfloat16 = choose_bfloat16(
+            accelerator,
+            self._shape_of_products(),
+            resumed=None if self.resumed is None else read_state(self.resumed).get("in_bfloat16"),
+        )
         self.model, self.optimizer = accelerator.prepare(
             self.base, make_optimizer(self.base, recipe)
         )
@@ -76,9 +84,9 @@ class TrainingLoop:
             self.embedder,
             rank=accelerator.process_index,
             seed=seed,
-            known=known_positives(data) if recipe.mask_known_positives else None,
+            known=known_positives(data) if recipe.loss.mask_known_positives else None,
+            in_bfloat16=self.in_bfloat16,
         )
-        self.checkpoints = CheckpointStore(folder, recipe.checkpoints_total_limit)
         self.facts = facts_of_run(
             recipe,
             seed=seed,
@@ -88,14 +96,27 @@ class TrainingLoop:
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
 
+    def _find_resumed(self) -> Path | None:
+        """Return the recipe's checkpoint, if it names one."""
+        wanted = self.recipe.resume_from_checkpoint
+        folder = self.checkpoints.find(wanted) if wanted else None
+        if wanted and folder is None:
+            logger.info("no checkpoint in %s yet; starting afresh", self.checkpoints.folder)
+        return folder
+
+    def _shape_of_products(self) -> tuple[int, int, int]:
+        """Return positions of a step, items that each is scored with, and an embedding's size."""
+        recipe = self.recipe
+        length = LONGEST_WINDOW if recipe.sequences else 1
+        n_positions = recipe.batch_size * length
+        all_items = recipe.loss.name in ("full_softmax", "full_mse")
+        n_items = self.data.n_items if all_items else recipe.batch_size
+        return n_positions, n_items, self.base.config.projection_size
+
     def resume(self) -> None:
         """Go on from the recipe's checkpoint, if it names one."""
-        wanted = self.recipe.resume_from_checkpoint
-        if not wanted:
-            return
-        folder = self.checkpoints.find(wanted)
+        folder = self.resumed
         if folder is None:
-            logger.info("no checkpoint in %s yet; starting afresh", self.checkpoints.folder)
             return
         state = read_state(folder)
         check_same_run(state["run"], self.facts)
@@ -247,7 +268,11 @@ class TrainingLoop:
                 self.optimizer.optimizer,
                 progress=self.progress,
                 best=self.best,
-                facts={"run": self.facts, "scaler": scaler and scaler.state_dict()},
+                facts={
+                    "run": self.facts,
+                    "scaler": scaler and scaler.state_dict(),
+                    "in_bfloat16": self.in_bfloat16,
+                },
             )
             logger.info("saved %s", folder)
             if self.watch is not None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What a step minimises: from a batch of interactions to the loss.
 
 Shapes: B interactions of this process, M items of the batch, P pairs, W popularity columns.
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ftmamba.data.arrow_tensors import read_tensors
+from ftmamba.data.arrow_files import read_tensors
 from ftmamba.data.encoded import EncodedData
 from ftmamba.losses import (
     KnownPositives,
@@ -37,42 +38,45 @@ def make_objective(
     rank: int,
     seed: int,
     known: KnownPositives | None,
+    in_bfloat16: bool = False,
 ) -> Objective:
-    """Build the objective that the recipe names."""
+    """Build the objective that the recipe names; `in_bfloat16` is how products are computed."""
     _check_repeats(recipe, learned=embedder.base.repeat_bias is not None)
     if recipe.sequences:
-        return make_sequence_objective(recipe, embedder, rank=rank, seed=seed)
+        return make_sequence_objective(
+            recipe, embedder, rank=rank, seed=seed, in_bfloat16=in_bfloat16
+        )
     _check_rows(recipe, embedder.data)
-    if recipe.loss == "in_batch":
-        log_q = log_sampling_probability(embedder.data) if recipe.log_q else None
+    if recipe.loss.name == "in_batch":
+        log_q = log_sampling_probability(embedder.data) if recipe.loss.log_q else None
         return InBatchObjective(embedder, rank, log_q, known)
-    if recipe.loss == "full_softmax":
+    if recipe.loss.name == "full_softmax":
         return FullSoftmaxObjective(
             CatalogueEmbedder(embedder),
             known,
-            recipe.user_weight_exponent,
-            n_sampled=recipe.n_sampled_items,
+            recipe.loss.user_weight_exponent,
+            n_sampled=recipe.loss.n_sampled_items,
             seed=seed,
         )
-    if recipe.loss == "full_mse":
+    if recipe.loss.name == "full_mse":
         return FullMSEObjective(
-            CatalogueEmbedder(embedder), recipe.positive_weight, recipe.embedding_l2
+            CatalogueEmbedder(embedder), recipe.loss.positive_weight, recipe.loss.l2
         )
-    pair_loss = {"bce": bce_loss, "mse": mse_loss}[recipe.loss]
-    return PairObjective(embedder, pair_loss, recipe.n_negatives, seed, known)
+    pair_loss = {"bce": bce_loss, "mse": mse_loss}[recipe.loss.name]
+    return PairObjective(embedder, pair_loss, recipe.loss.n_negatives, seed, known)
 
 
 def _check_repeats(recipe: TrainingRecipe, *, learned: bool) -> None:
     """Check that a bias for repeats would be learned."""
     if not learned:
         return
-    if not recipe.sequences or recipe.loss != "full_softmax":
+    if not recipe.sequences or recipe.loss.name != "full_softmax":
         raise ValueError(
             "a model with repeat_bias learns it with training.sequences 'newest' or 'every' and "
-            f"loss 'full_softmax', got {recipe.sequences!r} and {recipe.loss!r}; change them or "
+            f"loss 'full_softmax', got {recipe.sequences!r} and {recipe.loss.name!r}; change them or "
             "remove repeat_bias"
         )
-    if recipe.mask_history:
+    if recipe.loss.mask_history:
         raise ValueError(
             "mask_history leaves out what the user took before, of which repeat_bias is learned; "
             "remove one of the two"
@@ -81,16 +85,18 @@ def _check_repeats(recipe: TrainingRecipe, *, learned: bool) -> None:
 
 def _check_rows(recipe: TrainingRecipe, data: EncodedData) -> None:
     """Check a recipe whose rows are interactions."""
-    if recipe.loss in ("sampled_softmax", "gbce"):
+    if recipe.loss.name in ("sampled_softmax", "gbce"):
         raise ValueError(
-            f"training.loss {recipe.loss!r} is of sequences; set training.sequences to 'newest' or "
+            f"training.loss {recipe.loss.name!r} is of sequences; set training.sequences to 'newest' or "
             "'every', or choose another loss"
         )
-    catalogue_is_there = recipe.loss in ("full_softmax", "full_mse") and not recipe.n_sampled_items
+    catalogue_is_there = (
+        recipe.loss.name in ("full_softmax", "full_mse") and not recipe.loss.n_sampled_items
+    )
     if data.histories is not None and not catalogue_is_there:
         raise ValueError(
             "users with a history need training.sequences, or the loss full_softmax or full_mse "
-            f"with n_sampled_items 0, got {recipe.loss!r} with {recipe.n_sampled_items}; set "
+            f"with n_sampled_items 0, got {recipe.loss.name!r} with {recipe.loss.n_sampled_items}; set "
             "training.sequences to 'newest' or 'every'"
         )
 

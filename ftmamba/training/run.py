@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ftmamba.data.encoded import EncodedData, encode
 from ftmamba.data.histories import Histories
-from ftmamba.data.movielens import NAMED_DATASETS
+from ftmamba.data.named_datasets import NAMED_DATASETS
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
@@ -258,9 +258,9 @@ def scorer_of(
     temperature = float(model.temperature.detach())
     if model.repeat_bias is None or histories is None or column is None:
         return EmbeddingScorer(users, items, temperature)
-    taken = histories.newest_items(longest_history(column, histories))
+    seen = histories.newest_items(longest_history(column, histories))
     bias = float(model.repeat_bias.detach())
-    return EmbeddingScorer(users, items, temperature, repeats=taken, repeat_bias=bias)
+    return EmbeddingScorer(users, items, temperature, seen=seen, repeat_bias=bias)
 
 
 def _read(recipe: DataRecipe, schema: Schema | None) -> Tables:

@@ -161,39 +161,43 @@ class SequenceObjective:
 
 
 def make_sequence_objective(
-    recipe: TrainingRecipe, embedder: PairEmbedder, *, rank: int, seed: int
+    recipe: TrainingRecipe, embedder: PairEmbedder, *, rank: int, seed: int, in_bfloat16: bool
 ) -> SequenceObjective:
     """Build the objective of a recipe that trains on sequences.
+
+    With `in_bfloat16` the products of the softmax over the catalogue are.
 
     Raises:
         ValueError: a loss that sequences do not have.
     """
     counts_I = embedder.data.item_counts
-    if recipe.loss == "full_softmax":
-        products_in = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
-        loss = partial(_full_softmax, recipe.label_smoothing, recipe.mask_history, products_in)
+    if recipe.loss.name == "full_softmax":
+        products_in = torch.bfloat16 if in_bfloat16 else None
+        loss = partial(
+            _full_softmax, recipe.loss.label_smoothing, recipe.loss.mask_history, products_in
+        )
         return SequenceObjective(embedder, loss)
-    if recipe.loss == "in_batch":
+    if recipe.loss.name == "in_batch":
         shares_I = torch.from_numpy(counts_I / counts_I.sum())
-        log_q_I = shares_I.log().float() if recipe.log_q else None
+        log_q_I = shares_I.log().float() if recipe.loss.log_q else None
         return SequenceObjective(embedder, partial(_in_batch, log_q_I), whole_catalogue=False)
-    sampler = NegativeSampler(recipe.negatives, counts_I, seed=seed)
+    sampler = NegativeSampler(recipe.loss.negatives or "uniform", counts_I, seed=seed)
     losses: dict[str, SequenceLoss] = {
-        "sampled_softmax": partial(_sampled_softmax, sampler.log_q if recipe.log_q else None),
-        "gbce": partial(_gbce, len(counts_I), recipe.gbce_t),
+        "sampled_softmax": partial(_sampled_softmax, sampler.log_q if recipe.loss.log_q else None),
+        "gbce": partial(_gbce, len(counts_I), recipe.loss.t),
     }
-    if recipe.loss not in losses:
+    if recipe.loss.name not in losses:
         known = ("in_batch", "full_softmax", *losses)
         raise ValueError(
             f"training.loss must be one of {', '.join(known)} where training.sequences is set, "
-            f"got {recipe.loss!r}; change one of the two"
+            f"got {recipe.loss.name!r}; change one of the two"
         )
     return SequenceObjective(
         embedder,
-        losses[recipe.loss],
+        losses[recipe.loss.name],
         whole_catalogue=False,
         sampler=sampler,
-        n_negatives=recipe.n_negatives,
+        n_negatives=recipe.loss.n_negatives,
         rank=rank,
     )
 

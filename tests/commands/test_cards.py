@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from ftmamba.__main__ import main
 from ftmamba.commands import COMMANDS
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 
 SCHEMA = {
     "users": {"key": "user_id", "columns": {"age": "numeric", "gender": "categorical"}},

@@ -5,7 +5,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from ftmamba.data.movielens import movielens_100k
+from ftmamba.data.named_datasets import movielens_100k
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ftmamba.data.arrow_tensors import table_of_arrays, write_arrays
+from ftmamba.data.arrow_files import table_of_arrays, write_arrays
 from ftmamba.data.batches import InteractionBatches, TableBatches
 
 

@@ -11,10 +11,10 @@ from datasets import Dataset
 from ftmamba.data import encoded
 from ftmamba.data.batches import InteractionBatches
 from ftmamba.data.encoded import encode
-from ftmamba.data.synthetic import clusters
 from ftmamba.data.tables import Tables
 from modeling_ftmamba.configuration_ftmamba import FTMambaTowerConfig
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+from tests.made_up_tables import clusters
 
 DAYS = (1, 1000)
 

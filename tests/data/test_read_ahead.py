@@ -8,7 +8,7 @@ import traceback
 import pytest
 import torch
 
-from ftmamba.data.arrow_tensors import table_of_arrays
+from ftmamba.data.arrow_files import table_of_arrays
 from ftmamba.data.batches import TableBatches
 from ftmamba.data.read_ahead import pinned, read_ahead, to_device
 

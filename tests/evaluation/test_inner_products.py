@@ -1,4 +1,4 @@
-"""The fast way to the first places gives what all scores give, whatever the numbers."""
+"""The fast search for the top items returns what all scores return, whatever the numbers."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from ftmamba.data.interactions import Interactions
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate, inner_products
 from ftmamba.evaluation.inner_products import longest_of, rounding_errors, tile_size
-from ftmamba.evaluation.ranking import top_k
+from modeling_ftmamba.ranking import top_k
 
 NOTHING = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -19,28 +19,28 @@ def _small_tiles(monkeypatch):
     monkeypatch.setattr(inner_products, "GROUP_SIZE", 8)
 
 
-def slow_first_places(users, items, k, hidden=NOTHING):
+def slow_top_items(users, items, k, masked=NOTHING):
     """Score everything, mask, sort by score and then by item."""
     scores = (users.double() @ items.double().T).float()
-    scores[hidden[0], hidden[1]] = -torch.inf
+    scores[masked[0], masked[1]] = -torch.inf
     return top_k(scores, k)[1].numpy()
 
 
-def first_places(users, items, k, hidden=NOTHING):
+def top_items(users, items, k, masked=NOTHING):
     queries = users.double()
-    return inner_products.first_places(queries, items, k, hidden, longest=longest_of(items))
+    return inner_products.top_items(queries, items, k, masked, longest=longest_of(items))
 
 
-def hidden_pairs(n_users, n_items, n_each, seed=0):
+def masked_pairs(n_users, n_items, n_each, seed=0):
     generator = np.random.default_rng(seed)
     rows = np.repeat(np.arange(n_users), n_each)
     return rows, generator.integers(0, n_items, len(rows))
 
 
-def check(users, items, k, hidden=NOTHING, *, sure=None):
+def check(users, items, k, masked=NOTHING, *, sure=None):
     """Compare where the search is sure; return the share of these users."""
-    found, is_sure = first_places(users, items, k, hidden)
-    expected = slow_first_places(users, items, k, hidden)
+    found, is_sure = top_items(users, items, k, masked)
+    expected = slow_top_items(users, items, k, masked)
     np.testing.assert_array_equal(found[is_sure], expected[is_sure])
     if sure is not None:
         assert is_sure.all() == sure
@@ -49,17 +49,17 @@ def check(users, items, k, hidden=NOTHING, *, sure=None):
 
 @pytest.mark.parametrize("n_items", [128, 129, 255, 256, 1000, 1024, 1031])
 @pytest.mark.parametrize("k", [1, 3, 8, 9, 30])
-def test_random_embeddings_with_hidden_items(n_items, k):
+def test_random_embeddings_with_masked_items(n_items, k):
     users, items = torch.randn(65, 48), torch.randn(n_items, 48)
     check(users, items, k, sure=True)
-    assert check(users, items, k, hidden_pairs(65, n_items, 20)) == 1
+    assert check(users, items, k, masked_pairs(65, n_items, 20)) == 1
 
 
-def test_hidden_items_are_the_best_ones():
+def test_masked_items_are_the_best_ones():
     users, items = torch.randn(20, 16), torch.randn(700, 16)
-    best = slow_first_places(users, items, 60)
-    hidden = (np.repeat(np.arange(20), 60), best.reshape(-1))
-    assert check(users, items, 5, hidden, sure=True) == 1
+    best = slow_top_items(users, items, 60)
+    masked = (np.repeat(np.arange(20), 60), best.reshape(-1))
+    assert check(users, items, 5, masked, sure=True) == 1
 
 
 @pytest.mark.parametrize("order", ["rising", "falling"])
@@ -67,14 +67,14 @@ def test_items_sorted_by_how_good_they_are(order):
     lengths = torch.linspace(0.1, 9, 1024)
     items = torch.nn.functional.normalize(torch.randn(1024, 16).abs()) * lengths[:, None]
     items = items if order == "rising" else items.flip(0)
-    assert check(torch.rand(30, 16), items, 4, hidden_pairs(30, 1024, 9), sure=True) == 1
+    assert check(torch.rand(30, 16), items, 4, masked_pairs(30, 1024, 9), sure=True) == 1
 
 
 @pytest.mark.parametrize("n_copies", [2, 5, 40])
 def test_equal_items_are_ordered_by_their_ids(n_copies):
     items = torch.randn(1024 // n_copies, 16).repeat(n_copies, 1)
     items = items[torch.randperm(len(items))]
-    assert check(torch.randn(40, 16), items, 4, hidden_pairs(40, len(items), 6)) > 0.9
+    assert check(torch.randn(40, 16), items, 4, masked_pairs(40, len(items), 6)) > 0.9
 
 
 def test_scores_nearer_than_rounding_are_ordered_exactly():
@@ -82,9 +82,9 @@ def test_scores_nearer_than_rounding_are_ordered_exactly():
     direction = torch.nn.functional.normalize(torch.randn(64), dim=0)
     items = direction + 1e-7 * torch.randn(900, 64)
     users = direction.expand(12, 64) + 1e-3 * torch.randn(12, 64)
-    exact, rough = slow_first_places(users, items, 5), top_k(users @ items.T, 5)[1].numpy()
+    exact, rough = slow_top_items(users, items, 5), top_k(users @ items.T, 5)[1].numpy()
     assert (exact != rough).any()
-    found, is_sure = first_places(users, items, 5)
+    found, is_sure = top_items(users, items, 5)
     np.testing.assert_array_equal(found[is_sure], exact[is_sure])
 
 
@@ -93,7 +93,7 @@ def test_scores_of_few_candidates_nearer_than_rounding_are_told_apart():
     items[::100] = 2 * torch.nn.functional.normalize(torch.ones(64), dim=0) * 8
     items[::100] += 1e-6 * torch.randn(9, 64)
     users = torch.ones(12, 64) + 1e-2 * torch.randn(12, 64)
-    exact, rough = slow_first_places(users, items, 6), top_k(users @ items.T, 6)[1].numpy()
+    exact, rough = slow_top_items(users, items, 6), top_k(users @ items.T, 6)[1].numpy()
     assert (exact != rough).any()
     assert check(users, items, 6, sure=True) == 1
 
@@ -106,14 +106,14 @@ def test_items_that_are_all_equal_are_left_to_the_slow_way():
 def test_a_user_of_zeros_is_left_to_the_slow_way_and_no_other():
     users = torch.randn(9, 16)
     users[4] = 0
-    _, is_sure = first_places(users, torch.randn(1000, 16), 4)
+    _, is_sure = top_items(users, torch.randn(1000, 16), 4)
     assert is_sure.tolist() == [row != 4 for row in range(9)]
 
 
 def test_a_user_with_fewer_items_left_than_places_is_left_to_the_slow_way():
     users, items = torch.randn(3, 16), torch.randn(300, 16)
-    hidden = (np.full(297, 1), np.arange(297))
-    _, is_sure = first_places(users, items, 8, hidden)
+    masked = (np.full(297, 1), np.arange(297))
+    _, is_sure = top_items(users, items, 8, masked)
     assert is_sure.tolist() == [True, False, True]
 
 
@@ -121,17 +121,17 @@ def test_a_user_with_fewer_items_left_than_places_is_left_to_the_slow_way():
 def test_numbers_that_are_not_finite_or_too_large_are_left_to_the_slow_way(spoiled):
     users, items = torch.randn(3, 16), torch.randn(300, 16)
     users[1, 5] = spoiled
-    _, is_sure = first_places(users, items, 4)
+    _, is_sure = top_items(users, items, 4)
     assert is_sure.tolist() == [True, False, True]
     items[7, 3] = spoiled
-    _, is_sure = first_places(torch.randn(3, 16), items, 4)
+    _, is_sure = top_items(torch.randn(3, 16), items, 4)
     assert not is_sure.any()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1e3, 1e12])
 def test_the_scale_of_the_numbers_does_not_matter(scale):
     items = torch.randn(500, 16) * scale
-    check(torch.randn(20, 16), items, 4, hidden_pairs(20, 500, 5), sure=True)
+    check(torch.randn(20, 16), items, 4, masked_pairs(20, 500, 5), sure=True)
 
 
 def test_a_matrix_product_of_less_precision_is_noticed(monkeypatch):
@@ -156,13 +156,13 @@ def test_rounding_stays_within_its_bound(width):
 
 def test_hardly_any_item_is_scored_exactly(monkeypatch):
     counts = []
-    inner = inner_products._inner_products
+    product = torch.bmm
 
-    def counted(users, items, rows, ids):
-        counts.append(len(rows))
-        return inner(users, items, rows, ids)
+    def counted(users, items):
+        counts.append(len(users))
+        return product(users, items)
 
-    monkeypatch.setattr(inner_products, "_inner_products", counted)
+    monkeypatch.setattr(torch, "bmm", counted)
     check(torch.randn(100, 32), torch.randn(4000, 32), 5, sure=True)
     assert counts[0] < 100 * 5 * 8
 
@@ -197,7 +197,7 @@ def test_an_evaluation_is_the_same_by_either_way(users_per_block, mask_seen):
     scorer, test, seen = evaluation_case(spoil=spoil)
     protocol = Protocol(k=(1, 5), mask_seen=mask_seen)
     options = {"test": test, "seen": seen, "protocol": protocol}
-    assert scorer.has_first_places(5)
+    assert scorer.can_search(5)
     fast = evaluate(scorer, users_per_block=users_per_block, **options)
     slow = evaluate(AllScores(scorer), **options)
     np.testing.assert_array_equal(fast.recommended, slow.recommended)
@@ -261,13 +261,13 @@ def test_the_fast_way_is_for_large_catalogues_and_few_places(
 ):
     monkeypatch.undo()
     scorer = EmbeddingScorer(torch.randn(2, 4), torch.randn(n_items, 4, dtype=dtype))
-    assert scorer.has_first_places(k) == expected
+    assert scorer.can_search(k) == expected
 
 
 def test_one_large_catalogue_with_the_tiles_of_every_day(monkeypatch):
     monkeypatch.undo()
     assert [tile_size(k) for k in (1, 32, 33, 100)] == [2048, 2048, 4096, 8192]
     users, items = torch.randn(40, 64), torch.randn(20_001, 64)
-    hidden = hidden_pairs(40, 20_001, 50)
+    masked = masked_pairs(40, 20_001, 50)
     for k in (1, 10, 64, 100):
-        assert check(users, items, k, hidden) == 1
+        assert check(users, items, k, masked) == 1

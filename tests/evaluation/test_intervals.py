@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ftmamba.evaluation import Evaluation, Protocol, paired_test, pool, results_table
-from ftmamba.evaluation.bootstrap import bootstrap_means
+from ftmamba.evaluation.result import bootstrap_means
 
 
 def evaluation_of(values, user_ids=None, *, is_warm=None, mask_seen=True):
@@ -40,7 +40,7 @@ def test_bootstrap_means_equal_a_slow_loop_over_resamples():
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
     values, users = draws(20).reshape(10, 2), np.arange(10)
     whole = bootstrap_means(values, users, n_resamples=99)
-    monkeypatch.setattr("ftmamba.evaluation.bootstrap.N_DRAWS_AT_ONCE", 40)
+    monkeypatch.setattr("ftmamba.evaluation.result.N_DRAWS_AT_ONCE", 40)
     np.testing.assert_allclose(bootstrap_means(values, users, n_resamples=99), whole)
 
 

@@ -135,7 +135,7 @@ def test_rolling_cuts_share_no_test_row_and_reach_the_end_of_the_data(random_int
 
 
 def test_a_split_by_time_refuses_interactions_without_time():
-    message = "split 'global-time' needs the time .* name their time col"
+    message = "split 'global-time' needs times, .* name their time col"
     with pytest.raises(ValueError, match=message):
         GlobalTime().split(interactions_of([0, 0, 0], [0, 1, 2]))
 
@@ -178,6 +178,17 @@ def test_an_empty_part_is_an_error_that_counts_the_parts():
         GlobalTime().split(same_time)
 
 
-def test_rolling_cuts_must_leave_room_for_training():
-    with pytest.raises(ValueError, match="must leave room for training"):
-        rolling_cuts(9)
+@pytest.mark.parametrize(
+    ("n", "fractions"),
+    [(9, {}), (0, {}), (-1, {}), (2, {"test_fraction": 0.25, "validation_fraction": 0.5})],
+)
+def test_rolling_cuts_must_leave_room_for_training(n, fractions):
+    with pytest.raises(ValueError, match=f"n must be >= 1, .* leave room for training, got n={n},"):
+        rolling_cuts(n, **fractions)
+
+
+def test_rolling_cuts_of_other_fractions_stand_one_test_part_apart():
+    cuts = rolling_cuts(2, test_fraction=0.25, validation_fraction=0.375)
+    assert [cut.cut for cut in cuts] == [0.5, 0.75]
+    assert {(cut.test_fraction, cut.validation_fraction) for cut in cuts} == {(0.25, 0.375)}
+    assert [cut.cut for cut in rolling_cuts(1)] == [0.9]

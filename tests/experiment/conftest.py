@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 
-from ftmamba.data.synthetic import checkerboard
 from ftmamba.evaluation import make_split
 from ftmamba.experiment import compare
-from ftmamba.recipe import Recipe
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import Recipe, recipe_from_dict
 from ftmamba.training.run import train
+from tests.made_up_tables import checkerboard
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
 
 __all__ = ["checkpoint_folder", "run", "tiny_checkpoint", "tiny_items"]

@@ -16,8 +16,7 @@ from ftmamba.experiment.card import card_facts
 from ftmamba.experiment.card_examples import code_hashes, endpoint_facts, typical_record
 from ftmamba.experiment.cost import Cost
 from ftmamba.experiment.rebuild import rebuild_card
-from ftmamba.recipe import Recipe
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import Recipe, recipe_from_dict
 from hub_cards.contents import published_files
 from hub_cards.handler import EndpointHandler
 

@@ -3,7 +3,14 @@
 import pytest
 import yaml
 
-from hub_cards.merge import TITLE_FOR_NOW, UNDER_WAY, merge_card, parts_of, section, split_metadata
+from hub_cards.merge import (
+    PROVISIONAL_TITLE,
+    UNDER_WAY,
+    merge_card,
+    parts_of,
+    section,
+    split_metadata,
+)
 
 GENERATED = """---
 license: apache-2.0
@@ -131,9 +138,9 @@ def test_a_card_of_a_run_under_way_changes_its_own_sections_alone():
 
 
 def test_a_title_for_now_gives_way():
-    for_now = f"# repo {TITLE_FOR_NOW}\n\n" + section("use", f"{UNDER_WAY}\nStep 12.")
+    for_now = f"# repo {PROVISIONAL_TITLE}\n\n" + section("use", f"{UNDER_WAY}\nStep 12.")
     assert body(merge_card(GENERATED, for_now)) == body(GENERATED).lstrip()
-    by_hand = for_now.replace(f" {TITLE_FOR_NOW}", "")
+    by_hand = for_now.replace(f" {PROVISIONAL_TITLE}", "")
     assert body(merge_card(GENERATED, by_hand)).startswith("# repo\n")
 
 

@@ -16,7 +16,10 @@ from modeling_ftmamba.layers import FTMambaLayer
 from modeling_ftmamba.scans import scan_named
 
 LIBRARY = Path(os.environ.get("FTMAMBA_TEST_KERNELS") or library_path() or "none built")
-VARIANTS = KernelLibrary(LIBRARY).variants() if LIBRARY.is_file() else ["none built"]
+EMULATED_TILES = "emulated_tiles"
+BUILT = KernelLibrary(LIBRARY).variants() if LIBRARY.is_file() else ["none built", EMULATED_TILES]
+VARIANTS = [name for name in BUILT if name != EMULATED_TILES]
+WITH_TILES = [name for name in BUILT if name in ("amx", EMULATED_TILES)]
 
 
 @pytest.fixture(autouse=True)

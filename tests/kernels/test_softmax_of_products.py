@@ -10,17 +10,15 @@ from ftmamba.kernels.library import KernelLibrary
 from ftmamba.kernels.softmax import Listed
 from ftmamba.kernels.softmax_of_products import has_softmax_of_products, softmax_of_products
 
-from .conftest import LIBRARY, VARIANTS
+from .conftest import LIBRARY, VARIANTS, WITH_TILES
 from .test_softmax import lists_of
 
-needs_tiles = pytest.mark.skipif("amx" not in VARIANTS, reason="this processor has no AMX tiles")
 
-
-@pytest.fixture(autouse=True)
-def _library_with_tiles(monkeypatch, request):
-    if "amx" in VARIANTS:
-        library = KernelLibrary(LIBRARY, "amx")
-        monkeypatch.setattr(module, "installed_library", lambda: library)
+@pytest.fixture(autouse=True, params=WITH_TILES)
+def _library_with_tiles(request, monkeypatch):
+    """Run on the processor's own tiles where it has any, and everywhere on tiles in plain C."""
+    library = KernelLibrary(LIBRARY, request.param)
+    monkeypatch.setattr(module, "installed_library", lambda: library)
 
 
 def whole_numbers(rows, size, seed):
@@ -70,7 +68,6 @@ def check(case, bias_CI, listed):
     return exponentials
 
 
-@needs_tiles
 @pytest.mark.parametrize("rows", [1, 31, 64, 65, 200])
 @pytest.mark.parametrize(("items", "size"), [(2, 64), (31, 8), (33, 20), (100, 32), (3419, 64)])
 @pytest.mark.parametrize("n_threads", [1, 3])
@@ -79,7 +76,6 @@ def test_it_is_the_softmax_of_float64(threads, rows, items, size, n_threads):
     assert check(make_case(rows, items, size), 0.0, None).listed is None
 
 
-@needs_tiles
 @pytest.mark.parametrize("bias", [-math.inf, -3.25, 2.5])
 def test_what_is_listed_gets_the_bias(bias):
     case = make_case(200, 301, 24)
@@ -96,7 +92,6 @@ def test_what_is_listed_gets_the_bias(bias):
     )
 
 
-@needs_tiles
 def test_threads_change_nothing_but_the_order_of_sums(threads):
     case = make_case(300, 1000, 40)  # numbers enough for four threads
     found = []
@@ -114,7 +109,6 @@ def test_threads_change_nothing_but_the_order_of_sums(threads):
     torch.testing.assert_close(items_of_one, items_of_four, rtol=1e-4, atol=1e-4)
 
 
-@needs_tiles
 def test_products_of_torch_are_the_same_before_and_after():
     """oneDNN has shapes of its own for the tiles."""
     x, weight = torch.randn(200, 96).bfloat16(), torch.randn(48, 96).bfloat16()
@@ -123,7 +117,6 @@ def test_products_of_torch_are_the_same_before_and_after():
     assert torch.equal(x @ weight.T, before)
 
 
-@needs_tiles
 def test_no_rows_are_no_rows():
     hidden_CD, items_ID, targets_C, share_C = make_case(1, 9, 8)
     d_items_DI = torch.zeros(8, 9)
@@ -134,7 +127,6 @@ def test_no_rows_are_no_rows():
     assert (d_items_DI == 0).all()
 
 
-@needs_tiles
 def test_places_that_are_not_there_are_refused():
     hidden_CD, items_ID, targets_C, share_C = make_case(2, 9, 8)
     given = hidden_CD, items_ID.bfloat16()
@@ -148,9 +140,15 @@ def test_places_that_are_not_there_are_refused():
 
 def test_other_types_and_instruction_sets_go_another_way(monkeypatch):
     hidden_CD, items_ID, _, _ = make_case(2, 9, 8)
-    assert has_softmax_of_products(hidden_CD, items_ID.bfloat16()) == ("amx" in VARIANTS)
+    assert has_softmax_of_products(hidden_CD, items_ID.bfloat16())
     assert not has_softmax_of_products(hidden_CD, items_ID)
     assert not has_softmax_of_products(hidden_CD.double(), items_ID.bfloat16())
-    library = KernelLibrary(LIBRARY, VARIANTS[-1])
-    monkeypatch.setattr(module, "installed_library", lambda: library)
-    assert not has_softmax_of_products(hidden_CD, items_ID.bfloat16())
+    for name in VARIANTS:
+        library = KernelLibrary(LIBRARY, name)
+        monkeypatch.setattr(module, "installed_library", lambda library=library: library)
+        assert has_softmax_of_products(hidden_CD, items_ID.bfloat16()) == (name == "amx")
+
+
+def test_emulated_tiles_are_never_chosen_by_themselves():
+    assert "emulated_tiles" in WITH_TILES
+    assert KernelLibrary(LIBRARY).variant == VARIANTS[0]

@@ -20,8 +20,9 @@ import json, sys
 from importlib.resources import files
 
 import ftmamba, hub_cards, modeling_ftmamba, train_accelerate
-from ftmamba.recipe import load_preset, load_recipe
-from ftmamba.recipe.files import shipped_names
+from ftmamba.flags import load_recipe
+from ftmamba.recipe import load_preset
+from ftmamba.recipe import shipped_names
 
 modules = (ftmamba, hub_cards, modeling_ftmamba, train_accelerate)
 json.dump({

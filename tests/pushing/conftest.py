@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import constants
 from pyarrow import csv
 
-from ftmamba.data.synthetic import checkerboard
-from ftmamba.hub import backoff
+from ftmamba.hub import Backoff
 from tests.hub.accounts import TOKEN
+from tests.made_up_tables import checkerboard
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
 
 __all__ = ["checkpoint_folder", "folder", "tiny_checkpoint", "tiny_items"]
@@ -67,7 +67,7 @@ def here(own_hub, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """No wait between two tries is longer than a blink."""
-    monkeypatch.setattr(backoff.Backoff.__init__, "__defaults__", (0.01, 0.02))
+    monkeypatch.setattr(Backoff.__init__, "__defaults__", (0.01, 0.02))
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import shlex
 from argparse import ArgumentParser
 from pathlib import Path
 
+from ftmamba.checkpoint_folder import PUBLISHED_FILES
 from ftmamba.commands import push
-from ftmamba.recipe import load_recipe
-from hub_cards.contents import PUBLISHED_FILES
+from ftmamba.flags import load_recipe
 
 TEXT = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
 LINES = [

@@ -8,7 +8,7 @@ from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status
 
-from hub_cards.failures import hub_error, is_of_the_hub, retry_after
+from ftmamba.hub import hub_error, is_of_the_hub, retry_after
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import save_checkpoint
-from ftmamba.hub.download import download_checkpoint
+from ftmamba.hub import download_checkpoint
 from hub_cards.push import Destination, push_checkpoint
 from tests.hub.processes import ROOT, run_python
 
@@ -72,7 +72,7 @@ def test_after_a_failure_only_what_is_missing_is_fetched(here, folder, tmp_path,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     push_checkpoint(folder, REPO, api=here.api())
     here.faults.add(r"/_files/.*/catalogue", times=99, status=403)
-    with pytest.raises(FileNotFoundError, match=r"could not be had from the Hub: .*403"):
+    with pytest.raises(FileNotFoundError, match=r"could not be loaded from the Hub: .*403"):
         Recommender.from_pretrained(REPO)
     fetched = here.requests.matching(r"/resolve/|/_files/", method="GET")
     whole = {one.path for one in fetched if one.status == 200}
@@ -115,11 +115,11 @@ def test_a_private_recommender_needs_a_token_and_an_old_one_its_revision(
 def test_a_hub_that_is_not_there_is_not_asked_again_and_again(here, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     waits = []
-    monkeypatch.setattr("ftmamba.hub.backoff.Backoff.next", lambda *_: waits.append(0) or 0)
+    monkeypatch.setattr("ftmamba.hub.Backoff.next", lambda *_: waits.append(0) or 0)
     with pytest.raises(FileNotFoundError, match="no such repository on the Hub"):
         Recommender.from_pretrained("nobody/nothing")
     assert not waits
     here.faults.add(r"/api/models/", status=500, times=99)
-    with pytest.raises(FileNotFoundError, match=r"could not be had from the Hub: .*500"):
+    with pytest.raises(FileNotFoundError, match=r"could not be loaded from the Hub: .*500"):
         Recommender.from_pretrained("nobody/nothing")
     assert len(waits) == 4

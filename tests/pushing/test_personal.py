@@ -5,8 +5,8 @@ import uuid
 import pyarrow as pa
 import pytest
 
-from ftmamba.hub.by_hand import Selection, look_over
-from hub_cards.personal import looks_like, personal_columns, warning_of
+from ftmamba.__main__ import main as command_line
+from hub_cards.contents import looks_like, personal_warning
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 N = 200
@@ -76,25 +76,17 @@ def personal(folder):
     return folder
 
 
-def test_the_columns_of_a_checkpoint_are_named_and_no_value_is(personal):
-    found = personal_columns(personal)
-    assert [(one.tower, one.name, one.why, one.n_values) for one in found] == [
-        ("user", "user_id", "the key of the users", N),
-        ("user", "contact", "e-mail addresses", N),
-    ]
-    warning = warning_of(found)
-    assert "'contact' of the users (200 values: e-mail addresses)" in warning
-    assert "Leave such a column out of the schema" in warning
-    assert "@mail" not in warning
-
-
-def test_looking_a_checkpoint_over_lists_it_and_warns(personal, own_hub):
-    listed, warning = look_over(personal, Selection(), api=own_hub.api())
-    assert "model.safetensors" in listed
-    assert "'contact' of the users" in warning
+def test_the_columns_of_a_checkpoint_are_named_and_no_value_is(personal, own_hub, capsys):
+    assert command_line(["push", str(personal), "me/films", "--dry_run"]) == 0
+    printed = capsys.readouterr()
+    assert "model.safetensors" in printed.out
+    assert f"'user_id' of the users ({N} values: the key of the users)" in printed.err
+    assert "'contact' of the users (200 values: e-mail addresses)" in printed.err
+    assert "occupation" not in printed.err
+    assert "Leave such a column out of the schema" in printed.err
+    assert "@mail" not in printed.out + printed.err
     assert not own_hub.requests
 
 
-def test_a_harmless_checkpoint_gets_no_warning(folder, own_hub):
-    assert personal_columns(folder) == []
-    assert look_over(folder, Selection(), api=own_hub.api())[1] == ""
+def test_a_harmless_checkpoint_gets_no_warning(folder):
+    assert personal_warning(folder) == ""

@@ -4,10 +4,9 @@ import shutil
 
 import pytest
 
-from ftmamba import checkpoint_folder as loaded
 from ftmamba.checkpoint import load_checkpoint
-from hub_cards.contents import PUBLISHED_FILES, list_contents, published_files
-from hub_cards.failures import HubError
+from ftmamba.hub import HubError
+from hub_cards.contents import list_contents, published_files
 from hub_cards.push import Destination, push_checkpoint
 from tests.hub.accounts import READ_TOKEN, STRANGER_TOKEN
 
@@ -209,11 +208,6 @@ def test_contents_are_listed_with_their_sizes(folder):
     assert catalogue.split() == ["catalogue.safetensors", "1.2", "MB"]
     assert lines[-1].split()[:2] == [str(len(files)), "files"]
     assert not any("local" in line for line in lines)
-
-
-def test_what_is_pushed_is_what_is_loaded():
-    """`hub_cards` may not import `ftmamba`, so the list stands twice; this keeps it one."""
-    assert PUBLISHED_FILES == loaded.PUBLISHED_FILES
 
 
 def test_what_an_endpoint_needs_is_added(own_hub, folder):

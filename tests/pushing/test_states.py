@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from ftmamba.hub.states import card_under_way, describe_step
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.progress import Progress
+from hub_cards import pin_revision
 from hub_cards.merge import merge_card, split_metadata
-from hub_cards.push import pin_revision
+from hub_cards.training_push import describe_step, unfinished_card
 
 GOLDEN = Path(__file__).parents[1] / "hub_cards" / "golden_model_card.md"
 
@@ -39,7 +39,7 @@ def test_a_state_says_where_it_stands_and_how_good_it_is(progress, words):
 
 
 def test_the_card_under_way_is_valid_and_says_so(recipe):
-    card = card_under_way(recipe, Progress(**SCORED))
+    card = unfinished_card(recipe, Progress(**SCORED))
     assert ModelCard(card).data.library_name == "transformers"
     assert "**This model is still being trained.**" in card
     assert "step 120, epoch 3: HR@5 0.2500" in card
@@ -47,7 +47,7 @@ def test_the_card_under_way_is_valid_and_says_so(recipe):
 
 def test_the_finished_card_takes_the_place_of_the_one_under_way(recipe):
     golden = GOLDEN.read_text(encoding="utf-8")
-    under_way = card_under_way(recipe, Progress(step=7))
+    under_way = unfinished_card(recipe, Progress(step=7))
     assert split_metadata(merge_card(golden, under_way))[1].strip() == (
         split_metadata(golden)[1].strip()
     )
@@ -57,7 +57,7 @@ def test_the_finished_card_takes_the_place_of_the_one_under_way(recipe):
 
 def test_a_card_under_way_leaves_a_finished_one_but_its_summary(recipe):
     golden = GOLDEN.read_text(encoding="utf-8")
-    merged = merge_card(card_under_way(recipe, Progress(step=7)), golden)
+    merged = merge_card(unfinished_card(recipe, Progress(step=7)), golden)
     assert "still being trained" in merged
     for heading in ("## How to use", "## Results"):
         assert merged.count(heading) == golden.count(heading) == 1

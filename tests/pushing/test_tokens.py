@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from ftmamba.__main__ import main as command_line
+from ftmamba.hub import HIDDEN, HubError, hide_tokens
 from hub_cards.contents import published_files
-from hub_cards.failures import HubError
 from hub_cards.push import Destination, push_checkpoint
-from hub_cards.secrets import HIDDEN, hide_tokens, tokens_hidden_in_logs
+from hub_cards.training_push import tokens_hidden_in_logs
 from tests.hub.accounts import READ_TOKEN, TOKEN
 from tests.hub.messages import json_answer
 

@@ -170,7 +170,7 @@ def test_a_hub_id_is_downloaded_at_its_revision_without_local_files(
         asked.update(options, repo_id=repo_id)
         return str(folder)
 
-    monkeypatch.setattr("ftmamba.hub.download.snapshot_download", download)
+    monkeypatch.setattr("ftmamba.hub.snapshot_download", download)
     load_checkpoint("somebody/films", revision="0123abc", token="hf_x")
     assert (asked["repo_id"], asked["revision"], asked["token"]) == (
         "somebody/films", "0123abc", "hf_x",

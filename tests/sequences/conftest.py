@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 
 from ftmamba.data.tables import load_tables
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.run import split_tables, train
 
 N_USERS, N_ITEMS, LENGTH = 60, 12, 14

@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.data.interactions import ItemsByUser
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
-from ftmamba.evaluation.seen import ItemsByUser
 from ftmamba.experiment.comparison import compare
 from ftmamba.experiment.finish import make_checkpoint
 from ftmamba.experiment.rivals import held_out_scorer
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.run import read_tables, split_tables, train
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
@@ -92,7 +92,7 @@ def test_it_is_below_zero_where_nothing_is_taken_again(unrepeated):
     scorer = held_out_scorer(trained, split)
     protocol = Protocol(k=(5,), mask_seen=False)
     found = evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol)
-    plain = replace(scorer, repeats=None)
+    plain = replace(scorer, seen=None)
     without = evaluate(plain, test=split.test, seen=split.before_test, protocol=protocol)
     assert found.mean("HR@5") > without.mean("HR@5")
 
@@ -126,7 +126,7 @@ def test_a_model_scores_the_places_of_a_history_with_it():
 def test_a_scorer_adds_it_once_to_each_item_of_the_history():
     users, items = torch.randn(2, 3), torch.randn(4, 3)
     taken = ItemsByUser(np.array([0, 3, 3]), np.array([1, 1, 3]))
-    scorer = EmbeddingScorer(users, items, temperature=0.5, repeats=taken, repeat_bias=-2.0)
+    scorer = EmbeddingScorer(users, items, temperature=0.5, seen=taken, repeat_bias=-2.0)
     expected = users @ items.T / 0.5
     expected[0, [1, 3]] -= 4
     torch.testing.assert_close(scorer.scores(np.array([1, 0])), expected[[1, 0]])

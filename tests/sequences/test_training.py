@@ -13,7 +13,7 @@ from ftmamba.data.schema import popularity_column
 from ftmamba.evaluation import evaluate
 from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.losses.sequences import fused_linear_cross_entropy
-from ftmamba.training import sequence_objectives
+from ftmamba.training import precision, sequence_objectives
 from ftmamba.training.run import make_accelerator, make_protocol, split_tables, train
 
 from .conftest import N_ITEMS, ring_recipe, ring_tables
@@ -65,6 +65,7 @@ def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(
         return fused_linear_cross_entropy(*arguments, products_in=products_in, **options)
 
     monkeypatch.setattr(sequence_objectives, "fused_linear_cross_entropy", spied)
+    monkeypatch.setattr(precision, "seconds_of_products", lambda *_: (1.0, 1.0))
     tables = ring_tables()
     recipe = ring_recipe(tmp_path, mixed_precision="bf16")
     split = split_tables(tables, recipe)

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from ftmamba.data.tables import load_tables
-from ftmamba.recipe.files import recipe_from_dict
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.loop import TrainingLoop
 from ftmamba.training.run import encode_once, make_model, split_tables
 

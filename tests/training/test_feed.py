@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from ftmamba.recipe import TrainingRecipe
 from ftmamba.training import feed as feed_module
 from ftmamba.training.feed import Prepared, feed
 from ftmamba.training.loop import TrainingLoop
+
+from .toy import training_recipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
 
@@ -83,7 +84,7 @@ def test_an_error_while_preparing_stops_the_steps_at_its_batch():
 def test_every_batch_is_prepared_ahead_for_the_step_that_takes_it(
     loss, start, either_data, toy, accelerator, tmp_path, monkeypatch
 ):
-    recipe = TrainingRecipe(loss=loss, batch_size=16, num_epochs=1, gradient_accumulation_steps=2)
+    recipe = training_recipe(loss=loss, batch_size=16, num_epochs=1, gradient_accumulation_steps=2)
     model = toy.model(either_data)
     loop = TrainingLoop(model, either_data, recipe, accelerator, folder=tmp_path, seed=0)
     loop.progress.step, loop.progress.batch = start, 2 * start
@@ -102,7 +103,7 @@ def test_preparing_draws_no_random_numbers_and_keeps_no_gradient(
     either_data, toy, accelerator, tmp_path
 ):
     for loss in ("in_batch", "full_softmax", "full_mse", "bce"):
-        recipe = TrainingRecipe(loss=loss, batch_size=16, mask_known_positives=True)
+        recipe = training_recipe(loss=loss, batch_size=16, mask_known_positives=True)
         model = toy.model(either_data)
         loop = TrainingLoop(model, either_data, recipe, accelerator, folder=tmp_path, seed=0)
         before = torch.get_rng_state()
@@ -115,7 +116,7 @@ def test_preparing_draws_no_random_numbers_and_keeps_no_gradient(
 
 
 def test_a_step_that_fails_ends_the_thread_as_well(data, toy, accelerator, tmp_path):
-    recipe = TrainingRecipe(batch_size=16, num_epochs=1)
+    recipe = training_recipe(batch_size=16, num_epochs=1)
     loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
     inner = loop.objective
 
@@ -134,7 +135,7 @@ def test_a_step_that_fails_ends_the_thread_as_well(data, toy, accelerator, tmp_p
 def test_what_is_prepared_can_be_prepared_again(data, toy, accelerator, tmp_path):
     """The loss is a function of batch and step: nothing is used up by preparing."""
     for loss in ("in_batch", "full_softmax", "bce"):
-        recipe = TrainingRecipe(loss=loss, batch_size=16)
+        recipe = training_recipe(loss=loss, batch_size=16)
         loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
         batch = next(loop.batches.epoch(0))
         first = loop.objective.prepare(batch, 5)
@@ -149,7 +150,7 @@ def test_a_gpu_trains_on_pinned_inputs(data, toy, tmp_path):
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    recipe = TrainingRecipe(batch_size=16, num_epochs=1)
+    recipe = training_recipe(batch_size=16, num_epochs=1)
     model = toy.model(data)
     loop = TrainingLoop(model, data, recipe, Accelerator(), folder=tmp_path, seed=0)
     batches = ((batch, 0) for batch in loop.batches.epoch(0))

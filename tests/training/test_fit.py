@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
-from ftmamba.recipe import TrainingRecipe
-from ftmamba.training import catalogue_embeddings, fit, user_embeddings
+from ftmamba.kernels.softmax_of_products import seconds_of_products
+from ftmamba.training import catalogue_embeddings, fit, precision, user_embeddings
 from ftmamba.training.checkpoints import CheckpointStore
 from ftmamba.training.optimizer import decay_groups, make_optimizer
 from ftmamba.training.schedule import learning_rate_at
+
+from .toy import training_recipe
 
 LOSSES = ["in_batch", "full_softmax", "bce", "mse"]
 
@@ -38,7 +42,7 @@ def same_weights(first, second):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_withheld_diagonal_is_ranked_first(loss, data, run, toy):
-    recipe = TrainingRecipe(
+    recipe = training_recipe(
         loss=loss, batch_size=48, num_epochs=40, learning_rate=1e-2, mask_known_positives=True
     )
     model, result = run(data, recipe)
@@ -55,14 +59,14 @@ def test_a_withheld_diagonal_is_ranked_first(loss, data, run, toy):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_tensor_names_tell_their_shapes(loss, either_data, run, checked_shapes):
-    recipe = TrainingRecipe(loss=loss, batch_size=32, num_epochs=1, mask_known_positives=True)
+    recipe = training_recipe(loss=loss, batch_size=32, num_epochs=1, mask_known_positives=True)
     with checked_shapes("ftmamba"):
         run(either_data, recipe)
 
 
 @pytest.mark.parametrize("loss", ["in_batch", "bce"])
 def test_resuming_at_an_epoch_equals_an_uninterrupted_run(loss, either_data, run):
-    recipe = TrainingRecipe(loss=loss, batch_size=32, num_epochs=2, checkpointing_steps="epoch")
+    recipe = training_recipe(loss=loss, batch_size=32, num_epochs=2, checkpointing_steps="epoch")
     scores = iter([0.3, 0.2, 0.2])
     options = {"validate": lambda _: next(scores), "token_dropout": 0.3}
     straight, expected = run(either_data, recipe, name="straight", **options)
@@ -76,7 +80,7 @@ def test_resuming_at_an_epoch_equals_an_uninterrupted_run(loss, either_data, run
 
 
 def test_resuming_in_the_middle_of_an_epoch_equals_an_uninterrupted_run(data, run, monkeypatch):
-    recipe = TrainingRecipe(
+    recipe = training_recipe(
         batch_size=16, num_epochs=3, gradient_accumulation_steps=2, checkpointing_steps=3
     )
     straight, expected = run(data, recipe, name="straight", token_dropout=0.3)
@@ -100,7 +104,7 @@ def test_resuming_in_the_middle_of_an_epoch_equals_an_uninterrupted_run(data, ru
 def test_training_twice_gives_the_same_bits_and_another_seed_others(
     data, toy, accelerator, tmp_path
 ):
-    recipe = TrainingRecipe(batch_size=32, num_epochs=1)
+    recipe = training_recipe(batch_size=32, num_epochs=1)
     models = [toy.model(data, token_dropout=0.3) for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
         fit(model, data, recipe, accelerator, validate=None, output_dir=tmp_path, seed=seed)
@@ -109,7 +113,7 @@ def test_training_twice_gives_the_same_bits_and_another_seed_others(
 
 
 def test_a_validation_that_draws_numbers_changes_nothing(data, run):
-    recipe = TrainingRecipe(batch_size=32, num_epochs=2)
+    recipe = training_recipe(batch_size=32, num_epochs=2)
     quiet, _ = run(data, recipe, token_dropout=0.3)
     noisy, _ = run(data, recipe, token_dropout=0.3, validate=lambda _: torch.rand(9).sum() * 0)
     last, _ = run(data, replace(recipe, stop_after_epochs=1), token_dropout=0.3)
@@ -120,7 +124,7 @@ def test_a_validation_that_draws_numbers_changes_nothing(data, run):
 
 def test_the_best_validated_epoch_is_kept_and_patience_ends_the_run(data, run):
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.9])
-    recipe = TrainingRecipe(batch_size=32, num_epochs=5, early_stopping_patience=2)
+    recipe = training_recipe(batch_size=32, num_epochs=5, early_stopping_patience=2)
     model, result = run(data, recipe, validate=lambda _: next(scores))
     assert (result.best_epoch, result.best_score) == (2, 0.5)
     assert [e["score"] for e in result.history] == [0.1, 0.5, 0.4, 0.5]
@@ -130,7 +134,7 @@ def test_the_best_validated_epoch_is_kept_and_patience_ends_the_run(data, run):
 
 def test_validation_is_due_every_so_many_epochs_and_at_the_end(data, run):
     seen = []
-    recipe = TrainingRecipe(batch_size=48, num_epochs=5, evaluate_every=2)
+    recipe = training_recipe(batch_size=48, num_epochs=5, evaluate_every=2)
     _, result = run(data, recipe, validate=lambda _: seen.append(1) or float(len(seen)))
     assert [e["epoch"] for e in result.history if "score" in e] == [2, 4, 5]
 
@@ -141,7 +145,7 @@ def test_accumulated_pair_losses_equal_the_big_batch_in_batch_negatives_do_not_g
     """With mse every batch's loss is a mean over its own pairs, so two halves make the whole."""
 
     def first_step(loss, batch_size, n_windows):
-        recipe = TrainingRecipe(
+        recipe = training_recipe(
             loss=loss, batch_size=batch_size, num_epochs=1, schedule="constant",
             gradient_accumulation_steps=n_windows, warmup_fraction=0.0,
         )  # fmt: skip
@@ -176,13 +180,13 @@ def test_no_decay_on_tokenizer_norms_biases_and_the_state_space(data, toy):
         assert name in names["decayed"]
     n_parameters = sum(1 for _ in toy.model(data).named_parameters())
     assert sum(map(len, names.values())) == n_parameters
-    recipe = TrainingRecipe(weight_decay=0.3, embedding_weight_decay=0.1)
+    recipe = training_recipe(weight_decay=0.3, embedding_weight_decay=0.1)
     decays = {g["weight_decay"] for g in make_optimizer(toy.model(data), recipe).param_groups}
     assert decays == {0.3, 0.1, 0.0}
 
 
 def test_the_schedule_by_hand():
-    recipe = TrainingRecipe(learning_rate=0.8, warmup_fraction=0.2)
+    recipe = training_recipe(learning_rate=0.8, warmup_fraction=0.2)
     rates = [learning_rate_at(step, 10, recipe) for step in range(10)]
     assert rates[:3] == [0.4, 0.8, 0.8]
     assert rates[6] == pytest.approx(0.4)
@@ -196,21 +200,21 @@ def test_the_schedule_by_hand():
 def test_infinite_features_are_refused_and_the_rows_named(data, run):
     data.users["numeric"][[3, 7]] = torch.inf
     with pytest.raises(ValueError, match=r"table 'users' has infinite values .* rows 3, 7;"):
-        run(data, TrainingRecipe(batch_size=32, num_epochs=1))
+        run(data, training_recipe(batch_size=32, num_epochs=1))
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(data, run, toy):
     # Two users whose number overflows inside the tower; each has several interactions.
     data.users["numeric"][[3, 7]] = 3e38
     with pytest.raises(ValueError, match=r"training stopped at step 1: .* not finite") as error:
-        run(data, TrainingRecipe(batch_size=160, num_epochs=1))
+        run(data, training_recipe(batch_size=160, num_epochs=1))
     named = str(error.value).split("training rows ")[1].split(" and ")[0]
     users = toy.checkerboard().user_ids[[int(row) for row in named.split(", ")]]
     assert set(users) <= {3, 7}
 
 
 def test_checkpoints_are_pruned_and_hold_no_pickle(data, run, tmp_path):
-    recipe = TrainingRecipe(
+    recipe = training_recipe(
         batch_size=32, num_epochs=4, checkpointing_steps="epoch", checkpoints_total_limit=2
     )
     run(data, recipe, validate=lambda _: 1.0)
@@ -223,7 +227,7 @@ def test_checkpoints_are_pruned_and_hold_no_pickle(data, run, tmp_path):
 
 
 def test_an_interrupted_save_leaves_the_earlier_checkpoint(data, run, tmp_path, monkeypatch):
-    recipe = TrainingRecipe(batch_size=32, num_epochs=2, checkpointing_steps="epoch")
+    recipe = training_recipe(batch_size=32, num_epochs=2, checkpointing_steps="epoch")
     run(data, replace(recipe, stop_after_epochs=1))
 
     def no_room(*_):
@@ -237,7 +241,7 @@ def test_an_interrupted_save_leaves_the_earlier_checkpoint(data, run, tmp_path, 
 
 
 def test_a_checkpoint_of_another_run_is_refused(data, run):
-    recipe = TrainingRecipe(batch_size=32, num_epochs=1, checkpointing_steps="epoch")
+    recipe = training_recipe(batch_size=32, num_epochs=1, checkpointing_steps="epoch")
     run(data, recipe)
     again = replace(recipe, resume_from_checkpoint="latest", learning_rate=5e-4, num_epochs=3)
     message = "learning_rate was 0.001 and is 0.0005; num_epochs was 1 and is 3"
@@ -246,7 +250,7 @@ def test_a_checkpoint_of_another_run_is_refused(data, run):
 
 
 def test_a_damaged_or_unknown_checkpoint_is_named(data, run, tmp_path):
-    recipe = TrainingRecipe(batch_size=32, num_epochs=1, checkpointing_steps="epoch")
+    recipe = training_recipe(batch_size=32, num_epochs=1, checkpointing_steps="epoch")
     run(data, recipe)
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     with pytest.raises(FileNotFoundError, match=r"holds no training state.*step-00000004"):
@@ -266,32 +270,69 @@ def test_a_damaged_or_unknown_checkpoint_is_named(data, run, tmp_path):
 
 
 def test_latest_without_a_checkpoint_starts_afresh(data, run):
-    recipe = TrainingRecipe(batch_size=32, num_epochs=1, resume_from_checkpoint="latest")
+    recipe = training_recipe(batch_size=32, num_epochs=1, resume_from_checkpoint="latest")
     _, result = run(data, recipe)
     assert len(result.history) == 1
 
 
-def test_bf16_trains_and_leaves_the_model_as_it_was_given(data, toy, tmp_path):
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+@pytest.fixture
+def bf16_accelerator():
+    """Accelerate for `mixed_precision: bf16`, which a process sets once."""
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
+
+def bf16_run(data, toy, accelerator, folder, **options):
+    recipe = training_recipe(batch_size=32, num_epochs=6, learning_rate=1e-2, **options)
     model = toy.model(data)
-    try:
-        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-        recipe = TrainingRecipe(batch_size=32, num_epochs=6, learning_rate=1e-2)
-        result = fit(model, data, recipe, accelerator, validate=None, output_dir=tmp_path, seed=0)
-    finally:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+    result = fit(model, data, recipe, accelerator, validate=None, output_dir=folder, seed=0)
+    return model, result
+
+
+@pytest.mark.parametrize("seconds", [(1.0, 1.0), (2.0, 1.0)])
+def test_bf16_is_float32_where_that_is_faster(
+    data, toy, tmp_path, bf16_accelerator, monkeypatch, seconds
+):
+    types = []
+    monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+    head = toy.model(data).user_tower.head
+    kind = type(next(one for one in head.modules() if isinstance(one, torch.nn.Linear)))
+    forward = kind.forward
+    monkeypatch.setattr(
+        kind, "forward", lambda *args: types.append((out := forward(*args)).dtype) or out
+    )
+    model, result = bf16_run(data, toy, bf16_accelerator, tmp_path)
+    assert torch.bfloat16 in types if seconds == (1.0, 1.0) else set(types) == {torch.float32}
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert "forward" not in vars(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_resumed_run_computes_in_the_type_that_it_began_with(
+    data, toy, tmp_path, bf16_accelerator, monkeypatch
+):
+    def run(name, *seconds, **options):
+        monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+        folder = tmp_path / name
+        options = {"checkpointing_steps": "epoch", **options}
+        return bf16_run(data, toy, bf16_accelerator, folder, **options)[0]
+
+    straight, narrow = run("straight", 2, 1), run("narrow", 1, 2)
+    run("cut", 2, 1, stop_after_epochs=3)
+    resumed = run("cut", 1, 2, resume_from_checkpoint="latest")
+    assert same_weights(straight, resumed)
+    assert not same_weights(straight, narrow)
+
+
+def test_both_types_are_measured():
+    assert all(seconds > 0 for seconds in seconds_of_products(100, 50, 8, repeats=1))
 
 
 def test_accelerates_own_accumulation_is_refused(data, toy, tmp_path, accelerator):
     accelerator.gradient_accumulation_steps = 4
     with pytest.raises(ValueError, match="set it in the recipe's training section"):
         fit(
-            toy.model(data), data, TrainingRecipe(), accelerator,
+            toy.model(data), data, training_recipe(), accelerator,
             validate=None, output_dir=tmp_path,
         )  # fmt: skip

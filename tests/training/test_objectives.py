@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftmamba.data.arrow_tensors import write_arrays
+from ftmamba.data.arrow_files import write_arrays
 from ftmamba.data.batches import InteractionBatches
 from ftmamba.losses import KnownPositives, bce_loss
-from ftmamba.recipe import TrainingRecipe
 from ftmamba.training import fit
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.loop import TrainingLoop
@@ -22,7 +21,7 @@ from ftmamba.training.objectives import (
     log_sampling_probability,
 )
 
-from .toy import loss_of
+from .toy import loss_of, training_recipe
 
 CPU = torch.device("cpu")
 
@@ -121,7 +120,7 @@ def test_catalogue_losses_see_the_catalogue_as_of_the_earliest_interaction(toy, 
 
 
 def test_the_gradient_is_clipped_to_the_norm(data, toy, accelerator, tmp_path):
-    recipe = TrainingRecipe(batch_size=32, max_grad_norm=0.005)
+    recipe = training_recipe(batch_size=32, max_grad_norm=0.005)
     loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
     batch = next(iter(loop.batches.epoch(0)))
     accelerator.backward(loss_of(loop.objective, batch))
@@ -156,12 +155,12 @@ def test_the_gradient_is_clipped_to_the_norm(data, toy, accelerator, tmp_path):
     ],
 )
 def test_every_option_changes_the_weights(loss, change, data, toy, accelerator, tmp_path):
-    recipe = TrainingRecipe(loss=loss, batch_size=32, num_epochs=3, learning_rate=1e-3)
+    base = {"loss": loss, "batch_size": 32, "num_epochs": 3, "learning_rate": 1e-3}
     models = []
     for options in ({}, change):
         models.append(toy.model(data))
         fit(
-            models[-1], data, replace(recipe, **options), accelerator,
+            models[-1], data, training_recipe(**{**base, **options}), accelerator,
             validate=None, output_dir=tmp_path, seed=0,
         )  # fmt: skip
     pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
@@ -222,7 +221,7 @@ def test_every_option_of_the_objective_is_read(option, toy, accelerator, tmp_pat
     base, value = OPTIONS[option]
     losses = []
     for fields in (base, base | {option: value}):
-        recipe = TrainingRecipe(**{"batch_size": 40, **fields})
+        recipe = training_recipe(**{"batch_size": 40, **fields})
         loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
         losses.append(loss_of(loop.objective, next(iter(loop.batches.epoch(0)))).item())
         loop.release()

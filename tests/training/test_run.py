@@ -10,10 +10,10 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from pyarrow import csv
 
-from ftmamba.data.synthetic import checkerboard
 from ftmamba.training.run import check_processes
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+from tests.made_up_tables import checkerboard
 
 SCRIPT = Path(__file__).parents[2] / "train_accelerate.py"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection_size": 16}

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ftmamba.data.arrow_tensors import write_arrays
+from ftmamba.data.arrow_files import write_arrays
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
-from ftmamba.recipe import TrainingRecipe
+from ftmamba.recipe import TrainingRecipe, build, upgraded
 from ftmamba.training.feed import Batch, Objective
 from ftmamba.training.loop import TrainingLoop
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
@@ -85,11 +85,16 @@ def model(data: EncodedData, **fields) -> FTMambaTwoTowerModel:
     )
 
 
+def training_recipe(**options) -> TrainingRecipe:
+    """Build the training section."""
+    return build(TrainingRecipe, upgraded({"training": options})["training"])
+
+
 def gradients(
     data: EncodedData, name: str, *, batch_size: int, accelerator: Accelerator, folder: Path
 ) -> dict[str, torch.Tensor]:
     """Return the gradient of the first batch's loss, as the training loop computes it."""
-    recipe = TrainingRecipe(batch_size=batch_size, mask_known_positives=True, **OBJECTIVES[name])
+    recipe = training_recipe(batch_size=batch_size, mask_known_positives=True, **OBJECTIVES[name])
     loop = TrainingLoop(model(data), data, recipe, accelerator, folder=folder, seed=5)
     loss_value = loss_of(loop.objective, next(iter(loop.batches.epoch(0))))
     accelerator.backward(loss_value)

@@ -1,13 +1,14 @@
 """What each of two processes runs under `accelerate launch`; see `test_two_ranks.py`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from toy import OBJECTIVES, encoded, gradients, model
+from toy import OBJECTIVES, encoded, gradients, model, training_recipe
 
-from ftmamba.recipe import Recipe, TrainingRecipe
+from ftmamba.recipe import Recipe
 from ftmamba.training.fit import fit
 from ftmamba.training.run import make_accelerator
 
@@ -21,7 +22,7 @@ for loss in OBJECTIVES:
     found = gradients(data, loss, batch_size=16, accelerator=accelerator, folder=folder)
     facts |= {f"{loss}/{name}": tensor for name, tensor in found.items()}
 
-recipe = TrainingRecipe(batch_size=16, num_epochs=2, checkpointing_steps="epoch")
+recipe = training_recipe(batch_size=16, num_epochs=2, checkpointing_steps="epoch")
 straight = model(data, token_dropout=0.2)
 fit(
     straight, data, recipe, accelerator,
@@ -29,7 +30,7 @@ fit(
 )  # fmt: skip
 resumed = model(data, token_dropout=0.2)
 first = sorted((folder / "run" / "checkpoints").iterdir())[0]
-again = TrainingRecipe(**{**vars(recipe), "resume_from_checkpoint": str(first)})
+again = replace(recipe, resume_from_checkpoint=str(first))
 fit(
     resumed, data, again, accelerator,
     validate=lambda _: float(accelerator.process_index), output_dir=folder / "again", seed=5,

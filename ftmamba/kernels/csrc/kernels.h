@@ -151,5 +151,5 @@ typedef struct {
     int (*gelu)(const Gelu *);
     int (*normalize)(const Normalize *);
     int (*exponentials)(const Exponentials *);
-    int (*softmax)(const Softmax *); /* NULL where the processor has no tiles */
+    int (*softmax)(const Softmax *); /* NULL without tiles */
 } Variant;

@@ -10,7 +10,7 @@ INLINE vec widened(half_vec bits) { return (vec)(__builtin_convertvector(bits, b
 
 /* To the nearest, ties to even. */
 INLINE half_vec narrowed(vec value) {
-#ifdef HAS_TILES
+#if defined(HAS_AVX512) && defined(__AVX512BF16__)
     return (half_vec)_mm512_cvtneps_pbh((__m512)value);
 #else
     bits_vec bits = (bits_vec)value;

@@ -14,9 +14,6 @@
 #include <immintrin.h>
 #define WIDTH 16
 #define HAS_AVX512 1
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-#define HAS_TILES 1
-#endif
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define WIDTH 8

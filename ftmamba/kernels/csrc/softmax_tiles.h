@@ -1,5 +1,5 @@
-/* The softmax of inner products with every item, and the products of its gradient, on the tiles of
- * AMX. A block of positions passes through all of them while its logits lie in the cache; apart,
+/* The softmax of inner products with every item, and the products of its gradient, on tiles.
+ * A block of positions passes through all of them while its logits lie in the cache; apart,
  * each product and the exponentials would go through memory.
  *
  * Sizes: R rows of a block, I items, D embedding; IP, DP are padded to whole tiles.
@@ -8,6 +8,7 @@
 
 #include "blocks.h"
 #include "softmax.h"
+#include "tiles.h"
 
 #ifndef HAS_TILES
 #define SOFTMAX NULL
@@ -20,46 +21,26 @@
 #define TILE_SIZE (SIDE * DEPTH)
 _Static_assert(BLOCK_ROWS == 2 * DEPTH, "add_d_items takes a block's rows as two tiles");
 
-/* What `ldtilecfg` reads. */
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes_a_row[16];
-    uint8_t rows[16];
-} TileShapes;
-
-/* All eight tiles whole; oneDNN's shapes, if it has set any, come back afterwards. */
-static void take_tiles(TileShapes *before) {
-    TileShapes shapes = {.palette = 1};
-    for (int i = 0; i < 8; i++) shapes.bytes_a_row[i] = 64, shapes.rows[i] = SIDE;
-    _tile_storeconfig(before);
-    _tile_loadconfig(&shapes);
-}
-
-static void give_back_tiles(const TileShapes *before) {
-    if (before->palette) _tile_loadconfig(before);
-    else _tile_release();
-}
-
 INLINE void zero_four(void) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    tile_zero(0);
+    tile_zero(1);
+    tile_zero(2);
+    tile_zero(3);
 }
 
 /* Tiles 0 to 3 += (tiles 4 and 5, one above the other) (tiles 6 and 7, side by side). */
 INLINE void multiply_four(void) {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    tile_multiply(0, 4, 6);
+    tile_multiply(1, 4, 7);
+    tile_multiply(2, 5, 6);
+    tile_multiply(3, 5, 7);
 }
 
 INLINE void store_four(float *to, size_t stride) {
-    _tile_stored(0, to, stride * 4);
-    _tile_stored(1, to + SIDE, stride * 4);
-    _tile_stored(2, to + SIDE * stride, stride * 4);
-    _tile_stored(3, to + SIDE * stride + SIDE, stride * 4);
+    tile_store(0, to, stride * 4);
+    tile_store(1, to + SIDE, stride * 4);
+    tile_store(2, to + SIDE * stride, stride * 4);
+    tile_store(3, to + SIDE * stride + SIDE, stride * 4);
 }
 
 typedef struct {
@@ -124,10 +105,10 @@ static void make_logits(const SoftmaxPlan *plan, const SoftmaxWork *work) {
             const uint16_t *right = plan->by_size + i / SIDE * next;
             zero_four();
             for (size_t d = 0; d < DP; d += DEPTH, left += DEPTH, right += TILE_SIZE) {
-                _tile_loadd(4, left, DP * 2);
-                _tile_loadd(5, left + SIDE * DP, DP * 2);
-                _tile_loadd(6, right, DEPTH * 2);
-                _tile_loadd(7, right + next, DEPTH * 2);
+                tile_load(4, left, DP * 2);
+                tile_load(5, left + SIDE * DP, DP * 2);
+                tile_load(6, right, DEPTH * 2);
+                tile_load(7, right + next, DEPTH * 2);
                 multiply_four();
             }
             store_four(work->scratch, DEPTH);
@@ -170,10 +151,10 @@ static void make_d_hidden(const SoftmaxPlan *plan, const SoftmaxWork *work, size
             for (size_t i = 0; i < IP; i += DEPTH) {
                 const uint16_t *left = work->x + r * IP + i;
                 const uint16_t *right = plan->by_item + (i / DEPTH * DP + d) / SIDE * TILE_SIZE;
-                _tile_loadd(4, left, IP * 2);
-                _tile_loadd(5, left + SIDE * IP, IP * 2);
-                _tile_loadd(6, right, DEPTH * 2);
-                _tile_loadd(7, right + TILE_SIZE, DEPTH * 2);
+                tile_load(4, left, IP * 2);
+                tile_load(5, left + SIDE * IP, IP * 2);
+                tile_load(6, right, DEPTH * 2);
+                tile_load(7, right + TILE_SIZE, DEPTH * 2);
                 multiply_four();
             }
             store_four(work->d_hidden + r * DP + d, DP);
@@ -213,23 +194,23 @@ static void scale_hidden(const SoftmaxPlan *plan, size_t first, size_t rows, uin
 static void add_d_items(const SoftmaxPlan *plan, const SoftmaxWork *work) {
     size_t IP = plan->IP;
     for (size_t i = 0; i < IP; i += SIDE) {
-        _tile_loadd(6, work->pairs + i, IP * 4);
-        _tile_loadd(7, work->pairs + SIDE * IP + i, IP * 4);
+        tile_load(6, work->pairs + i, IP * 4);
+        tile_load(7, work->pairs + SIDE * IP + i, IP * 4);
         for (size_t d = 0; d < plan->DP; d += DEPTH) {
             const uint16_t *left = work->hidden + d * BLOCK_ROWS;
             float *to = work->d_items + d * IP + i;
-            _tile_loadd(0, to, IP * 4);
-            _tile_loadd(1, to + SIDE * IP, IP * 4);
-            _tile_loadd(2, left, BLOCK_ROWS * 2);
-            _tile_loadd(3, left + DEPTH, BLOCK_ROWS * 2);
-            _tile_loadd(4, left + SIDE * BLOCK_ROWS, BLOCK_ROWS * 2);
-            _tile_loadd(5, left + SIDE * BLOCK_ROWS + DEPTH, BLOCK_ROWS * 2);
-            _tile_dpbf16ps(0, 2, 6);
-            _tile_dpbf16ps(1, 4, 6);
-            _tile_dpbf16ps(0, 3, 7);
-            _tile_dpbf16ps(1, 5, 7);
-            _tile_stored(0, to, IP * 4);
-            _tile_stored(1, to + SIDE * IP, IP * 4);
+            tile_load(0, to, IP * 4);
+            tile_load(1, to + SIDE * IP, IP * 4);
+            tile_load(2, left, BLOCK_ROWS * 2);
+            tile_load(3, left + DEPTH, BLOCK_ROWS * 2);
+            tile_load(4, left + SIDE * BLOCK_ROWS, BLOCK_ROWS * 2);
+            tile_load(5, left + SIDE * BLOCK_ROWS + DEPTH, BLOCK_ROWS * 2);
+            tile_multiply(0, 2, 6);
+            tile_multiply(1, 4, 6);
+            tile_multiply(0, 3, 7);
+            tile_multiply(1, 5, 7);
+            tile_store(0, to, IP * 4);
+            tile_store(1, to + SIDE * IP, IP * 4);
         }
     }
 }

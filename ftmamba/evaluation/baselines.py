@@ -1,0 +1,455 @@
+"""Baselines: simple models that a learned one must beat under the same protocol.
+
+All of them count. None needs more than the training interactions, and users without a history get
+the popularity of the items. Item-kNN, EASE, Markov and PCTM need scipy, iALS also `implicit`, both
+in the extra `baselines`.
+
+Shapes: U users, I items, B items of a block, D factors, R interactions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ftmamba.data.interactions import Interactions
+from modeling_ftmamba.ranking import top_k
+
+N_SIMILARITIES_AT_ONCE = 2**24
+SECONDS_A_DAY = 86_400
+
+MAX_ITEMS = 30_000
+"""An inverse of 30,000 x 30,000 float64 takes 7 GB, and a quarter of an hour on two cores."""
+
+Scores = NDArray[np.float32]
+ScoreUsers = Callable[[NDArray[np.int64]], Scores]
+"""User ids -> scores (U, I)."""
+
+Sequences = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""User and item (R,) of each interaction, by user, each user's oldest first."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedBaseline:
+    """A baseline after fitting; a `Scorer`.
+
+    Attributes:
+        name: the model's row in a table.
+        score_warm: ids of users with a history -> their scores (U, I).
+        is_warm: bool (U,), the users who have a history.
+        popularity: (I,), the scores of all other users.
+    """
+
+    name: str
+    score_warm: ScoreUsers
+    is_warm: NDArray[np.bool_]
+    popularity: Scores
+
+    def scores(self, user_ids: NDArray[np.int64]) -> Scores:
+        scores_UI = np.tile(self.popularity, (len(user_ids), 1))
+        is_warm_U = self.is_warm[user_ids]
+        if is_warm_U.any():
+            scores_UI[is_warm_U] = self.score_warm(user_ids[is_warm_U])
+        return scores_UI
+
+
+class Baseline(Protocol):
+    """The options of a baseline, which fitting does not change."""
+
+    @property
+    def name(self) -> str:
+        """The model's row in a table."""
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:
+        """Fit the training interactions.
+
+        Args:
+            train: all interactions before `as_of`.
+            as_of: time at which the model is asked, UTC seconds; by default the second after the
+                last training interaction. Only recent popularity reads it.
+        """
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Score of an item: its number of training interactions."""
+
+    name: ClassVar[str] = "popularity"
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
+        _check_train(self.name, train)
+        return _same_for_all(self.name, _item_counts(train), train.n_users)
+
+
+@dataclass(frozen=True)
+class RecentPopularity:
+    """Score of an item: its training interactions in [as_of - days, as_of).
+
+    Attributes:
+        days: length of the window.
+    """
+
+    days: float = 7
+
+    def __post_init__(self) -> None:
+        _check_options(self, "recent-popularity", positive=("days",))
+
+    @property
+    def name(self) -> str:
+        return f"popularity {self.days:g}d"
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:
+        _check_train(self.name, train)
+        if train.times is None:
+            raise ValueError(
+                f"baseline {self.name!r} needs times, but the interactions have none; name their "
+                "time column in the schema, or leave this baseline out"
+            )
+        until = as_of if as_of is not None else int(train.times.max()) + 1
+        is_recent = (train.times >= until - self.days * SECONDS_A_DAY) & (train.times < until)
+        return _same_for_all(self.name, _item_counts(train.select(is_recent)), train.n_users)
+
+
+@dataclass(frozen=True)
+class ItemKNN:
+    """Item neighbours (Sarwar et al. 2001; shrinkage as in Ferrari Dacrema et al. 2019).
+
+    Score of item j: sum of similarities s_ij over the items i in the user's history.
+    s_ij = c_ij / (sqrt(n_i n_j) + shrink), where c_ij users have both and n_i have i; only the
+    `n_neighbours` most similar j of each i are kept.
+
+    Attributes:
+        n_neighbours: kept of each item.
+        shrink: lowers similarities that rest on few users; 0 is the plain cosine.
+    """
+
+    name: ClassVar[str] = "item-kNN"
+    n_neighbours: int = 200
+    shrink: float = 50.0
+
+    def __post_init__(self) -> None:
+        _check_options(self, "item-knn", whole=("n_neighbours",))
+        if not self.shrink >= 0:
+            raise ValueError(f"baseline 'item-knn': shrink must be >= 0, got {self.shrink!r}")
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
+        history_UI = _history_matrix(train, self.name)
+        similarity_II = self._similarities(history_UI)
+        return _fitted(
+            self.name, train, lambda users: (history_UI[users] @ similarity_II).toarray()
+        )
+
+    def _similarities(self, history_UI: Any) -> Any:
+        """Return a CSR matrix (I, I), computed a block of rows at a time."""
+        sparse = require("scipy.sparse", self.name)
+        n_items = history_UI.shape[1]
+        norm_I = np.sqrt(np.asarray(history_UI.sum(0)).ravel())
+        by_item_UI = history_UI.tocsc()
+        step = max(1, N_SIMILARITIES_AT_ONCE // n_items)
+        blocks = []
+        for start in range(0, n_items, step):
+            block = slice(start, start + step)
+            counts_BI = (by_item_UI[:, block].T @ history_UI).toarray()
+            similarity_BI = counts_BI / (np.outer(norm_I[block], norm_I) + self.shrink + 1e-9)
+            rows_B = np.arange(len(similarity_BI))
+            similarity_BI[rows_B, rows_B + start] = 0
+            _, ids = top_k(torch.from_numpy(similarity_BI), min(self.n_neighbours, n_items))
+            kept_BI = np.zeros_like(similarity_BI)
+            nearest = np.take_along_axis(similarity_BI, ids.numpy(), axis=1)
+            np.put_along_axis(kept_BI, ids.numpy(), nearest, axis=1)
+            blocks.append(sparse.csr_matrix(kept_BI))
+        return sparse.vstack(blocks, format="csr")
+
+
+@dataclass(frozen=True)
+class EASE:
+    """A linear auto-encoder of histories in closed form (Steck, WWW 2019).
+
+    Scores x_u B with B = I - P diag(1 / diag P), P = (X'X + regularization I)^-1.
+
+    Attributes:
+        regularization: the only option.
+    """
+
+    name: ClassVar[str] = "EASE"
+    regularization: float = 500.0
+
+    def __post_init__(self) -> None:
+        _check_options(self, "ease", positive=("regularization",))
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
+        if train.n_items > MAX_ITEMS:
+            raise ValueError(
+                f"baseline 'EASE' inverts a matrix of items x items, at most {MAX_ITEMS} items, "
+                f"got {train.n_items}; leave it out and keep item-kNN and iALS"
+            )
+        history_UI = _history_matrix(train, self.name)
+        gram_II = (history_UI.T @ history_UI).toarray().astype(np.float64)
+        diagonal = np.diag_indices(train.n_items)
+        gram_II[diagonal] += self.regularization
+        inverse_II = np.linalg.inv(gram_II)
+        weights_II = (-inverse_II / np.diag(inverse_II)).astype(np.float32)
+        weights_II[diagonal] = 0
+        return _fitted(self.name, train, lambda users: history_UI[users] @ weights_II)
+
+
+@dataclass(frozen=True)
+class IALS:
+    """Implicit matrix factorisation by alternating least squares (Hu et al. 2008), `implicit`'s.
+
+    Attributes:
+        n_factors: width.
+        regularization: of all factors.
+        alpha: weight of a pair that occurs; one that does not weighs 1.
+        n_iterations: over users and items.
+        seed: of the initial factors; the same seed gives the same fit.
+    """
+
+    name: ClassVar[str] = "iALS"
+    n_factors: int = 32
+    regularization: float = 30.0
+    alpha: float = 5.0
+    n_iterations: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole = ("n_factors", "n_iterations")
+        _check_options(self, "ials", whole=whole, positive=("regularization", "alpha"))
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
+        als = require("implicit.cpu.als", self.name)
+        threads = require("threadpoolctl", self.name)
+        history_UI = _history_matrix(train, self.name)
+        # implicit starts its own threads; with those of BLAS beside them it is ten times slower.
+        with threads.threadpool_limits(1, "blas"):
+            model = als.AlternatingLeastSquares(
+                factors=self.n_factors,
+                regularization=self.regularization,
+                alpha=self.alpha,
+                iterations=self.n_iterations,
+                random_state=self.seed,
+            )
+            model.fit(history_UI, show_progress=False)
+        users_UD, items_ID = model.user_factors, model.item_factors
+        return _fitted(self.name, train, lambda users: users_UD[users] @ items_ID.T)
+
+
+@dataclass(frozen=True)
+class Markov:
+    """A Markov chain: transitions to item j from the user's last items, plus some popularity.
+
+    A transition from i to j weighs 1/d where j came d interactions after i, d = 1 .. max_distance.
+    Without times the order of the file counts.
+
+    Attributes:
+        last_weights: weight of the user's last item, the one before it, and so on.
+        max_distance: farthest transition counted.
+        popularity_weight: of an item's count; orders the items that never followed.
+    """
+
+    last_weights: tuple[float, ...] = (1.0,)
+    max_distance: int = 3
+    popularity_weight: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "last_weights", tuple(self.last_weights))
+        if not self.last_weights:
+            raise ValueError("baseline 'markov': last_weights is empty; give at least one weight")
+        _check_options(self, "markov", whole=("max_distance",))
+
+    @property
+    def name(self) -> str:
+        n_last = len(self.last_weights)
+        return "Markov" if n_last == 1 else f"Markov, last {n_last}"
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
+        sequences = _sequences(train, self.name)
+        weights = np.float32(1) / np.arange(1, self.max_distance + 1, dtype=np.float32)
+        transitions_II = _transition_counts(sequences, train.n_items, weights, self.name)
+        last = np.array((*self.last_weights, 0), np.float32)
+        weights_R = last[np.minimum(_ages(sequences[0]), len(self.last_weights))]
+        bias_I = np.float32(self.popularity_weight) * _item_counts(train)
+        history_UI = _weighted_history(sequences, weights_R, train, self.name)
+        return _fitted(
+            self.name, train, lambda users: (history_UI[users] @ transitions_II).toarray() + bias_I
+        )
+
+
+@dataclass(frozen=True)
+class PCTM:
+    """Transitions counted at many distances and smoothed, over the whole history.
+
+    C_ij sums d^-distance_power over the times j came d interactions after i. The evidence is
+    E_ij = log(1 + C_ij I / tau), with I the number of items, and the score
+
+        sum_a h_a E[item of age a, j] + popularity_weight log((f_j + 1) / sum_i (f_i + 1))
+
+    where the newest item has age 0 and f counts interactions. Without times the order of the file
+    counts. The defaults were tuned on MovieLens-1M.
+
+    Attributes:
+        max_distance: farthest transition counted.
+        distance_power: how fast a transition loses weight with its distance.
+        tau: smoothing; the higher, the more evidence adds up as counts do.
+        ratio: h_a of each recent item over that of the next newer one.
+        n_recent: number of newest items that share `recent_share`; all older items share the rest
+            equally.
+        recent_share: of the weights h, which of a history longer than `n_recent` sum to 1. With 1
+            only the recent items count.
+        popularity_weight: beta; negative prefers rarer items.
+        max_history: newest items that count.
+    """
+
+    name: ClassVar[str] = "PCTM"
+    max_distance: int = 20
+    distance_power: float = 1.0
+    tau: float = 150.0
+    ratio: float = 0.6
+    n_recent: int = 7
+    recent_share: float = 0.8
+    popularity_weight: float = -0.4
+    max_history: int = 200
+
+    def __post_init__(self) -> None:
+        whole = ("max_distance", "n_recent", "max_history")
+        _check_options(self, "pctm", whole=whole, positive=("tau", "ratio"))
+        if not 0 <= self.recent_share <= 1:
+            raise ValueError(
+                f"baseline 'pctm': recent_share must be in [0, 1], got {self.recent_share!r}"
+            )
+
+    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
+        sequences = _sequences(train, self.name)
+        distances = np.arange(1, self.max_distance + 1, dtype=np.float32)
+        weights = distances ** np.float32(-self.distance_power)
+        evidence_II = _transition_counts(sequences, train.n_items, weights, self.name)
+        evidence_II.data = np.log1p(evidence_II.data * np.float32(train.n_items / self.tau))
+        counts_I = _item_counts(train).astype(np.float64) + 1
+        bias_I = (self.popularity_weight * np.log(counts_I / counts_I.sum())).astype(np.float32)
+        history_UI = _weighted_history(sequences, self._weights(sequences[0]), train, self.name)
+        return _fitted(
+            self.name, train, lambda users: (history_UI[users] @ evidence_II).toarray() + bias_I
+        )
+
+    def _weights(self, user_R: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return h of each event (R,); 0 beyond `max_history`."""
+        age_R = _ages(user_R)
+        n_R = np.minimum(np.bincount(user_R)[user_R], self.max_history)
+        powers = np.float64(self.ratio) ** np.arange(self.n_recent)
+        recent_R = powers[np.minimum(age_R, self.n_recent - 1)]
+        sum_R = np.cumsum(powers)[np.minimum(n_R, self.n_recent) - 1]
+        others_R = (1 - self.recent_share) / np.maximum(n_R - self.n_recent, 1)
+        h_R = np.where(age_R < self.n_recent, self.recent_share * recent_R / sum_R, others_R)
+        return np.where(age_R < n_R, h_R, 0).astype(np.float32)
+
+
+def require(package: str, baseline: str) -> Any:
+    """Import a package of the extra `baselines`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"baseline {baseline!r} needs the package {package.split('.')[0]!r}; "
+            "run pip install 'ftmamba[baselines]'"
+        ) from error
+
+
+def _fitted(name: str, train: Interactions, score_warm: ScoreUsers) -> FittedBaseline:
+    """Return a personal model; users without a history get the popularity."""
+    is_warm_U = np.bincount(train.user_ids, minlength=train.n_users) > 0
+    return FittedBaseline(name, score_warm, is_warm_U, _item_counts(train))
+
+
+def _same_for_all(name: str, popularity: Scores, n_users: int) -> FittedBaseline:
+    no_user = np.zeros(n_users, bool)
+    return FittedBaseline(
+        name, lambda users: np.tile(popularity, (len(users), 1)), no_user, popularity
+    )
+
+
+def _item_counts(interactions: Interactions) -> Scores:
+    """Return the number of interactions of every item, (I,)."""
+    return np.bincount(interactions.item_ids, minlength=interactions.n_items).astype(np.float32)
+
+
+def _history_matrix(train: Interactions, baseline: str) -> Any:
+    """Return a CSR matrix (U, I), float32: 1 for each pair of a user and an item that occurs.
+
+    Weights are left out: that a user rated an item says more than the rating.
+    """
+    _check_train(baseline, train)
+    sparse = require("scipy.sparse", baseline)
+    ones = np.ones(len(train), np.float32)
+    shape = (train.n_users, train.n_items)
+    history_UI = sparse.csr_matrix((ones, (train.user_ids, train.item_ids)), shape=shape)
+    history_UI.data[:] = 1
+    return history_UI
+
+
+def _sequences(train: Interactions, baseline: str) -> Sequences:
+    """Sort by user and time, equal times in the order of the file; without times by user alone."""
+    _check_train(baseline, train)
+    times_R = train.times if train.times is not None else np.zeros(len(train), np.int64)
+    order_R = np.lexsort((times_R, train.user_ids))
+    return train.user_ids[order_R], train.item_ids[order_R]
+
+
+def _ages(user_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many events of its user follow each event (R,) of sorted sequences."""
+    counts_U = np.bincount(user_R)
+    return np.cumsum(counts_U)[user_R] - 1 - np.arange(len(user_R))
+
+
+def _transition_counts(
+    sequences: Sequences, n_items: int, distance_weights: NDArray[np.float32], baseline: str
+) -> Any:
+    """Return a CSR matrix (I, I): item -> later item of the same user, summed weights.
+
+    The weights are those of pairs that are 1, 2, ... interactions apart.
+    """
+    sparse = require("scipy.sparse", baseline)
+    user_R, item_R = sequences
+    counts_II = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
+    for distance, weight in enumerate(distance_weights, start=1):
+        is_same = user_R[distance:] == user_R[:-distance]
+        pair = item_R[:-distance][is_same], item_R[distance:][is_same]
+        weights = np.full(len(pair[0]), weight, np.float32)
+        counts_II += sparse.csr_matrix((weights, pair), shape=(n_items, n_items))
+    return counts_II
+
+
+def _weighted_history(
+    sequences: Sequences, weights_R: NDArray[np.float32], train: Interactions, baseline: str
+) -> Any:
+    """Return a CSR matrix (U, I) of the summed weights of each user's items."""
+    sparse = require("scipy.sparse", baseline)
+    user_R, item_R = (ids_R[weights_R != 0] for ids_R in sequences)
+    shape = (train.n_users, train.n_items)
+    return sparse.csr_matrix((weights_R[weights_R != 0], (user_R, item_R)), shape=shape)
+
+
+def _check_train(baseline: str, train: Interactions) -> None:
+    if not len(train):
+        raise ValueError(
+            f"baseline {baseline!r} has no training interactions; choose another split or check "
+            "the tables"
+        )
+
+
+def _check_options(
+    baseline: object, name: str, *, whole: Sequence[str] = (), positive: Sequence[str] = ()
+) -> None:
+    for option in (*whole, *positive):
+        value = getattr(baseline, option)
+        is_number = isinstance(value, int if option in whole else int | float)
+        if isinstance(value, bool) or not is_number or not value > 0:
+            rule = "a whole number >= 1" if option in whole else "a positive number"
+            raise ValueError(f"baseline {name!r}: {option} must be {rule}, got {value!r}")

@@ -1,0 +1,187 @@
+"""The command line of a recipe: a flag for every option, made from the options themselves."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ftmamba.recipe import (
+    Recipe,
+    as_mapping,
+    choose_variant,
+    lay_over,
+    read_recipe,
+    recipe_from_dict,
+    shipped_names,
+)
+from modeling_ftmamba.columns import near
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a recipe.
+
+    Attributes:
+        path: its sections and its name.
+        annotation: the type of its value.
+        default: its value, or of an option that a choice reads, the value of each choice.
+        help_text: one line for `--help`.
+        flags: any end of its dotted name that no other option ends with; where a section is named
+            by it, those of the section too.
+    """
+
+    path: tuple[str, ...]
+    annotation: Any
+    default: Any
+    help_text: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def takes_mapping(self) -> bool:
+        """Whether the option holds a mapping, so that `--option.key value` sets one key."""
+        kinds = (self.annotation, *get_args(self.annotation))
+        return any(dict in (kind, get_origin(kind)) for kind in kinds)
+
+
+class RecipeParser(argparse.ArgumentParser):
+    """A parser whose errors are ValueErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def load_recipe(argv: Sequence[str]) -> Recipe:
+    """Read `--config` (a path or a shipped name), then let the other flags override it.
+
+    Raises:
+        FileNotFoundError: there is no such recipe.
+        ValueError: an unknown key or flag, or a value of the wrong type or out of range.
+    """
+    options = list_options()
+    parsed, rest = make_parser(options).parse_known_args(list(argv))
+    given = vars(parsed)
+    path = given.pop("config", "")
+    values = choose_variant(read_recipe(path) if path else {}, given.get("split.kind"))
+    # A section's main option comes first: another loss replaces the options of the former.
+    for one in sorted(options, key=lambda one: one.path != ("training", "loss", "name")):
+        name = ".".join(one.path)
+        if name in given:
+            text = _yaml(given[name], one.flags[0]) if one.takes_mapping else given[name]
+            values = lay_over(Recipe, values, _nested(one.path, text))
+    for key_path, value in _keys_of_mappings(options, rest):
+        _put(values, key_path, value)
+    recipe = recipe_from_dict(values)
+    recipe.data.check_complete()
+    return recipe
+
+
+def list_options() -> list[Option]:
+    """List every option with its flags."""
+    found = list(_walk(Recipe, ()))
+    ends = Counter(end for one, _ in found for end in {*_ends(one.path)})
+    sections = {path[:n] for one, _ in found for path in [one.path] for n in range(1, len(path))}
+    ends.update(end for path in sections for end in {*_ends(path)})
+    top = {f.name for f in fields(Recipe)}
+    options = []
+    for one, is_main in found:
+        paths = [one.path, one.path[:-1]] if is_main else [one.path]
+        flags = [
+            f"--{end}"
+            for path in paths
+            for end in _ends(path)
+            if end == ".".join(path) or (ends[end] == 1 and end not in top)
+        ]
+        options.append(Option(one.path, one.annotation, one.default, one.help_text, tuple(flags)))
+    return options
+
+
+def make_parser(options: Sequence[Option]) -> RecipeParser:
+    """Build the parser; an option that no flag sets is absent from its result."""
+    parser = RecipeParser(
+        prog="train_accelerate.py",
+        description="Train and evaluate a two-tower recommender from three tables.",
+        allow_abbrev=False,
+    )
+    recipes = ", ".join(shipped_names("recipes"))
+    parser.add_argument("--config", default="", help=f"a recipe: a YAML file, or one of: {recipes}")
+    groups: dict[str, Any] = {}
+    for one in options:
+        title = ".".join(one.path[:-1]) or "run"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"}
+        groups[title].add_argument(
+            *one.flags,
+            dest=".".join(one.path),
+            default=argparse.SUPPRESS,
+            metavar=one.path[-1].upper(),
+            help=f"{one.help_text} (default: {one.default!r})".replace("%", "%%"),
+            **(switch if one.annotation is bool else {}),
+        )
+    return parser
+
+
+def _walk(section: Any, path: tuple[str, ...]) -> Iterator[tuple[Option, bool]]:
+    """Yield the options of a section and of those inside it, and whether it is named by them."""
+    hints = get_type_hints(section)
+    for f in fields(section):
+        if is_dataclass(hints[f.name]):
+            yield from _walk(hints[f.name], (*path, f.name))
+        else:
+            default = f.metadata["read_by"] or f.default_factory()  # type: ignore[misc]
+            one = Option((*path, f.name), hints[f.name], default, f.metadata["help"])
+            yield one, f.metadata["main"]
+
+
+def _ends(path: Sequence[str]) -> list[str]:
+    """Return `a.b.c`, `b.c` and `c` of a path, shortest first."""
+    return [".".join(path[start:]) for start in reversed(range(len(path)))]
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    return dict(value)
+
+
+def _yaml(text: str, flag: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{flag} must be YAML, got {text!r}: {error}") from None
+
+
+def _keys_of_mappings(
+    options: Sequence[Option], rest: Sequence[str]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield keys and values of flags such as `--overrides.hidden_size 32`; refuse the others."""
+    words = iter([w for word in rest for w in (word.split("=", 1) if word[:2] == "--" else [word])])
+    flags = {flag: one for one in options for flag in one.flags}
+    for word in words:
+        owner = next(
+            (f for f, o in flags.items() if o.takes_mapping and word.startswith(f"{f}.")), ""
+        )
+        if not owner:
+            raise ValueError(f"unknown flag {word!r}{near(word, flags)}; --help lists all")
+        text = next(words, None)
+        if text is None:
+            raise ValueError(f"flag {word!r} needs a value")
+        value = _yaml(text, word)
+        with suppress(ValueError):  # YAML 1.1 reads 1e-4 as text
+            value = float(value) if isinstance(value, str) else value
+        yield (*flags[owner].path, *word.removeprefix(f"{owner}.").split(".")), value
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a key of a mapping, in whose place a section's main option alone may stand."""
+    section: Any = Recipe
+    for name in path[:-1]:
+        hint = get_type_hints(section).get(name) if is_dataclass(section) else None
+        inner = as_mapping(values.get(name), hint) if is_dataclass(hint) else values.get(name)
+        values[name] = dict(inner) if isinstance(inner, Mapping) else {}
+        values, section = values[name], hint
+    values[path[-1]] = value

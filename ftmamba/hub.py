@@ -1,0 +1,254 @@
+"""Talking to the Hub: errors in words without tokens, retries, and the download of a checkpoint.
+
+The Hub's client retries single requests, some of them and for seconds only. What is retried here
+is a whole push or a whole download, for as long as the caller says.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from random import SystemRandom
+from typing import Protocol, TypeVar
+
+from huggingface_hub import get_token, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+logger = logging.getLogger(__name__)
+
+ERROR_OF_CLIENT: type[Exception] = HfHubHTTPError.__bases__[0]
+"""The base of every error of the HTTP library that the Hub's client uses, whichever it is."""
+
+HIDDEN = "<token>"
+RETRIED = frozenset((408, 409, 412, 425, 429, 500, 502, 503, 504))
+"""Statuses after which the same request may succeed; 409 and 412: another commit came first."""
+
+TRIES, DOWNLOAD_TRIES = 6, 5
+_SHORTEST_TOKEN = 8
+_TOKENS = (
+    # The Hub's own: user tokens, then those of its OAuth and of its jobs.
+    re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
+    re.compile(r"\b(?:hf_oauth_|hf_jwt_|api_org_)[\w.-]{20,}"),
+    re.compile(r"(?<=[Bb]earer )[\w.~+/=-]{8,}"),
+    # The password in an address: scheme://user:password@host
+    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),
+)
+_UNREACHABLE = ("ConnectError", "ConnectTimeout")
+_LOGIN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
+_REMEDIES = {
+    401: f"the token is missing or wrong: {_LOGIN}",
+    402: "it asks for a paid plan",
+    403: f"the token may not write there: {_LOGIN}, or push with --create_pr",
+    404: "check the name and the revision; a private repository needs a token that may read it",
+    413: "the files are too large; use a smaller max_shard_size, or leave the catalogue out",
+}
+
+Result = TypeVar("Result")
+
+
+def known_tokens(*more: object) -> tuple[str, ...]:
+    """Return the access token of this process, and those of `more` that are texts."""
+    found = (get_token(), *more)
+    return tuple(
+        dict.fromkeys(one for one in found if isinstance(one, str) and len(one) >= _SHORTEST_TOKEN)
+    )
+
+
+def hide_tokens(text: str, tokens: Iterable[str] = ()) -> str:
+    """Return the text without these tokens and without anything that looks like one."""
+    for token in tokens:
+        text = text.replace(token, HIDDEN)
+    for pattern in _TOKENS:
+        text = pattern.sub(HIDDEN, text)
+    return text
+
+
+class HubError(OSError):
+    """The Hub refused a request or could not be reached.
+
+    Attributes:
+        status: HTTP status of the answer; 0 without one.
+        may_pass: whether trying again may help.
+        retry_after: seconds that the Hub asks to wait; None where it does not.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 0, may_pass: bool, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.may_pass, self.retry_after = status, may_pass, retry_after
+
+
+def hub_error(error: BaseException, action: str, tokens: Iterable[str] = ()) -> HubError:
+    """Return what an error of the Hub's client means, in words and without tokens.
+
+    Args:
+        error: what the client raised.
+        action: what failed, such as "push to 'me/films'".
+        tokens: to hide in the message.
+    """
+    cause = root_of(error)
+    # An error keeps the whole text of the answer, of which the first lines say what is wrong.
+    reason = " ".join(str(cause).split())[:500] or type(cause).__name__
+    status, wait = 0, None
+    if isinstance(cause, HfHubHTTPError):
+        status, wait = cause.response.status_code, retry_after(cause)
+        may_pass = status in RETRIED
+        remedy = "try again later" if may_pass else _REMEDIES.get(status, "")
+    else:
+        may_pass = _is_of_the_network(cause)
+        remedy = "check the connection and try again" if may_pass else ""
+    message = f"cannot {action}: {reason}{f'; {remedy}' if remedy else ''}"
+    return HubError(
+        hide_tokens(message, tokens), status=status, may_pass=may_pass, retry_after=wait
+    )
+
+
+def retry_after(error: HfHubHTTPError) -> float | None:
+    """Return how many seconds the Hub asks to wait, by `Retry-After` or by its rate limit."""
+    headers = error.response.headers
+    text = headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    limit = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))
+    if limit:
+        return float(limit[1])
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def is_of_the_hub(error: BaseException) -> bool:
+    """Return whether an error comes from the Hub's client or the network, not from this program."""
+    cause = root_of(error)
+    return isinstance(cause, HfHubHTTPError) or _is_of_the_network(cause)
+
+
+def root_of(error: BaseException) -> BaseException:
+    """Return the error of the network inside those that the client has put around it."""
+    found, inner = error, error.__cause__
+    while inner is not None:
+        if isinstance(inner, HfHubHTTPError) or _is_of_the_network(inner):
+            found = inner
+        inner = inner.__cause__
+    return error if isinstance(error, HfHubHTTPError) else found
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    return isinstance(error, ERROR_OF_CLIENT | ConnectionError | TimeoutError)
+
+
+class Failure(Protocol):
+    """What `keep_trying` reads of an error; `HubError` has both."""
+
+    may_pass: bool
+    retry_after: float | None
+
+
+class Backoff:
+    """Waits that double from failure to failure, each drawn anew so that many runs do not meet.
+
+    A wait is never shorter than the Hub's own `Retry-After`.
+
+    Attributes:
+        first: seconds of the first step.
+        most: seconds of the longest step.
+    """
+
+    def __init__(self, first: float = 1.0, most: float = 60.0) -> None:
+        self.first, self.most = first, most
+        self._failures = 0
+        # Its own: drawing from the global one would change the run.
+        self._random = SystemRandom()
+
+    def reset(self) -> None:
+        """Start again from the first wait, after a success."""
+        self._failures = 0
+
+    def next(self, retry_after: float | None = None) -> float:
+        """Return the seconds to wait after one more failure: from half of the step to all of it."""
+        step = min(self.most, self.first * 2.0**self._failures)
+        self._failures += 1
+        return max(step * self._random.uniform(0.5, 1.0), retry_after or 0.0)
+
+
+def keep_trying(
+    action: Callable[[], Result],
+    failure: Callable[[Exception], Failure | None],
+    *,
+    tries: int = TRIES,
+    backoff: Backoff | None = None,
+    wait: Callable[[float], None] = time.sleep,
+    report: Callable[[Exception, float], None] = lambda _error, _seconds: None,
+) -> Result:
+    """Return what `action` returns, trying again while its errors may pass.
+
+    Args:
+        action: what is tried.
+        failure: reads an error; None for one that is not the server's.
+        tries: the last error is raised after so many.
+        backoff: how long to wait in between.
+        wait: sleeps.
+        report: called with each error and the wait that follows it.
+    """
+    backoff = backoff or Backoff()
+    for left in reversed(range(tries)):
+        try:
+            return action()
+        except Exception as error:
+            found = failure(error)
+            if found is None or not found.may_pass or not left:
+                raise
+            seconds = backoff.next(found.retry_after)
+            report(error, seconds)
+        wait(seconds)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def download_checkpoint(
+    repo_id: str, *, revision: str | None, token: str | None, patterns: Sequence[str]
+) -> Path:
+    """Return the folder of a repository's files, downloaded where they are not in the cache.
+
+    The client continues a file where a cut connection stopped it. What it gives up on, such as a
+    Hub that answers 503, is tried again; a file that has arrived is not fetched twice.
+
+    Args:
+        repo_id: such as `name/repo`.
+        revision: branch, tag or commit; None for `main`.
+        token: for a private repository.
+        patterns: of the files to load.
+    """
+
+    def failure(error: Exception) -> HubError | None:
+        if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError):
+            return None
+        root = root_of(error)
+        # Without any connection there is nothing to wait for.
+        return None if type(root).__name__ in _UNREACHABLE else hub_error(root, "load")
+
+    return keep_trying(
+        lambda: Path(
+            snapshot_download(
+                repo_id, revision=revision, token=token, allow_patterns=list(patterns)
+            )
+        ),
+        failure,
+        tries=DOWNLOAD_TRIES,
+        backoff=Backoff(first=0.5, most=8),
+        report=lambda _error, seconds: logger.warning(
+            "loading %s was interrupted; next try in %.1f s", repo_id, seconds
+        ),
+    )

@@ -1,0 +1,614 @@
+"""A recipe: every value that rebuilds a run, one frozen section for each stage of it.
+
+An option is declared once, with its help text, choices and range; reading, checking and the command
+line (`ftmamba.flags`) are made from the declaration. It stays our own: HfArgumentParser reads flat
+dataclasses only, without sections, near names or options that depend on a choice.
+"""
+
+# `option` is `dataclasses.field` with the facts that reading and the command line need.
+# ruff: noqa: RUF009
+
+import json
+import math
+import re
+import types
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from modeling_ftmamba.columns import near
+
+Section = TypeVar("Section")
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+FOR_SPLIT = "for_split"
+"""Key of a recipe's file: from the name of a split to what else changes with it."""
+
+NAME_OF_TYPE: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text",
+    dict: "a mapping", tuple: "a list",
+}  # fmt: skip
+
+
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    main: bool = False,
+    choices: Sequence[str] = (),
+    least: float = -math.inf,
+    most: float = math.inf,
+    read_by: Mapping[str, Any] | None = None,
+) -> Any:
+    """Declare an option.
+
+    Args:
+        default: its value when neither the file nor a flag sets it.
+        help_text: one line for `--help`.
+        main: the option a section is named by, so that `--split random` sets `split.kind`.
+        choices: the values it may have; empty allows any.
+        least: the least value of a number.
+        most: the greatest value of a number.
+        read_by: choices of the main option that read it, each with its own default.
+    """
+    about = {"help": help_text, "main": main, "choices": choices, "least": least, "most": most}
+    return field(default_factory=lambda: deepcopy(default), metadata={**about, "read_by": read_by})
+
+
+@dataclass(frozen=True)
+class _Options:
+    """A section; checks the choices and ranges of its options."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, about = getattr(self, f.name), f.metadata
+            choices, least, most = about["choices"], about["least"], about["most"]
+            if choices and value is not None and value not in choices:
+                raise ValueError(
+                    f"{f.name} must be one of {', '.join(choices)}, got {value!r}"
+                    f"{near(value, choices)}"
+                )
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not least <= number <= most:
+                    limit = f">= {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+                    raise ValueError(f"{f.name} must be {limit}, got {number!r}")
+        self.check()
+
+    def check(self) -> None:
+        """Check what concerns several options."""
+
+
+@dataclass(frozen=True)
+class DataRecipe(_Options):
+    """Where the three tables come from: a named data set, or three files."""
+
+    name: str = option("", "a named data set, such as movielens-100k", main=True)
+    folder: str = option("", "folder that already holds the named data set")
+    users: str = option("", "table of users: CSV, Parquet, JSON lines or a Hub data set")
+    items: str = option("", "table of items")
+    interactions: str = option("", "table of interactions")
+    drop_unknown: bool = option(False, "drop interactions whose user or item is in no table")
+    positive_threshold: float | None = option(None, "keep interactions of at least this weight")
+    cache_dir: str = option("", "folder for downloads and encoded tables; empty: ~/.cache/ftmamba")
+
+    def check_complete(self) -> None:
+        """Raise ValueError unless exactly one source of tables is named in full."""
+        files = {name: getattr(self, name) for name in ("users", "items", "interactions")}
+        missing = [name for name, path in files.items() if not path]
+        if self.name and len(missing) < len(files):
+            raise ValueError(
+                f"data names both the data set {self.name!r} and own tables; keep one of the two"
+            )
+        if not self.name and missing:
+            raise ValueError(
+                f"data lacks {', '.join(missing)}; give the three files users, items and "
+                "interactions, or a named data set as data.name"
+            )
+
+
+SPLITS = ("random", "leave-last-out", "global-time")
+
+
+@dataclass(frozen=True)
+class SplitRecipe(_Options):
+    """How interactions are divided; None leaves the split's own default."""
+
+    kind: str = option("global-time", "how train, validation and test are divided", main=True,
+                       choices=SPLITS)  # fmt: skip
+    cut: float | None = option(None, "global-time: quantile of time at which the test begins")
+    test_fraction: float | None = option(None, "fraction of the interactions tested")
+    validation_fraction: float | None = option(None, "fraction of the interactions for validation")
+    seed: int | None = option(None, "random: seed of the split; None: the seed of the run")
+
+    def options(self, seed: int) -> dict[str, float | int]:
+        """Return the options that were set; a random split takes the run's seed if it has none."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
+        if self.kind == "random" and self.seed is None:
+            values["seed"] = seed
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ModelRecipe(_Options):
+    """Which network: a preset, and the configuration fields that replace its own."""
+
+    preset: str = option("ft-mamba-small", "name of a shipped preset, or a JSON file", main=True)
+    overrides: dict[str, Any] = option({}, "fields of FTMambaConfig, e.g. {hidden_size: 32}")
+
+
+SAMPLED = {"sampled_softmax": 4, "gbce": 4, "bce": 4, "mse": 4}
+LOSSES = ("in_batch", "sampled_softmax", "full_softmax", "full_mse", "gbce", "bce", "mse")
+_WITH_NEGATIVES = dict.fromkeys(("in_batch", "full_softmax", *SAMPLED), False)
+_TIME_BUCKETS = {"in_batch": 8, "full_softmax": 8, "full_mse": 8, "sampled_softmax": 0, "gbce": 0}
+
+
+@dataclass(frozen=True)
+class LossRecipe(_Options):
+    """The objective, and the options that it reads; an option of another loss is refused."""
+
+    name: str = option("in_batch", "the loss", main=True, choices=LOSSES)
+    n_negatives: int = option(
+        None, "negatives drawn: by bce and mse for each target, else for all targets of a step",
+        least=1, read_by=SAMPLED,
+    )  # fmt: skip
+    negatives: str = option(
+        None, "how they are drawn; mixed: half uniform, half by popularity",
+        choices=("uniform", "popularity", "mixed"), read_by={"sampled_softmax": "uniform"},
+    )  # fmt: skip
+    t: float = option(None, "0 is plain binary cross-entropy, 1 calibrates fully", least=0, most=1,
+                      read_by={"gbce": 0.75})  # fmt: skip
+    log_q: bool = option(None, "correct for how often each item is a negative",
+                         read_by={"in_batch": True, "sampled_softmax": True})  # fmt: skip
+    label_smoothing: float = option(None, "share of a label that is spread over all items", least=0,
+                                    most=0.99, read_by={"full_softmax": 0.0})  # fmt: skip
+    mask_known_positives: bool = option(
+        None, "a user's other training items are not used as negatives", read_by=_WITH_NEGATIVES
+    )
+    mask_history: bool = option(
+        None, "items in the user's history are not used as negatives", read_by=_WITH_NEGATIVES
+    )
+    n_sampled_items: int = option(
+        None, "items embedded a step beside the batch's own; 0: the whole catalogue", least=0,
+        read_by={"full_softmax": 0},
+    )  # fmt: skip
+    user_weight_exponent: float = option(
+        None, "a target weighs (its user's interactions)^-exponent", least=0,
+        read_by={"full_softmax": 0.0},
+    )  # fmt: skip
+    positive_weight: float = option(None, "weight of an interaction against 1", least=0,
+                                    read_by={"full_mse": 5.0})  # fmt: skip
+    l2: float = option(None, "penalty on the embeddings", least=0, read_by={"full_mse": 1.0})
+    time_buckets: int = option(
+        None, "groups of a step's targets by time, whose candidates have the popularity of the "
+        "group's earliest; 0: of each target's own time", least=0, read_by=_TIME_BUCKETS,
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse what this loss does not read, and fill in its defaults."""
+        known = [f for f in fields(self) if f.metadata["read_by"]]
+        readable = [f.name for f in known if self.name in f.metadata["read_by"]]
+        for f in known:
+            if getattr(self, f.name) is None and f.name in readable:
+                object.__setattr__(self, f.name, f.metadata["read_by"][self.name])
+            elif getattr(self, f.name) is not None and f.name not in readable:
+                raise ValueError(
+                    f"{f.name} is not read by the loss {self.name!r}; remove it, or choose one of "
+                    f"{', '.join(f.metadata['read_by'])}. {self.name} reads: {', '.join(readable)}"
+                )
+        if self.mask_known_positives and self.mask_history:
+            raise ValueError(
+                "mask_history is part of mask_known_positives, for histories are made of training "
+                "items; keep one of the two"
+            )
+        if self.label_smoothing and self.n_sampled_items:
+            raise ValueError(
+                "label_smoothing spreads labels over all items, of which n_sampled_items embeds "
+                "only some; remove one of the two"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingRecipe(_Options):
+    """How the network is trained."""
+
+    loss: LossRecipe = option(LossRecipe(), "the objective")
+    sequences: str = option(
+        "", "for users with a history: predict the next item at every position of each user's "
+        "'newest' events, or of 'every' event once an epoch; empty: rows are interactions",
+        choices=("", "newest", "every"),
+    )  # fmt: skip
+    batch_order: str = option(
+        "random", "rows of a batch: random interactions, or a stretch of time",
+        choices=("random", "time"),
+    )  # fmt: skip
+    batch_size: int = option(1024, "rows or sequences a step and process", least=1)
+    num_epochs: int = option(20, "passes over the training interactions", least=1)
+    stop_after_epochs: int = option(0, "stop early on the same schedule; 0: never", least=0)
+    learning_rate: float = option(1e-3, "highest learning rate", least=0)
+    schedule: str = option("cosine", "learning rate after warm-up",
+                           choices=("cosine", "linear", "constant"))  # fmt: skip
+    warmup_fraction: float = option(0.05, "part of all steps spent on warm-up", least=0, most=1)
+    weight_decay: float = option(0.01, "AdamW; none on tokenizer, norms, biases, A_log, D", least=0)
+    embedding_weight_decay: float = option(0.0, "AdamW, on the tokenizer's tables", least=0)
+    adam_beta1: float = option(0.9, "AdamW", least=0, most=1)
+    adam_beta2: float = option(0.999, "AdamW", least=0, most=1)
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0: do not clip", least=0)
+    gradient_accumulation_steps: int = option(
+        1, "batches an optimizer step; in-batch negatives do not grow with it", least=1
+    )
+    mixed_precision: str = option("no", "forward pass in", choices=("no", "bf16", "fp16"))
+    evaluate_every: int = option(1, "validate after every so many epochs", least=1)
+    early_stopping_patience: int = option(
+        5, "stop after so many validations without a better score; 0: never", least=0
+    )
+    checkpointing_steps: int | str = option("", "save each N steps, or 'epoch'; empty: never")
+    checkpoints_total_limit: int = option(2, "checkpoints kept; 0: all", least=0)
+    resume_from_checkpoint: str = option("", "a checkpoint folder, or 'latest'")
+    with_tracking: bool = option(False, "log to a tracker")
+    report_to: str = option("tensorboard", "tracker", choices=("tensorboard", "trackio"))
+    log_every_steps: int = option(50, "steps between two tracked losses", least=1)
+
+    def check(self) -> None:
+        """Check when to save, and the order of batches."""
+        steps = self.checkpointing_steps
+        if steps not in ("", "epoch") and not (isinstance(steps, int) and steps > 0):
+            raise ValueError(
+                f"checkpointing_steps must be a whole number > 0, 'epoch' or empty, got {steps!r}"
+            )
+        if self.sequences and self.batch_order != "random":
+            raise ValueError(
+                f"batch_order {self.batch_order!r} is for rows that are single interactions, but "
+                f"sequences is {self.sequences!r}; remove one of the two"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe(_Options):
+    """How the trained model is judged."""
+
+    k: tuple[int, ...] = option((5, 10), "lengths of the ranked list", least=1)
+    mask_seen: bool = option(True, "leave out items that a user has in training")
+    selection_metric: str = option("NDCG@10", "validation metric that picks the epoch")
+    refit: bool = option(True, "train again on train + validation for the best number of epochs")
+    baselines: tuple[str, ...] = option((), "baselines evaluated beside the model")
+    baseline_options: dict[str, Any] = option({}, "baseline -> its options, unless tuned")
+    tune_baselines: bool = option(False, "choose the baselines' options on validation")
+    rivals: dict[str, Any] = option(
+        {},
+        "other networks trained beside the model: name -> {preset, overrides, training, columns}",
+    )
+    user_groups: tuple[str, ...] = option(
+        (), "columns of the users; the test users of each value are judged apart"
+    )
+
+
+@dataclass(frozen=True)
+class CardRecipe(_Options):
+    """What the model card says that no run can know."""
+
+    title: str = option("", "the model's name for people; empty: the network and the data")
+    licence: str = option("apache-2.0", "licence of the weights, as the Hub spells it")
+    data_licence: str = option("", "what the data's terms allow, one sentence")
+    data_hub_id: str = option("", "the data set on the Hub, if it is there")
+    citation: str = option("", "BibTeX that cites this model")
+    country: str = option("", "ISO code such as FRA, whose grid turns energy into emissions")
+
+
+@dataclass(frozen=True)
+class ExamplesRecipe(_Options):
+    """For whom the finished run shows recommendations."""
+
+    user_key: str = option("", "a user of the tables")
+    record: dict[str, Any] = option({}, "raw columns of a user who is in no table")
+
+
+@dataclass(frozen=True)
+class Recipe(_Options):
+    """Everything that rebuilds a run."""
+
+    data: DataRecipe = option(DataRecipe(), "the tables")
+    schema: dict[str, Any] | None = option(None, "columns of the tables; None: inferred")
+    split: SplitRecipe = option(SplitRecipe(), "train, validation and test")
+    model: ModelRecipe = option(ModelRecipe(), "the network")
+    training: TrainingRecipe = option(TrainingRecipe(), "the training")
+    evaluation: EvaluationRecipe = option(EvaluationRecipe(), "the evaluation")
+    examples: ExamplesRecipe = option(ExamplesRecipe(), "what the finished run shows")
+    card: CardRecipe = option(CardRecipe(), "the model card")
+    output_dir: str = option("runs/latest", "folder of the run's checkpoint and results")
+    seed: int = option(42, "seed of weights, order, dropout and negatives", least=0)
+    max_shard_size: str = option("5GB", "largest file of weights, such as 500MB")
+    push_to_hub: bool = option(False, "push to the Hub in the background, as hub_strategy says")
+    hub_model_id: str = option("", "Hub repository to push to, such as me/films")
+    hub_private: bool = option(False, "make the repository private if it is made")
+    hub_strategy: str = option(
+        "end", "the finished model alone; also each training checkpoint, on the branch "
+        "'checkpoints'; or also each of them, on 'main'",
+        choices=("end", "checkpoint", "every_save"),
+    )  # fmt: skip
+    hub_catalogue: bool = option(True, "push the items' keys, titles and embeddings too")
+    hub_training_state: bool = option(
+        False, "checkpoint: push what resuming needs too: optimizer and best weights"
+    )
+    hub_patience: int = option(600, "seconds that the end of a run waits for the Hub", least=0)
+
+    def check(self) -> None:
+        """Check the size of shards, and what is pushed."""
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size):
+            raise ValueError(
+                f"max_shard_size must be a size such as 5GB or 500MB, got {self.max_shard_size!r}"
+            )
+        if not self.push_to_hub:
+            return
+        if not self.hub_model_id:
+            raise ValueError("push_to_hub needs hub_model_id, e.g. --hub_model_id me/my-model")
+        if self.hub_strategy != "end" and not self.training.checkpointing_steps:
+            raise ValueError(
+                f"hub_strategy {self.hub_strategy!r} pushes training checkpoints, and none is "
+                "saved; give --checkpointing_steps epoch, or a number of steps"
+            )
+        if self.hub_training_state and self.hub_strategy != "checkpoint":
+            raise ValueError(
+                "hub_training_state needs hub_strategy 'checkpoint': only its branch takes what "
+                f"resuming needs, got {self.hub_strategy!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for YAML; reading them back gives an equal recipe."""
+        values: dict[str, Any] = to_plain(self)
+        return values
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses as mappings without what a choice does not read, and tuples as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        pairs = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: to_plain(v) for f, v in pairs if v is not None or not f.metadata["read_by"]}
+    if isinstance(value, tuple | list):
+        return [to_plain(element) for element in value]
+    if isinstance(value, Mapping):
+        return {key: to_plain(element) for key, element in value.items()}
+    return value
+
+
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from plain values; an unknown key is refused with the near one suggested."""
+    return build(Recipe, upgraded(values))
+
+
+def build(section: type[Section], values: Mapping[str, Any], where: str = "") -> Section:
+    """Build a section from plain values, converting each to its annotation.
+
+    Args:
+        section: a dataclass whose fields were made by `option`.
+        values: as read from YAML or from flags.
+        where: dotted name of the section, for messages.
+
+    Raises:
+        ValueError: an unknown key, a value of the wrong type, or one out of its range.
+    """
+    hints = _options_of(section)
+    converted = {}
+    for key, value in values.items():
+        if key not in hints:
+            inside = f"section {where!r} of the recipe" if where else "the recipe"
+            raise ValueError(
+                f"{inside} has no key {key!r}{near(key, hints)}; it has: {', '.join(hints)}"
+            )
+        converted[key] = convert(value, hints[key], f"{where}.{key}" if where else key)
+    try:
+        return section(**converted)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}" if where else str(error)) from None
+
+
+def convert(value: Any, kind: Any, name: str) -> Any:
+    """Convert a YAML value or a flag's text to the annotation of the option `name`.
+
+    Numbers may come as text, since YAML 1.1 reads `1e-4` as text.
+
+    Raises:
+        ValueError: the value does not fit.
+    """
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        plain = [member for member in members if member is not type(None)]
+        if len(plain) < len(members) and value in (None, "null", "none"):
+            return None
+        for member in plain[:-1]:
+            try:
+                return convert(value, member, name)
+            except ValueError:
+                continue
+        return convert(value, plain[-1], name)
+    if is_dataclass(kind):
+        value = as_mapping(value, kind)
+        if isinstance(value, Mapping):
+            return build(kind, value, name)  # type: ignore[arg-type]
+    elif origin is tuple:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if isinstance(parts, list | tuple):
+            return tuple(convert(part, members[0], name) for part in parts if part != "")
+    elif dict in (kind, origin) and isinstance(value, Mapping):
+        return dict(value)
+    elif kind is str and isinstance(value, str):
+        return value
+    elif kind in (int, float, bool) and (number := _scalar(value, kind)) is not None:
+        return number
+    wanted = NAME_OF_TYPE.get(dict if is_dataclass(kind) else origin or kind, str(kind))
+    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """Return a value, which may be text, as a bool, whole or finite number; None if it is none."""
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if isinstance(value, str):
+            return words.get(value.lower())
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        return None
+    return number if kind is float else value if isinstance(value, int) else int(number)
+
+
+def _options_of(section: Any) -> dict[str, Any]:
+    hints = get_type_hints(section)
+    return {f.name: hints[f.name] for f in fields(section)}
+
+
+def main_option(section: Any) -> str | None:
+    """Return the option that the section is named by, if it has one."""
+    return next((f.name for f in fields(section) if f.metadata["main"]), None)
+
+
+def as_mapping(value: Any, section: Any) -> Any:
+    """Return a section that is given by its main option alone as a mapping."""
+    name = main_option(section) if is_dataclass(section) else None
+    return {name: value} if isinstance(value, str) and name else value
+
+
+def lay_over(section: Any, values: Mapping[str, Any], partial: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace values of a section option by option, the schema and other mappings whole.
+
+    A loss of another name replaces the whole loss: its options were the former's.
+    """
+    hints, merged = _options_of(section), dict(values)
+    for name, part in partial.items():
+        kind = hints.get(name)
+        below, part = as_mapping(merged.get(name), kind), as_mapping(part, kind)  # noqa: PLW2901
+        if is_dataclass(kind) and isinstance(below, Mapping) and isinstance(part, Mapping):
+            is_other = kind is LossRecipe and "name" in part and part["name"] != below.get("name")
+            part = part if is_other else lay_over(kind, below, part)  # noqa: PLW2901
+        merged[name] = part
+    return merged
+
+
+def choose_variant(values: Mapping[str, Any], split_of_flags: str | None) -> dict[str, Any]:
+    """Return the recipe with the part for its split laid over it and the other parts gone.
+
+    Args:
+        values: a recipe as read from YAML.
+        split_of_flags: the split that a flag names, which wins over the file's.
+
+    Raises:
+        ValueError: `for_split` is no mapping of known splits to mappings.
+    """
+    rest = {key: value for key, value in values.items() if key != FOR_SPLIT}
+    variants = values.get(FOR_SPLIT) or {}
+    if not isinstance(variants, Mapping):
+        raise ValueError(
+            f"{FOR_SPLIT} must be a mapping of splits to partial recipes, got {variants!r}"
+        )
+    for name, partial in variants.items():
+        if name not in SPLITS:
+            raise ValueError(
+                f"{FOR_SPLIT} names an unknown split {name!r}{near(name, SPLITS)}; "
+                f"splits: {', '.join(SPLITS)}"
+            )
+        if not isinstance(partial, Mapping):
+            raise ValueError(f"{FOR_SPLIT}.{name} must be a partial recipe, got {partial!r}")
+    split = as_mapping(rest.get("split"), SplitRecipe)
+    kind = split_of_flags or (split or {}).get("kind", SplitRecipe().kind)
+    return lay_over(Recipe, rest, variants.get(kind, {}))
+
+
+_MOVED = {
+    "n_negatives": "n_negatives", "negatives": "negatives", "gbce_t": "t", "log_q": "log_q",
+    "label_smoothing": "label_smoothing", "mask_history": "mask_history", "embedding_l2": "l2",
+    "mask_known_positives": "mask_known_positives", "n_sampled_items": "n_sampled_items",
+    "user_weight_exponent": "user_weight_exponent", "positive_weight": "positive_weight",
+}  # fmt: skip
+"""Options of the loss in the first release, which stood beside it, and what they are called now."""
+
+
+def upgraded(values: Mapping[str, Any], schema: Any = None) -> dict[str, Any]:
+    """Return a recipe of the first release, or a part of one, as one of today.
+
+    Options of the loss move to it; those that it did not read are left out. Popularity stays as of
+    the earliest target of a step. A recipe of today is returned as it is.
+    """
+    result, schema = dict(values), values.get("schema", schema)
+    training = values.get("training")
+    if isinstance(training, Mapping) and training.keys() & _MOVED:
+        name = training.get("loss")
+        moved = {new: training[old] for old, new in _MOVED.items() if old in training}
+        if isinstance(name, str):
+            for f in fields(LossRecipe):
+                if f.metadata["read_by"] and name not in f.metadata["read_by"]:
+                    moved.pop(f.name, None)
+            if not training.get("sequences"):
+                moved.pop("label_smoothing", None)
+            if name in ("full_softmax", "full_mse") and "popularity_days" in str(schema):
+                moved["time_buckets"] = 1
+            moved["name"] = name
+        kept = {key: value for key, value in training.items() if key not in (*_MOVED, "loss")}
+        result["training"] = {"loss": moved, **kept}
+    for key in (FOR_SPLIT, "rivals"):
+        if isinstance(parts := values.get(key), Mapping):
+            result[key] = {
+                name: upgraded(part, schema) if isinstance(part, Mapping) else part
+                for name, part in parts.items()
+            }
+    if isinstance(evaluation := values.get("evaluation"), Mapping):
+        result["evaluation"] = upgraded(evaluation, schema)
+    return result
+
+
+def configuration_folder() -> Path:
+    """Return the folder of recipes, presets and launch files.
+
+    A wheel carries it inside the package as `_configuration`; in a source tree, an editable
+    install included, it is `configuration` beside the package.
+    """
+    installed = PACKAGE_FOLDER / "_configuration"
+    return installed if installed.is_dir() else PACKAGE_FOLDER.parent / "configuration"
+
+
+def shipped_names(kind: str) -> list[str]:
+    """Return the names of the shipped `recipes`, `presets` or `accelerate` files."""
+    return sorted(path.stem for path in (configuration_folder() / kind).glob("*.*"))
+
+
+def read_recipe(path_or_name: str | Path) -> dict[str, Any]:
+    """Read a recipe's YAML as a mapping, from a path or by a shipped name.
+
+    Raises:
+        FileNotFoundError: neither a file nor a shipped recipe.
+        ValueError: the file is not YAML, or not a mapping.
+    """
+    return upgraded(_read(path_or_name, "recipes", ".yaml"))
+
+
+def load_preset(path_or_name: str | Path) -> dict[str, Any]:
+    """Read the configuration fields of a preset, from a path or by a shipped name."""
+    return _read(path_or_name, "presets", ".json")
+
+
+def _read(path_or_name: str | Path, kind: str, suffix: str) -> dict[str, Any]:
+    path = Path(path_or_name)
+    shipped = configuration_folder() / kind / f"{path.name.removesuffix(suffix)}{suffix}"
+    if not path.is_file() and path.parent == Path() and shipped.is_file():
+        path = shipped
+    if not path.is_file():
+        names = shipped_names(kind)
+        raise FileNotFoundError(
+            f"no file {str(path)!r} and no shipped one of that name in {kind}"
+            f"{near(path.name.removesuffix(suffix), names)}; shipped: {', '.join(names) or 'none'}"
+        )
+    text, thing = path.read_text(encoding="utf-8"), f"{kind[:-1]} {str(path)!r}"
+    try:
+        values = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{thing} is not valid {suffix[1:].upper()}: {error}") from None
+    if not isinstance(values, dict | None):
+        raise ValueError(f"{thing} must be a mapping of sections, got {values!r}")
+    return values or {}
