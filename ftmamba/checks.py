@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ EXTRACTOR_NAME = "preprocessor_config.json"
 VOCABULARY_NAME = "vocabularies.safetensors"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+LOCAL_FOLDER = "local"
+"""Of a checkpoint: the known users, which never leave the machine."""
+
 AGAIN = "download or save the checkpoint again"
 
 LONGEST_KEY = 4096
@@ -102,7 +105,7 @@ def check_checkpoint(folder: Path) -> FTMambaConfig:
     if not (folder / CONFIG_NAME).is_file():
         problem = f"{str(folder)!r} has no {CONFIG_NAME}, so it is no checkpoint"
         raise FileNotFoundError(f"{problem}; give the output_dir of a finished run, or a Hub id")
-    local = folder / "local"
+    local = folder / LOCAL_FOLDER
     if local.is_symlink():
         raise damaged(local, "is a link that may leave its checkpoint", "copy it into the folder")
     for path in sorted([*folder.iterdir(), *(local.iterdir() if local.is_dir() else ())]):

@@ -1,8 +1,9 @@
 """Why an item is recommended to a user: what each column of both adds to the score.
 
 The baseline is the score when every column of both is missing, as the extractor encodes it. Each
-column gets its Shapley value (Shapley 1953): what the score rises by as the column comes, on average
-over all orders in which the columns of both towers can come. Baseline and shares add up to the score.
+column gets its Shapley value (Shapley 1953): what the score rises by as the column comes, on
+average over all orders in which the columns of both towers can come. Baseline and shares add up to
+the score.
 
 Ours rather than captum's or shap's, because the score is bilinear: each tower is played alone, how
 the two orders interleave is summed in closed form, and all 2**(n + m) coalitions cost
@@ -200,14 +201,14 @@ def explain(
             ),
             temperature=float(model.temperature),
         )
-    user_C, score, column = found.user, found.score, history_of(users)
+    user_C, score, column = found.user.clone(), found.score, history_of(users)
     user_values = extractor.describe("user", user)
     if column is not None:
         n_events = int(history["user_history_lengths"][0])
         user_values[column.name] = f"{n_events} event{'' if n_events == 1 else 's'}"
         if seen is not None and bool((seen[1] == row).any()):
             # The bias of a repeat comes with the history, in whatever order the columns come.
-            bias = float(model.repeat_bias / model.temperature)
+            bias = float(model.repeat_bias.detach() / model.temperature.detach())
             user_C[users.index(column)] += bias
             score += bias
     return Explanation(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .catalogue_file import Catalogue
+from .catalogue import Catalogue
 from .columns import EVENT_KEYS, LARGEST_CONTEXT, history_of, near
 from .texts import WrongValueError
 from .time_columns import seconds_of
@@ -141,7 +141,7 @@ class HistoryReader:
 
     def _rows(self, items: Sequence[Any]) -> list[int | None]:
         """Return the rows of the catalogue that items are, None for what is not in it."""
-        found = self._catalogue.rows_or_none(one if isinstance(one, str) else "" for one in items)
+        found = self._catalogue.index.rows(one if isinstance(one, str) else "" for one in items)
         return [
             item if isinstance(item, int) else row for item, row in zip(items, found, strict=True)
         ]

@@ -239,7 +239,7 @@ def _records_of(inputs: Any) -> Iterator[Any]:
             return (inputs[row] for row in range(len(inputs)))
     raise WrongInputError(
         "inputs must be a record (dict), a list of records, a generator or a data set of them, "
-        f"got {inputs!r:.80}; write table.to_dict('records') for a table of pandas, "
+        f"got {' '.join(repr(inputs).split()):.80}; write table.to_dict('records') for a table of pandas, "
         "table.to_dicts() for polars, table.to_pylist() for Arrow",
         "inputs",
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
-from .catalogue_file import CATALOGUE_NAME
+from .catalogue import CATALOGUE_NAME
 from .checked_files import commit_of, damaged, read_json, shown
 from .checked_weights import HUB_KEYS, find_file
 from .columns import Column, check_columns, column_from_dict, columns_of_tensor, near

@@ -171,7 +171,7 @@ def _recommend(checkpoint: "Checkpoint", k: int) -> "Callable[[Sequence[str], Te
     """Return what prints the best items of users."""
     import torch
 
-    from modeling_ftmamba.ranking import top_k
+    from modeling_ftmamba.catalogue import top_k
 
     model: Any = checkpoint.model
     catalogue = checkpoint.catalogue

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from ftmamba.catalogue import embed_catalogue
-from ftmamba.checkpoint import Checkpoint
-from ftmamba.checkpoint_folder import CURVES_FILE
+from ftmamba.checkpoint import CURVES_FILE, Checkpoint
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Split
 from ftmamba.experiment.card import card_facts
@@ -17,6 +15,7 @@ from ftmamba.experiment.data_facts import describe_split, describe_tables
 from ftmamba.experiment.user_groups import group_figures
 from ftmamba.known_users import known_users
 from ftmamba.recipe import Recipe
+from ftmamba.table_embedding import embed_catalogue
 from ftmamba.training.run import Trained
 from hub_cards import draw_learning_curves, render_model_card
 

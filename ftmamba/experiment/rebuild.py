@@ -10,8 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ftmamba.atomic import whole_file
-from ftmamba.checkpoint import Checkpoint
-from ftmamba.checkpoint_folder import CARD_FILE, RESULTS_FILE
+from ftmamba.checkpoint import CARD_FILE, RESULTS_FILE, Checkpoint
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Evaluation
 from ftmamba.experiment.card import card_facts

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ftmamba.checkpoint_folder import RECIPE_FILE, RESULTS_FILE
+from ftmamba.checkpoint import RECIPE_FILE, RESULTS_FILE
 from modeling_ftmamba.columns import near
 
 METRICS = ("HR", "R", "MRR", "coverage")

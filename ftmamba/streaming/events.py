@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ftmamba.checks import LONGEST_KEY, parse_json
 from ftmamba.streaming.store import LONGEST_USER_KEY
-from modeling_ftmamba.checked_files import parse_json
 from modeling_ftmamba.columns import LARGEST_CONTEXT
-from modeling_ftmamba.key_index import LONGEST_KEY
 
 LONGEST_EVENT_ID = 128
 """Characters."""

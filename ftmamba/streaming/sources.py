@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ftmamba.atomic import whole_file
+from ftmamba.checks import read_json
 from ftmamba.streaming.events import Event, parse_event
 from ftmamba.streaming.source import Batch
-from modeling_ftmamba.checked_files import read_json
 
 MOST_LINE_BYTES = 2**20
 POLL_SECONDS = 0.2

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.recommender import Recommender
+from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
 
 ARCHITECTURES = {

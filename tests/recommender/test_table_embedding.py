@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ftmamba import table_embedding
-from ftmamba.table_embedding import block_size, embed_items, embed_table, rows_of
+from ftmamba.table_embedding import block_size, embed_catalogue, embed_table, rows_of
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
@@ -23,6 +23,11 @@ def build(**fields):
     torch.manual_seed(0)
     config = FTMambaConfig.from_columns(COLUMNS, COLUMNS[:2], **{**small, **fields})
     return FTMambaTwoTowerModel(config).eval()
+
+
+def embed_items(model, items):
+    keys = [str(row) for row in range(len(items["item_numeric"]))]
+    return torch.from_numpy(embed_catalogue(model, items, keys=keys, titles=()).embeddings)
 
 
 def records(tower, n):
