@@ -8,21 +8,20 @@ from collections.abc import Sequence
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import save_checkpoint
-from ftmamba.data.tables import Tables
-from ftmamba.evaluation import Split, results_table
-from ftmamba.experiment import (
+from ftmamba.comparison import (
     Comparison,
     check_group_columns,
     check_rivals_and_baselines,
     compare,
-    make_checkpoint,
-    measured_cost,
-    tell_examples,
 )
+from ftmamba.data.tables import Tables
+from ftmamba.evaluation import Split, results_table
 from ftmamba.flags import load_recipe
 from ftmamba.hub import hide_tokens, known_tokens
 from ftmamba.recipe import Recipe
+from ftmamba.results import make_checkpoint, measured_cost, show_examples
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
+from hub_cards import with_card
 from hub_cards.training_push import check_hub, pushing
 
 BAD_INPUT = 2
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(recipe: Recipe) -> None:
-    """Train, compare, save, tell, push."""
+    """Train, compare, save, push, and print the results."""
     check_rivals_and_baselines(recipe)
     check_hub(recipe)
     accelerator = make_accelerator(recipe)
@@ -54,20 +53,22 @@ def run(recipe: Recipe) -> None:
         comparison = compare(recipe, tables, split, trained, accelerator)
         if accelerator.is_main_process:
             checkpoint = make_checkpoint(recipe, tables, split, trained, comparison, cost=cost)
-            save_checkpoint(recipe.output_dir, checkpoint, max_shard_size=recipe.max_shard_size)
+            save_checkpoint(
+                recipe.output_dir, with_card(checkpoint), max_shard_size=recipe.max_shard_size
+            )
             if hub is not None:
                 hub.finish()
-            tell(recipe, tables, split, comparison)
+            print_results(recipe, tables, split, comparison)
     accelerator.end_training()
 
 
-def tell(recipe: Recipe, tables: Tables, split: Split, comparison: Comparison) -> None:
+def print_results(recipe: Recipe, tables: Tables, split: Split, comparison: Comparison) -> None:
     """Print the results and a few recommendations of the checkpoint."""
     print(f"\nTest: {split.description}; {comparison.protocol}\n")
     print(results_table(comparison.evaluations, k=max(recipe.evaluation.k)))
     recommender = Recommender.from_pretrained(recipe.output_dir)
-    if told := tell_examples(recommender, recipe.examples, tables, split.before_test):
-        print(f"\n{told}")
+    if examples := show_examples(recommender, recipe.examples, tables, split.before_test):
+        print(f"\n{examples}")
     print(f"\nCheckpoint and all_results.json: {recipe.output_dir}", flush=True)
 
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from ftmamba.comparison import compare
 from ftmamba.evaluation import Evaluation, paired_test, pool, results_table
-from ftmamba.experiment import compare
-from ftmamba.experiment.finish import hardware
 from ftmamba.flags import load_recipe
 from ftmamba.recipe import Recipe
+from ftmamba.results import hardware
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 
 

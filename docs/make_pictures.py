@@ -21,7 +21,7 @@ from PIL import Image
 from selenium import webdriver
 
 from hub_cards import pin_revision
-from hub_cards.preview import render_preview
+from hub_cards.pictures import render_preview
 
 HERE = Path(__file__).resolve().parent
 REVISION = "3f1c2a9e0b7d4c5f8a6e1d2b3c4f5a6b7c8d9e0f"
@@ -54,9 +54,8 @@ def card_page(run: Path, repo: str) -> str:
 @contextmanager
 def serving(run: Path, repo: str) -> Iterator[str]:
     """Serve the run's page in this process until the block ends."""
-    from ftmamba.experiment.space import space_of
-    from hub_cards.space.app import build, look
-    from hub_cards.space.engine import Demo
+    from hub_cards.space import space_of
+    from hub_cards.space_page import Demo, build, look
 
     page = build(Demo(str(run)), name=repo, example=space_of(str(run)).example)
     _, url, _ = page.launch(

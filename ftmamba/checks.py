@@ -23,11 +23,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue, weights_fingerprint
-from modeling_ftmamba.columns import TENSOR_OF_KIND, Column, columns_of_tensor
-from modeling_ftmamba.configuration_ftmamba import TOWERS, FTMambaConfig
-from modeling_ftmamba.string_table import text_table
-from modeling_ftmamba.towers import TwoTowers
+from modeling_ftmamba.catalogue import Catalogue, weights_fingerprint
+from modeling_ftmamba.configuration_ftmamba import (
+    TENSOR_OF_KIND,
+    TOWERS,
+    Column,
+    FTMambaConfig,
+    columns_of_tensor,
+)
+from modeling_ftmamba.network import TwoTowers
+from modeling_ftmamba.processing_ftmamba import CATALOGUE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +45,6 @@ LOCAL_FOLDER = "local"
 """Of a checkpoint: the known users, which never leave the machine."""
 
 AGAIN = "download or save the checkpoint again"
-
-LONGEST_KEY = 4096
-"""Bytes of an item's key."""
 
 MOST_JSON_BYTES = 2**23
 MOST_JSON_VALUES = 500_000
@@ -154,7 +156,7 @@ def check_file(path: Path, most_bytes: int | None = None) -> None:
         raise damaged(path, f"has {facts.st_size} bytes, at most {most_bytes} are read")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Raises:
@@ -162,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DamagedFileError: it is no JSON, or larger or deeper than a checkpoint's, or holds a number
             that is not finite or one key twice.
     """
-    check_file(path, MOST_JSON_BYTES)
+    check_file(path, most_bytes)
     content = path.read_bytes()
     n_values = sum(content.count(mark) for mark in (b",", b"[", b"{"))
     if n_values > MOST_JSON_VALUES:
@@ -229,10 +231,11 @@ def read_config(path: Path) -> FTMambaConfig:
         if isinstance(values.get(name), dict):
             values[name] = checked(values[name])
     try:
-        return FTMambaConfig.from_dict(values)
+        config: FTMambaConfig = FTMambaConfig.from_dict(values)
     except Exception as error:
         problem = f"makes no config ({' '.join(str(error).split()):.400})"
         raise damaged(path, problem, "correct it or save it again") from None
+    return config
 
 
 def read_tensors(path: Path, *, dtypes: frozenset[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -379,14 +382,11 @@ def check_catalogue(
 ) -> None:
     """Check a catalogue by itself, and against the model and the items' columns."""
     problem = ""
-    longest = np.diff(text_table(catalogue.keys).offsets).max()
     with np.errstate(over="ignore", invalid="ignore"):
         is_finite = np.isfinite(catalogue.embeddings.sum())
     if not is_finite and not (is_finite_I := np.isfinite(catalogue.embeddings).all(1)).all():
         row = int(is_finite_I.argmin())
         problem = f"the embedding of item {catalogue.keys[row]!r} (row {row}) is not finite"
-    elif longest > LONGEST_KEY:
-        problem = f"an item's key has {longest} bytes, it may have {LONGEST_KEY}"
     elif catalogue.fingerprint != weights_fingerprint(model):
         problem = "the catalogue was embedded by other weights than the model's; make it anew"
     elif catalogue.embeddings.shape[1] != model.config.projection_size:

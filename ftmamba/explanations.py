@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ftmamba.checks import check_item_records
 from modeling_ftmamba.catalogue import Catalogue
-from modeling_ftmamba.columns import columns_of_tensor, history_of
-from modeling_ftmamba.history_records import Event, HistoryReader
+from modeling_ftmamba.configuration_ftmamba import columns_of_tensor, history_of
+from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
 TOWERS = ("user", "item")
 MOST_EXACT = 10
@@ -189,7 +189,7 @@ def explain(
     histories = reader.events([record]) if events is None else [events]
     user = extractor(users=[dict(record)])
     with torch.inference_mode():
-        history, seen = reader.of_events(histories), reader.taken(histories)
+        history, seen = reader.of_events(histories), reader.seen(histories)
         embed_user = _coalitions(users, user, extractor(users=[{}]), history)
         embed_item = _coalitions(items, item, extractor(items=[{}]), {})
         found = shares(
@@ -243,7 +243,8 @@ def _coalitions(
         embed: Callable[..., Tensor], has_come_NC: Tensor, device: torch.device
     ) -> Tensor:
         parts = []
-        for has_come in has_come_NC.split(_COALITIONS_AT_ONCE):
+        for start in range(0, len(has_come_NC), _COALITIONS_AT_ONCE):
+            has_come = has_come_NC[start : start + _COALITIONS_AT_ONCE]
             inputs = {
                 name: torch.where(has_come[:, slots[name]], values, missing[name])
                 for name, values in record.items()
@@ -384,7 +385,7 @@ def _drawn_orders(embed: Embed, n_columns: int, generator: torch.Generator) -> G
     place_PC = order_PS.argsort(1)
     has_come = place_PC[:, None, :] < torch.arange(n_columns + 1)[:, None]
     embeds_NE = embed(has_come.flatten(0, 1)).double().cpu()
-    embeds_PTE = embeds_NE.unflatten(0, (len(order_PS), n_columns + 1))
+    embeds_PTE = embeds_NE.reshape(len(order_PS), n_columns + 1, -1)
     group_P = torch.arange(len(order_PS)) // ORDERS_A_GROUP
     steps = embeds_NE.new_zeros(N_GROUPS, n_columns, n_columns, embeds_NE.shape[1])
     steps.index_put_(
@@ -392,4 +393,5 @@ def _drawn_orders(embed: Embed, n_columns: int, generator: torch.Generator) -> G
         embeds_PTE.diff(dim=1) / ORDERS_A_GROUP,
         accumulate=True,
     )
-    return Game(steps, embeds_PTE.unflatten(0, (N_GROUPS, ORDERS_A_GROUP)).mean(1))
+    levels = embeds_PTE.reshape(N_GROUPS, ORDERS_A_GROUP, *embeds_PTE.shape[1:]).mean(1)
+    return Game(steps, levels)

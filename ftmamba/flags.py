@@ -18,7 +18,7 @@ from ftmamba.recipe import (
     recipe_from_dict,
     shipped_names,
 )
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from ftmamba.checks import DamagedFileError, check_file, damaged, read_tensors
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions, ItemsByUser
 from ftmamba.data.readers import key_texts
-from modeling_ftmamba.columns import near
-from modeling_ftmamba.history_records import Event
+from modeling_ftmamba.configuration_ftmamba import near
+from modeling_ftmamba.processing_ftmamba import Event
 
 USERS_FILE = "users.parquet"
 SEEN_FILE = "seen.safetensors"
@@ -155,9 +155,9 @@ def known_users(
         key,
         users.select(names),
         histories.items,
-        histories.times,
-        histories.weights,
-        context=histories.context,
+        histories.events.times,
+        histories.events.weights,
+        context=histories.events.context,
     )
 
 

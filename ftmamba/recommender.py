@@ -18,8 +18,8 @@ from ftmamba.checkpoint import Checkpoint, load_to_recommend
 from ftmamba.explanations import Explanation, explain
 from ftmamba.known_users import KnownUsers
 from modeling_ftmamba.catalogue import Catalogue, top_k
-from modeling_ftmamba.history_records import Event, HistoryReader
-from modeling_ftmamba.string_table import text_table
+from modeling_ftmamba.encoders import text_table
+from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
 Record = Mapping[str, Any]
 
@@ -153,8 +153,9 @@ class Recommender:
     @torch.inference_mode()
     def user_embedding(self, record: Record) -> NDArray[np.float32]:
         """Return the embedding (E,) of a raw record."""
-        embedding: NDArray[np.float32] = self._embed([record], self._history.events([record]))[0]
-        return embedding.cpu().numpy()
+        users_UE = self._embed([record], self._history.events([record]))
+        embedding: NDArray[np.float32] = users_UE[0].cpu().numpy()
+        return embedding
 
     @torch.inference_mode()
     def score(self, record: Record, item_key: str) -> float:
@@ -236,9 +237,7 @@ class Recommender:
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]
     ) -> Tensor:
         users_UE = self._embed(users, events)
-        scores_UI: Tensor = self._model.scores(
-            users_UE, self._items_IE, self._history.taken(events)
-        )
+        scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, self._history.seen(events))
         return scores_UI
 
     def _best(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:

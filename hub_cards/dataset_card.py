@@ -1,119 +1,80 @@
 """Write the card of a data set: three tables, what is in them, how to load and to train on them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import DatasetCardData
 from markupsafe import Markup
 
-from hub_cards.card import render
-from hub_cards.facts import ColumnFacts
-from hub_cards.markdown import one_line
+from ftmamba.data.tables import Tables
+from ftmamba.recipe import Recipe
+from ftmamba.results import describe_tables
+from hub_cards.card import one_line, render
+from hub_cards.facts import column_facts, data_name, data_terms
 
-TEMPLATE = "dataset_card.md.jinja"
 TAGS = ("recommendation", "tabular", "ftmamba")
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
           (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TableFacts:
-    """One of the tables of users and items.
+def dataset_card(recipe: Recipe, tables: Tables, *, licence: str = "other") -> str:
+    """Return the text of the card: metadata in YAML, then Markdown.
 
-    Attributes:
-        name: `users` or `items`.
-        file: of the table in the repository.
-        rows: how many.
-        key: the column that names a row.
-        title: the column shown beside a recommendation, or empty.
-        columns: what the schema declares.
+    Args:
+        recipe: names the tables; its section `card` adds what no table can tell.
+        tables: read as the recipe says.
+        licence: of the data, as the Hub spells it.
     """
-
-    name: str
-    file: str
-    rows: int
-    key: str
-    title: str
-    columns: Sequence[ColumnFacts]
-
-
-@dataclass(frozen=True)
-class InteractionFacts:
-    """Who took what.
-
-    Attributes:
-        file: of the table in the repository.
-        rows: how many.
-        roles: `user`, `item`, `time` and `weight`, to the column that holds it.
-        per_user: interactions of a user: quantiles at 5, 50 and 95 %.
-        per_item: the same of an item.
-        share_of_top_tenth: of the interactions, that the most popular tenth of the items has.
-        period: first and last day; empty without times.
-    """
-
-    file: str
-    rows: int
-    roles: Mapping[str, str]
-    per_user: Sequence[float]
-    per_item: Sequence[float]
-    share_of_top_tenth: float
-    period: tuple[str, str] | tuple[()] = ()
-
-
-@dataclass(frozen=True)
-class DatasetCardFacts:
-    """All that the card of a data set says.
-
-    Attributes:
-        name: for people.
-        repo: Hub id that the examples load.
-        users: the table of users.
-        items: the table of items.
-        interactions: the table of interactions.
-        schema: the recipe's form of it, as YAML.
-        licence: as the Hub spells it; `other` says to read the terms.
-        terms: what the licence allows, one sentence.
-        citation: BibTeX; empty without.
-    """
-
-    name: str
-    repo: str
-    users: TableFacts
-    items: TableFacts
-    interactions: InteractionFacts
-    schema: str
-    licence: str = "other"
-    terms: str = ""
-    citation: str = ""
-
-    @property
-    def density(self) -> float:
-        """Interactions over all pairs of a user and an item."""
-        return self.interactions.rows / max(1, self.users.rows * self.items.rows)
-
-
-def render_dataset_card(facts: DatasetCardFacts) -> str:
-    """Return the card: metadata in YAML, then Markdown."""
-    return render(TEMPLATE, facts=facts, metadata=dataset_metadata(facts))
-
-
-def dataset_metadata(facts: DatasetCardFacts) -> Markup:
-    """Return the card's metadata as YAML; each table is a configuration of its own."""
-    files = {
-        "users": facts.users.file,
-        "items": facts.items.file,
-        "interactions": facts.interactions.file,
+    facts, schema = describe_tables(tables), tables.schema
+    files = {}
+    for table in ("users", "items", "interactions"):
+        path = Path(getattr(recipe.data, table))
+        # A named data set has no files: a table would be saved as Parquet.
+        files[table] = path.name if path.suffix else f"{table}.parquet"
+    roles = {
+        role: column
+        for role, column in schema.interactions.to_dict().items()
+        if role in ("user", "item", "time", "weight")
     }
+    name = recipe.card.title or data_name(recipe)
+    return render(
+        "dataset_card.md.jinja",
+        metadata=_metadata(name, licence, files, facts["interactions"]["rows"]),
+        name=name,
+        repo=recipe.card.data_hub_id or "owner/name",
+        tables=[
+            {
+                "name": table,
+                "file": files[table],
+                "rows": facts[table]["rows"],
+                "key": of_table.key,
+                "title": of_table.title,
+                "columns": [
+                    column_facts(facts, table, column.to_dict()) for column in of_table.raw_columns
+                ],
+            }
+            for table, of_table in (("users", schema.users), ("items", schema.items))
+        ],
+        interactions={**facts["interactions"], "file": files["interactions"], "roles": roles},
+        schema=yaml.safe_dump({"schema": schema.to_dict()}, sort_keys=False, allow_unicode=True),
+        licence=licence,
+        terms=data_terms(recipe),
+        citation=recipe.card.citation,
+    )
+
+
+def _metadata(name: str, licence: str, files: dict[str, str], n_rows: int) -> Markup:
+    """Return the card's metadata as YAML; each table is a configuration of its own."""
     configs: list[dict[str, Any]] = [
-        {"config_name": name, "data_files": one_line(file)} for name, file in files.items()
+        {"config_name": table, "data_files": one_line(file)} for table, file in files.items()
     ]
     data = DatasetCardData(
-        pretty_name=one_line(facts.name),
-        license=one_line(facts.licence),
+        pretty_name=one_line(name),
+        license=one_line(licence),
         task_categories=["other"],
         tags=list(TAGS),
-        size_categories=[size_category(facts.interactions.rows)],
+        size_categories=[size_category(n_rows)],
         configs=configs,
     )
     return Markup(data.to_yaml())

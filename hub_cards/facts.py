@@ -1,9 +1,44 @@
-"""What a model card says, as plain values: filled from a finished run, written by `card`."""
+"""What a model card shows, gathered from a checkpoint: its results, its recipe, its columns.
 
+A finished run and a checkpoint read from a folder go the same way, so a card can be made again.
+"""
+
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+import modeling_ftmamba
+from ftmamba.checkpoint import Checkpoint
+from ftmamba.data.named_datasets import LICENCES
+from ftmamba.recipe import Recipe, TrainingRecipe, recipe_from_dict, to_plain
+from ftmamba.results import Cost
+from hub_cards.contents import HANDLER_FILE
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+
+CARD_METRICS = ("NDCG", "HR", "R", "MRR")
+PARTS = {"warm": "Users with earlier interactions", "cold": "Users without any"}
+DATA_NAMES = {"movielens-100k": "MovieLens-100K"}
+DATA_TERMS = {
+    "movielens-100k": LICENCES["movielens-100k"].removesuffix("."),
+    "checkerboard": "made up by this project, free to use",
+}
+ALWAYS_SHOWN = ("loss", "batch_size", "num_epochs", "learning_rate", "schedule", "weight_decay")
+NEVER_SHOWN = ("resume_from_checkpoint", "with_tracking", "report_to", "log_every_steps",
+               "checkpointing_steps", "checkpoints_total_limit")  # fmt: skip
+"""Training options that leave the trained model as it is."""
+UNREADABLE = ("edges", "event_scales")
+"""Fitted fields of a column that say little to a reader."""
+
+CODE_ROOTS = tuple(
+    f"{name}_ftmamba.py" for name in ("configuration", "modeling", "processing", "pipeline")
+)
+"""Where Transformers starts; what these import travels with them."""
 
 
 @dataclass(frozen=True)
@@ -13,12 +48,6 @@ class Figure:
     value: float
     low: float | None = None
     high: float | None = None
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether every number of it is one."""
-        numbers = (self.value, self.low, self.high)
-        return all(number is None or math.isfinite(number) for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -30,7 +59,7 @@ class ResultRow:
         figures: metric name, such as "NDCG@10", to its figure.
         difference: the card's model less this one, paired by user; None in the model's own row.
         seconds: wall time of fitting and scoring.
-        note: what was chosen for it, such as tuned options.
+        note: such as tuned options.
     """
 
     name: str
@@ -42,14 +71,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """The test users who share a value.
-
-    Attributes:
-        value: in words.
-        n_users: how many.
-        own: the model's figure for them.
-        other: that of the strongest other model.
-    """
+    """The test users who share a value: the model's figure, and the strongest other model's."""
 
     value: str
     n_users: int
@@ -59,14 +81,7 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class UserGroups:
-    """The test users by the values of one column.
-
-    Attributes:
-        column: its name.
-        metric: what `own` and `other` of the rows are.
-        rows: one a group, the largest first.
-        other_name: of the strongest other model; empty without.
-    """
+    """The test users by the values of one column; `other_name` is of the strongest other model."""
 
     column: str
     metric: str
@@ -86,7 +101,7 @@ class ColumnFacts:
         column: `Column.to_dict` of it.
         missing: share of the table's rows without a value; None where that was not counted.
         distinct: different values in the table.
-        middle: where the middle 90 % of its numbers lie.
+        middle: range of the middle 90 % of its numbers.
     """
 
     column: Mapping[str, Any]
@@ -121,103 +136,35 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What the model is.
-
-    Attributes:
-        mixer: such as `mamba` or `attention`.
-        n_parameters: of both towers.
-        hidden_size: width of a token.
-        num_hidden_layers: layers of each tower.
-        embedding_size: width of what a tower returns.
-    """
-
-    mixer: str
-    n_parameters: int
-    hidden_size: int
-    num_hidden_layers: int
-    embedding_size: int
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """How it was trained, and what that cost.
-
-    Attributes:
-        options: the recipe's training options, name to value.
-        best_epoch: epochs after which validation was best.
-        seed: of weights, order, dropout and negatives.
-        seeds: further seeds, what for to which.
-        versions: package to version.
-        seconds: wall time.
-        hardware: what it ran on.
-        n_processes: how many trained together.
-        peak_memory: bytes, of the main process.
-        energy: kWh, where it was measured.
-        emissions: grams of CO2 equivalents, where they were estimated.
-        country: ISO code of the grid behind the emissions.
-        curves: file name of the picture of the learning curves; empty without.
-    """
-
-    options: Mapping[str, Any]
-    best_epoch: int
-    seed: int
-    seconds: float
-    hardware: str
-    seeds: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    n_processes: int = 1
-    peak_memory: int | None = None
-    energy: float | None = None
-    emissions: float | None = None
-    country: str = ""
-    curves: str = ""
-
-
-@dataclass(frozen=True)
-class EndpointFacts:
-    """What an inference endpoint is asked and answers, each as JSON.
-
-    Attributes:
-        request: an example.
-        answer: its answer.
-        error: the answer to a request that cannot be answered.
-        request_schema: JSON schema of requests.
-        answer_schema: JSON schema of answers.
-    """
-
-    request: str
-    answer: str
-    error: str
-    request_schema: str
-    answer_schema: str
-
-
-@dataclass(frozen=True)
 class ModelCardFacts:
-    """All that a model card says.
+    """All that a model card shows.
 
     Attributes:
         name: of the model, for people.
         repo: Hub id or folder that the examples load.
+        config: of the model.
+        n_parameters: of both towers.
         data: what it was trained on.
-        model: what it is.
-        training: how it became so.
+        options: of the model and of training, name to value.
+        best_epoch: epochs after which validation was best.
+        seeds: by purpose.
+        cost: of training.
         user_key: column of the users' keys.
         item_key: column of the items' keys.
         user_columns: what the user tower reads.
-        item_columns: the same of the item tower.
+        item_columns: what the item tower reads.
         example_record: a raw user record.
-        split: how training and test were parted, one sentence.
+        split: how training and test were divided, one sentence.
         protocol: candidates, masking, averaging, one sentence.
         metrics: names in the order of the columns of the table of results.
-        results: the model's own row first, then every baseline.
-        parts: further tables under the same columns, such as "Cold users", to their rows.
+        results: the model's own row first, then every other model's.
+        parts: further tables under the same columns, such as "Users without any", to their rows.
         groups: the test users by columns that the recipe names.
         limits: what the model is not good for, one sentence each.
         code: file of the remote code to its SHA-256.
-        endpoint: of `handler.py`, where there is one.
-        with_catalogue: whether the repository holds the items; the examples need them.
+        versions: package to version.
+        curves: file name of the picture of the learning curves; empty without.
+        with_catalogue: whether the repository holds the items; most examples need them.
         revision: commit, tag or branch that the examples pin.
         licence: of the weights, as the Hub spells it.
         citation: BibTeX of whoever made this model; empty leaves only the paper's.
@@ -225,9 +172,13 @@ class ModelCardFacts:
 
     name: str
     repo: str
+    config: Any
+    n_parameters: int
     data: DataFacts
-    model: ModelFacts
-    training: TrainingFacts
+    options: Mapping[str, Any]
+    best_epoch: int
+    seeds: Mapping[str, int]
+    cost: Cost
     user_key: str
     item_key: str
     user_columns: Sequence[ColumnFacts]
@@ -241,7 +192,8 @@ class ModelCardFacts:
     groups: Sequence[UserGroups] = ()
     limits: Sequence[str] = ()
     code: Mapping[str, str] = field(default_factory=dict)
-    endpoint: EndpointFacts | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    curves: str = ""
     with_catalogue: bool = True
     revision: str = "main"
     licence: str = "apache-2.0"
@@ -252,7 +204,18 @@ class ModelCardFacts:
             raise ValueError("a model card needs the model's results, got none; evaluate it first")
         for row in (*self.results, *(row for rows in self.parts.values() for row in rows)):
             for metric in self.metrics:
-                _check_figure(row, metric)
+                if metric not in row.figures:
+                    raise ValueError(
+                        f"the results of {row.name!r} lack {metric!r}; "
+                        f"they have: {', '.join(row.figures)}"
+                    )
+                figure = row.figures[metric]
+                numbers = (figure.value, figure.low, figure.high)
+                if not all(number is None or math.isfinite(number) for number in numbers):
+                    raise ValueError(
+                        f"{metric} of {row.name!r} must be a finite number, got {figure}; "
+                        "evaluate again before writing a card"
+                    )
 
     @property
     def own(self) -> ResultRow:
@@ -267,14 +230,269 @@ class ModelCardFacts:
         return [key for key in (self.user_key, self.item_key) if key in names]
 
 
-def _check_figure(row: ResultRow, metric: str) -> None:
-    if metric not in row.figures:
+def card_facts(
+    checkpoint: Checkpoint, *, folder: Path | None = None, curves: str = ""
+) -> ModelCardFacts:
+    """Gather the facts of a checkpoint's card.
+
+    Args:
+        checkpoint: with its recipe and results.
+        folder: of the checkpoint; None for one that is not saved yet.
+        curves: file name of the learning curves, where they were drawn.
+
+    Raises:
+        ValueError: the checkpoint has no recipe, or its results no model's figures.
+    """
+    if not checkpoint.recipe:
+        raise ValueError("the checkpoint has no recipe.yaml, so no card can be made of it")
+    recipe = recipe_from_dict(dict(checkpoint.recipe))
+    results, extractor = checkpoint.results, checkpoint.extractor
+    models: Mapping[str, Any] = results.get("models", {})
+    if not models:
         raise ValueError(
-            f"the results of {row.name!r} lack {metric!r}; they have: {', '.join(row.figures)}"
+            "all_results.json holds no model's figures; train again, or evaluate the checkpoint"
         )
-    figure = row.figures[metric]
-    if not figure.is_finite:
-        raise ValueError(
-            f"{metric} of {row.name!r} must be a finite number, got {figure}; "
-            "evaluate again before writing a card"
+    own = next(iter(models.values()))
+    k = max(recipe.evaluation.k)
+    with_catalogue = recipe.hub_catalogue or not recipe.push_to_hub
+    metrics = [f"{name}@{k}" for name in CARD_METRICS]
+    tables, training = results.get("data", {}), results.get("training", {})
+    code = code_hashes(folder)
+    split_options = recipe.split.options(recipe.seed)
+    seeds = {"split": int(split_options["seed"])} if "seed" in split_options else {}
+    return ModelCardFacts(
+        name=recipe.card.title or f"{next(iter(models))} on {data_name(recipe)}",
+        repo=recipe.hub_model_id or str(folder or recipe.output_dir),
+        config=checkpoint.model.config,
+        n_parameters=results.get("n_parameters", 0),
+        data=_data_facts(results, recipe),
+        options=_options(recipe),
+        best_epoch=training.get("best_epoch", 0),
+        seeds={"run": recipe.seed, **seeds, "bootstrap": 0},
+        cost=_cost(results),
+        user_key=extractor.user_key,
+        item_key=extractor.item_key,
+        user_columns=[column_facts(tables, "users", one) for one in extractor.user_columns],
+        item_columns=[column_facts(tables, "items", one) for one in extractor.item_columns],
+        example_record=example_record(checkpoint),
+        split=results.get("split", "not recorded"),
+        protocol=own["protocol"],
+        metrics=metrics,
+        results=[
+            ResultRow(
+                name,
+                _figures(model, metrics),
+                difference=_difference(results.get("differences", {}).get(name)),
+                seconds=results.get("seconds", {}).get(name),
+                note=results.get("options", {}).get(name, ""),
+            )
+            for name, model in models.items()
+        ],
+        parts={
+            f"{title} ({own[part]['n_users']:,})": [
+                ResultRow(name, _figures(model[part], metrics))
+                for name, model in models.items()
+                if part in model
+            ]
+            for part, title in PARTS.items()
+            if part in own
+        },
+        groups=[
+            _user_groups(column, rows, recipe.evaluation.selection_metric)
+            for column, rows in results.get("user_groups", {}).items()
+            if rows
+        ],
+        limits=measured_limits(models, k),
+        code=code if with_catalogue else {n: c for n, c in code.items() if n != HANDLER_FILE},
+        versions=results.get("versions", {}),
+        curves=curves,
+        with_catalogue=with_catalogue,
+        licence=recipe.card.licence,
+        citation=recipe.card.citation,
+    )
+
+
+def data_name(recipe: Recipe) -> str:
+    """Return the name of the data for people."""
+    return DATA_NAMES.get(recipe.data.name, recipe.data.name) or "own tables"
+
+
+def data_terms(recipe: Recipe) -> str:
+    """Return what the data's terms allow; empty where the recipe does not say."""
+    return (recipe.card.data_licence or DATA_TERMS.get(recipe.data.name, "")).removesuffix(".")
+
+
+def column_facts(tables: Mapping[str, Any], table: str, column: Mapping[str, Any]) -> ColumnFacts:
+    """Return the facts of a column.
+
+    Args:
+        tables: what `describe_tables` returns.
+        table: `users` or `items`.
+        column: `Column.to_dict` of it.
+    """
+    facts = tables.get(table, {}).get("columns", {}).get(column["name"], {})
+    quantiles = facts.get("quantiles")
+    return ColumnFacts(
+        {key: value for key, value in column.items() if key not in UNREADABLE},
+        facts.get("missing"),
+        facts.get("distinct"),
+        None if quantiles is None else (quantiles[0], quantiles[-1]),
+    )
+
+
+def code_hashes(folder: Path | None = None) -> dict[str, str]:
+    """Return the SHA-256 of each Python file that is published with a checkpoint.
+
+    Args:
+        folder: of a checkpoint; None for the code that would travel with a new one.
+    """
+    folder = folder or Path(modeling_ftmamba.__path__[0])
+    sources = {folder / name for name in CODE_ROOTS}
+    for source in list(sources):
+        sources |= {Path(path) for path in get_relative_import_files(source)}
+    code = {path.name: path.read_bytes() for path in sources}
+    # Pushing adds the handler where the folder has none.
+    handler = folder / HANDLER_FILE
+    shipped = files("hub_cards") / HANDLER_FILE
+    code[HANDLER_FILE] = (handler if handler.is_file() else shipped).read_bytes()
+    return {name: hashlib.sha256(code[name]).hexdigest() for name in sorted(code)}
+
+
+def example_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the record that a card or page shows: the recipe's, or a made-up typical one."""
+    recipe = recipe_from_dict(dict(checkpoint.recipe))
+    tables = checkpoint.results.get("data", {})
+    return dict(recipe.examples.record) or typical_record(checkpoint.extractor, tables)
+
+
+def typical_record(extractor: FTMambaFeatureExtractor, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a made-up user of the most frequent values, so that no person's record is shown.
+
+    Args:
+        extractor: fitted; its key column is left out.
+        tables: what `describe_tables` returns, for medians; numbers are left out without it.
+    """
+    record: dict[str, Any] = {}
+    columns = tables.get("users", {}).get("columns", {})
+    for column in extractor.columns("user"):
+        if column.name == extractor.user_key:
+            continue
+        quantiles = columns.get(column.name, {}).get("quantiles")
+        if column.kind == "numeric" and quantiles:
+            median = quantiles[len(quantiles) // 2]
+            record[column.name] = int(median) if median == int(median) else median
+        elif column.kind in ("categorical", "categories"):
+            frequent = extractor.known_values("user", column.name)[:1]
+            if frequent:
+                record[column.name] = frequent if column.kind == "categories" else frequent[0]
+    return record
+
+
+def measured_limits(models: Mapping[str, Any], k: int) -> list[str]:
+    """Return the limits that the figures show: popularity bias, users without interactions."""
+    name, own = next(iter(models.items()))
+    limits = []
+    coverages = {
+        other: model["metrics"][f"coverage@{k}"]
+        for other, model in models.items()
+        if f"coverage@{k}" in model["metrics"]
+    }
+    coverage = coverages.pop(name, None)
+    if coverage is not None:
+        widest = max(coverages, key=coverages.__getitem__, default="")
+        beside = f" ({widest}: {100 * coverages[widest]:.1f} %)" if widest else ""
+        rank = own["metrics"].get(f"popularity_rank@{k}")
+        ranked = (
+            f", and the average recommended item is number {rank:.0f} of {own['n_items']:,} by "
+            "popularity"
         )
+        limits.append(
+            f"It favours popular items: the top-{k} lists of all test users together contain "
+            f"{100 * coverage:.1f} % of the catalogue{beside}{ranked if rank is not None else ''}."
+        )
+    if "cold" in own and "warm" in own:
+        metric = f"NDCG@{k}"
+        warm, cold = (own[part]["metrics"][metric] for part in ("warm", "cold"))
+        limits.append(
+            f"For users without interactions only the columns are known: {metric} is {cold:.3f} "
+            f"for the {own['cold']['n_users']} cold test users and {warm:.3f} for the "
+            f"{own['warm']['n_users']} warm ones. These are different users with different test "
+            "items, so compare models within a group, not the groups."
+        )
+    return limits
+
+
+def _figures(model: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Figure]:
+    intervals = model.get("intervals", {})
+    return {
+        metric: Figure(model["metrics"][metric], *intervals.get(metric, (None, None)))
+        for metric in metrics
+        if metric in model["metrics"]
+    }
+
+
+def _difference(found: Mapping[str, Any] | None) -> Figure | None:
+    return Figure(found["difference"], found["low"], found["high"]) if found else None
+
+
+def _user_groups(column: str, rows: Sequence[Mapping[str, Any]], metric: str) -> UserGroups:
+    own, *others = rows[0]["models"]
+
+    def total(model: str) -> float:
+        return sum(float(row["n_users"] * row["models"][model]["value"]) for row in rows)
+
+    def figure(row: Mapping[str, Any], model: str) -> Figure:
+        found = row["models"][model]
+        return Figure(found["value"], *found["interval"])
+
+    # The strongest beside it, by the mean over all these users.
+    strongest = max(others, key=total, default="")
+    return UserGroups(
+        column,
+        metric,
+        [
+            GroupRow(
+                row["group"],
+                row["n_users"],
+                figure(row, own),
+                figure(row, strongest) if strongest else None,
+            )
+            for row in rows
+        ],
+        strongest,
+    )
+
+
+def _data_facts(results: Mapping[str, Any], recipe: Recipe) -> DataFacts:
+    data = results.get("data", {})
+    interactions, parts = data.get("interactions", {}), data.get("split", {})
+    own = next(iter(results["models"].values()))
+    return DataFacts(
+        name=data_name(recipe),
+        n_users=data.get("users", {}).get("rows", own["n_users"]),
+        n_items=data.get("items", {}).get("rows", own["n_items"]),
+        n_interactions=parts.get("train", 0) + recipe.evaluation.refit * parts.get("validation", 0),
+        parts=parts,
+        period=(interactions["first"], interactions["last"]) if "first" in interactions else (),
+        hub_id=recipe.card.data_hub_id,
+        licence=data_terms(recipe),
+    )
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """Return the preset, its overrides, and the training options that matter or were changed."""
+    usual = to_plain(TrainingRecipe())
+    shown = {
+        name: value
+        for name, value in to_plain(recipe.training).items()
+        if name in ALWAYS_SHOWN or (value != usual[name] and name not in NEVER_SHOWN)
+    }
+    return {"preset": recipe.model.preset, **recipe.model.overrides, **shown}
+
+
+def _cost(results: Mapping[str, Any]) -> Cost:
+    """Return the recorded cost; of an older run its time and hardware."""
+    if results.get("cost"):
+        return Cost(**results["cost"])
+    seconds = results.get("training", {}).get("seconds", 0.0)
+    return Cost(seconds, results.get("hardware", "unknown hardware"))

@@ -4,30 +4,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .columns import Column
-    from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
-    from .modeling_ftmamba import FTMambaModel, FTMambaTwoTowerModel, FTMambaTwoTowerOutput
+    from .configuration_ftmamba import Column, FTMambaConfig, FTMambaTowerConfig
+    from .modeling_ftmamba import (
+        FTMambaTowerModel,
+        FTMambaTowerOutput,
+        FTMambaTwoTowerModel,
+        FTMambaTwoTowerOutput,
+    )
     from .processing_ftmamba import FTMambaFeatureExtractor
-    from .towers import FTMambaTowerOutput
 
 __all__ = [
     "Column",
     "FTMambaConfig",
     "FTMambaFeatureExtractor",
-    "FTMambaModel",
     "FTMambaTowerConfig",
+    "FTMambaTowerModel",
     "FTMambaTowerOutput",
     "FTMambaTwoTowerModel",
     "FTMambaTwoTowerOutput",
 ]
 
 _MODULE_OF = {
-    "Column": "columns",
+    "Column": "configuration_ftmamba",
     "FTMambaConfig": "configuration_ftmamba",
     "FTMambaFeatureExtractor": "processing_ftmamba",
-    "FTMambaModel": "modeling_ftmamba",
+    "FTMambaTowerModel": "modeling_ftmamba",
     "FTMambaTowerConfig": "configuration_ftmamba",
-    "FTMambaTowerOutput": "towers",
+    "FTMambaTowerOutput": "modeling_ftmamba",
     "FTMambaTwoTowerModel": "modeling_ftmamba",
     "FTMambaTwoTowerOutput": "modeling_ftmamba",
 }

@@ -1,11 +1,11 @@
 """The catalogue of a checkpoint: every item's key, title and embedding, and the best items of it.
 
-Shapes: U users, I items, E embedding, S slots of an encoded record, K ranks, N keys, Z bytes.
+Shapes: U users, I items, E embedding, S slots of an encoded record, K ranks.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,57 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from .columns import near
-from .string_table import TextTable, text_table
+from .configuration_ftmamba import near
+from .encoders import KeyIndex, TextTable, text_table
 
-CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1
 GROUP_SIZE = 32
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
 _RECORDS = "records/"
 _MOST_TO_SUGGEST_FROM = 50_000
-_SEED, _PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
-
-
-class KeyIndex:
-    """Finds rows by a hash of the keys' bytes; `repeated` is a key that occurs twice, or None."""
-
-    def __init__(self, keys: TextTable) -> None:
-        self._keys, self._hash_N = keys, _hashes(keys)
-        self._order_N: NDArray[np.int64] | None = None
-        sorted_N = np.sort(self._hash_N)
-        # Anyone can choose keys that share a hash; then a dict finds the rows.
-        has_alike = bool((sorted_N[1:] == sorted_N[:-1]).any())
-        self._row_of = {key: row for row, key in enumerate(keys)} if has_alike else {}
-        repeats = (key for row, key in enumerate(keys) if self._row_of[key] != row)
-        self.repeated = next(repeats, None) if has_alike else None
-
-    def rows(self, keys: Iterable[str]) -> list[int | None]:
-        """Return the row of each key, None where there is none."""
-        asked = list(keys)
-        if self._row_of or not len(self._keys):
-            return [self._row_of.get(key) for key in asked]
-        if self._order_N is None:
-            self._order_N = np.argsort(self._hash_N)
-        index = self._hash_N.searchsorted(_hashes(text_table(asked)), sorter=self._order_N)
-        found = self._order_N[np.minimum(index, len(self._keys) - 1)].tolist()
-        rows = zip(found, asked, strict=True)
-        return [row if self._keys[row] == key else None for row, key in rows]
-
-
-def _hashes(keys: TextTable) -> NDArray[np.uint64]:
-    """Return a hash of each key (N,), read eight bytes at a time."""
-    starts_N, lengths_N = keys.offsets[:-1], np.diff(keys.offsets)
-    # The eight bytes from any byte on, as one number.
-    padded = np.concatenate([keys.packed, np.zeros(8, np.uint8)])
-    words = np.ndarray(len(keys.packed) + 1, np.dtype("<u8"), padded.data, strides=(1,))
-    hash_N = lengths_N.astype(np.uint64) * _SEED
-    for start in range(0, lengths_N.max(initial=0), 8):
-        rows = np.flatnonzero(lengths_N > start)
-        absent = np.maximum(start + 8 - lengths_N[rows], 0).astype(np.uint64) * np.uint64(8)
-        mixed = (hash_N[rows] ^ (words[starts_N[rows] + start] << absent)) * _PRIME
-        hash_N[rows] = mixed ^ (mixed >> np.uint64(32))
-    return hash_N
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,274 @@
-"""Configuration of FT-Mamba towers and of the two-tower recommender."""
+"""Configuration of FT-Mamba: what a column is, one tower, and the two-tower recommender.
+
+A record is encoded into at most four tensors a tower, in column order within each:
+
+    numeric       float32 (B, P)  one slot a `numeric` column, NaN = missing
+    category_ids  int64   (B, C)  one slot a `categorical` column
+    set_ids       int64   (B, S)  `max_length` slots a `categories` column, padded with 0
+    dense         float32 (B, Q)  `dimension` slots a `vector` or `timestamp` column, NaN = missing
+
+A column of kind `history`, of the user tower alone, is in none of them: its events come beside.
+"""
 
 import math
-import os
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .checked_config import read_config
-from .columns import Column, check_columns, column_from_dict, history_of, near
+PADDING_ID, MISSING_ID, UNSEEN_ID, N_SPECIAL_IDS = 0, 1, 2, 3
+HISTORY = "history"
+GAP = "gap"
+"""The event feature that a scan may decay with: log(1 + seconds since the event before)."""
+KINDS = ("numeric", "categorical", "categories", "timestamp", "vector", HISTORY)
+SCALINGS = ("standard", "quantile", "none")
+EVENT_FEATURES = (GAP, "weight")
+"""What an event feature may be; any other name is a numeric column of the interactions."""
+EVENT_KEYS = ("item", "time", "weight")
+"""The keys of any event given as a dict."""
+TIMESTAMP_DIMENSION = 7
+"""Standardised time, then sine and cosine of the hour of day, day of week and day of year."""
+TENSOR_OF_KIND = {
+    "numeric": "numeric", "categorical": "category_ids", "categories": "set_ids",
+    "timestamp": "dense", "vector": "dense",
+}  # fmt: skip
+
+LARGEST_CONTEXT = 1e30
+"""Bound of a number in a column of the interactions that is an event feature."""
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 2 * LARGEST_CONTEXT
+"""Bounds of a standard deviation that numbers are divided by, in 32 bits."""
+MOST_COLUMNS, MOST_SLOTS = 4096, 2**16
+"""Columns of a tower, and their slots together in the tensors of one record."""
+MOST_IDS = 2**31 - 1
+MOST_NAME = 1000
+"""Characters of a column's name."""
+
+_FARTHEST_EDGE = 1e300
+# Which kinds of column read an option; the others of a column are read by all.
+_KINDS_READING = {
+    "min_count": ("categorical", "categories"),
+    "max_vocabulary": ("categorical", "categories"),
+    "hash_buckets": ("categorical", "categories"),
+    "separator": ("categories",),
+    "scaling": ("numeric",),
+    "popularity_days": ("numeric",),
+    "event_features": (HISTORY,),
+}
+
+
+def near(word: object, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known word, or an empty text."""
+    matches = get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table of users or items.
+
+    Attributes:
+        name: the column's name in the raw table and in a raw record.
+        kind: one of `KINDS`.
+        min_count: values seen less often in training count as rare.
+        max_vocabulary: keep at most so many values, the most frequent; 0 keeps all.
+        hash_buckets: rare and unseen values share so many extra ids; 0 sends them to `UNSEEN_ID`.
+        separator: splits a text into the members of a set (`categories` given as one string).
+        scaling: of a numeric column, one of `SCALINGS`.
+        popularity_days: if positive, the column is no part of the raw table: it holds the natural
+            logarithm of 1 + the item's interactions in so many days before the row's time.
+        vocabulary_size: fitted; ids 0..2 are special, then values, then hash buckets.
+        max_length: fitted where 0; members kept of a set. Of a history: the newest events kept,
+            0 keeps all.
+        dimension: fitted; width of a vector or timestamp.
+        edges: fitted; bin edges b_0 < ... < b_T of the scaled value, for PLE.
+        event_features: of a history, what stands beside each event: some of `EVENT_FEATURES`, and
+            names of numeric columns of the interactions (its context). A gap is log(1 + seconds
+            since the event before), 0 for the first; the others, such as a rating or a price, are
+            as they are.
+        event_scales: fitted; of each event feature the mean and the standard deviation by which
+            the model standardises it, (0, 1) for `EVENT_FEATURES`. Empty, all are read as they are.
+    """
+
+    name: str
+    kind: str
+    min_count: int = 1
+    max_vocabulary: int = 0
+    hash_buckets: int = 0
+    separator: str = ""
+    scaling: str = "standard"
+    popularity_days: int = 0
+    vocabulary_size: int = 0
+    max_length: int = 0
+    dimension: int = 0
+    edges: tuple[float, ...] = ()
+    event_features: tuple[str, ...] = ()
+    event_scales: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= MOST_NAME:
+            raise ValueError(
+                f"a column's name must be a text of 1 to {MOST_NAME} characters, got "
+                f"{self.name!r:.80}"
+            )
+        for field, allowed in (("kind", KINDS), ("scaling", SCALINGS)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise self._wrong(field, f"one of {', '.join(allowed)}", near(value, allowed))
+        for field in ("min_count", "max_vocabulary", "hash_buckets", "popularity_days",
+                      "vocabulary_size", "max_length", "dimension"):  # fmt: skip
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_IDS:
+                raise self._wrong(field, f"a whole number from 0 to {MOST_IDS}")
+        if not isinstance(self.separator, str):
+            raise self._wrong("separator", "a text")
+        for field in ("popularity_days", "event_features"):
+            if getattr(self, field) and self.kind not in _KINDS_READING[field]:
+                raise ValueError(
+                    f"column {self.name!r}: {field} needs kind {_KINDS_READING[field][0]!r}, got "
+                    f"{self.kind!r}"
+                )
+        object.__setattr__(self, "edges", self._parsed_edges())
+        object.__setattr__(self, "event_features", self._parsed_event_features())
+        object.__setattr__(self, "event_scales", self._parsed_event_scales())
+
+    def _wrong(self, field: str, rule: str, hint: str = "") -> ValueError:
+        value = getattr(self, field)
+        return ValueError(f"column {self.name!r}: {field} must be {rule}, got {value!r:.80}{hint}")
+
+    def _parsed_edges(self) -> tuple[float, ...]:
+        edges = self.edges
+        numbers = [
+            float(edge)
+            for edge in (edges if isinstance(edges, list | tuple) else ())
+            if isinstance(edge, int | float) and abs(edge) < _FARTHEST_EDGE
+        ]
+        rise = all(low < high for low, high in pairwise(numbers))
+        if not isinstance(edges, list | tuple) or len(numbers) != len(edges) or not rise:
+            raise self._wrong("edges", "a list of finite numbers that rise")
+        # One edge would bound no bin.
+        return tuple(numbers) if len(numbers) > 1 else ()
+
+    def _parsed_event_features(self) -> tuple[str, ...]:
+        names = self.event_features
+        if (
+            not isinstance(names, list | tuple)
+            or not all(isinstance(name, str) and 0 < len(name) <= MOST_NAME for name in names)
+            or len(set(names)) < len(names)
+            or len(names) > MOST_COLUMNS
+            or any(name in EVENT_KEYS and name not in EVENT_FEATURES for name in names)
+        ):
+            raise self._wrong(
+                "event_features",
+                f"a list of {', '.join(EVENT_FEATURES)} and names of numeric columns of the "
+                f"interactions, each once, none of them item or time, {MOST_COLUMNS} at most",
+            )
+        return tuple(names)
+
+    def _parsed_event_scales(self) -> tuple[tuple[float, float], ...]:
+        given = self.event_scales
+        scales = [
+            (float(pair[0]), float(pair[1]))
+            for pair in (given if isinstance(given, list | tuple) else ())
+            if isinstance(pair, list | tuple)
+            and len(pair) == 2
+            and all(isinstance(number, int | float) for number in pair)
+            and abs(pair[0]) <= LARGEST_SCALE
+            and SMALLEST_SCALE <= pair[1] <= LARGEST_SCALE
+        ]
+        fits = len(scales) in (0, len(self.event_features))
+        if not isinstance(given, list | tuple) or len(scales) != len(given) or not fits:
+            raise self._wrong(
+                "event_scales",
+                "a list of [mean, standard deviation > 0], one for each of event_features "
+                f"({len(self.event_features)}) or none",
+            )
+        return tuple(scales)
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Event features that are columns of the interactions."""
+        return tuple(name for name in self.event_features if name not in EVENT_FEATURES)
+
+    @property
+    def width(self) -> int:
+        """Slots of this column in its tensor."""
+        if self.kind == HISTORY:
+            return 0
+        if self.kind == "categories":
+            return self.max_length
+        return self.dimension if self.kind in ("timestamp", "vector") else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, ready for JSON or YAML."""
+        values = {f.name: asdict(self)[f.name] for f in fields(self)
+                  if getattr(self, f.name) != f.default}  # fmt: skip
+        for name in ("edges", "event_features"):
+            if name in values:
+                values[name] = list(values[name])
+        if self.event_scales:
+            values["event_scales"] = [list(scale) for scale in self.event_scales]
+        return values
+
+
+def column_from_dict(values: Mapping[str, Any]) -> Column:
+    """Build a column; an unknown key is refused with the near one suggested.
+
+    Raises:
+        ValueError: an unknown key, or a value out of its range.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a column must be an object with a name and a kind, got {values!r:.80}")
+    known = [f.name for f in fields(Column)]
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"column {values.get('name')!r:.80} has an unknown key {key!r:.80}"
+                f"{near(key, known)}; it may have: {', '.join(known)}"
+            )
+    if "name" not in values or "kind" not in values:
+        raise ValueError(f"a column needs a name and a kind, got {dict(values)!r:.200}")
+    return Column(**values)
+
+
+def check_columns(columns: Sequence[Column], tower: str) -> None:
+    """Check the columns of one tower against each other.
+
+    Raises:
+        ValueError: one name or a history occurs twice, or a record would take too much room.
+    """
+    if len(columns) > MOST_COLUMNS:
+        raise ValueError(f"the {tower} tower has {len(columns)} columns, of {MOST_COLUMNS} at most")
+    name, times = next(iter(Counter(column.name for column in columns).most_common(1)), ("", 0))
+    if times > 1:
+        raise ValueError(f"{tower} column {name!r} occurs twice; remove one of them")
+    histories = [column.name for column in columns if column.kind == HISTORY]
+    if len(histories) > 1:
+        raise ValueError(
+            f"the {tower} tower has the histories {', '.join(histories)}; keep one of them"
+        )
+    n_slots = sum(column.width for column in columns)
+    if n_slots > MOST_SLOTS:
+        widest = max(columns, key=lambda column: column.width)
+        raise ValueError(
+            f"the {tower} columns have {n_slots} slots together, {MOST_SLOTS} at most; the widest "
+            f"is {widest.name!r} with {widest.width}: shorten it with max_length or leave it out"
+        )
+
+
+def columns_of_tensor(columns: Iterable[Column], tensor: str) -> list[Column]:
+    """Return the columns whose slots lie in the named tensor, in order."""
+    return [column for column in columns if TENSOR_OF_KIND.get(column.kind) == tensor]
+
+
+def history_of(columns: Iterable[Column]) -> Column | None:
+    """Return the column of kind `history`, if there is one."""
+    return next((column for column in columns if column.kind == HISTORY), None)
+
 
 MIXERS = ("mamba", "ssd", "attention")
 POOLINGS = ("cls", "last", "mean")
@@ -18,12 +277,10 @@ NORM_POSITIONS = ("pre", "post", "sum")
 FEED_FORWARDS = ("reglu", "relu", "gelu")
 TOWERS = ("user", "item")
 
-# Keys that Transformers itself writes into or reads from a config, beside its dataclass fields.
-_TRANSFORMERS_KEYS = (
-    "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type",
-    "name_or_path", "num_labels", "output_attentions", "per_layer_config", "torch_dtype",
-    "trust_remote_code",
-)  # fmt: skip
+_CHOICES = {
+    "mixer": MIXERS, "pooling": POOLINGS, "norm_position": NORM_POSITIONS,
+    "feed_forward": FEED_FORWARDS, "numeric_embedding": NUMERIC_EMBEDDINGS,
+}  # fmt: skip
 _POSITIVE = (
     "hidden_size", "state_size", "conv_kernel", "expand", "n_frequencies", "projection_size",
     "frequency_scale", "layer_norm_eps", "time_step_min", "time_step_max", "time_step_floor",
@@ -35,6 +292,12 @@ _NOT_NEGATIVE = (
 _RATES = (
     "attention_dropout", "feed_forward_dropout", "residual_dropout", "token_dropout",
     "unseen_probability",
+)  # fmt: skip
+# Keys that Transformers itself writes into or reads from a config, beside its dataclass fields.
+_TRANSFORMERS_KEYS = (
+    "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type",
+    "name_or_path", "num_labels", "output_attentions", "per_layer_config", "torch_dtype",
+    "trust_remote_code",
 )  # fmt: skip
 
 
@@ -144,25 +407,31 @@ class FTMambaArchitecture(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        known = [name for name in type(self).__dataclass_fields__ if not name.startswith("_")]
-        for key in kwargs:
-            if not key.startswith("_") and key not in _TRANSFORMERS_KEYS:
-                raise ValueError(
-                    f"{type(self).__name__} has no field {key!r}; remove it or correct its name"
-                    f"{near(key, known)}"
-                )
+        saved = kwargs.pop("_saved", False)
+        if not saved:
+            known = [name for name in type(self).__dataclass_fields__ if not name.startswith("_")]
+            for key in kwargs:
+                if not key.startswith("_") and key not in _TRANSFORMERS_KEYS:
+                    raise ValueError(
+                        f"{type(self).__name__} has no field {key!r}; remove it or correct its "
+                        f"name{near(key, known)}"
+                    )
         super().__post_init__(**kwargs)
+        if not saved:
+            self.refuse_unread()
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read a `config.json` for `from_pretrained`, every field of it checked."""
-        return read_config(
-            Path(json_file),
-            model_type=cls.model_type,
-            shared=_own_fields(FTMambaArchitecture),
-            own=_own_fields(cls),
-            build=cls,
-        )
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a config of saved fields, as `from_pretrained` does.
+
+        Unlike the constructor it accepts fields without effect, and unknown ones, which become
+        attributes that are saved again: Transformers writes some, and so may anyone.
+        """
+        return super().from_dict({**config_dict, "_saved": True}, **kwargs)
+
+    def refuse_unread(self) -> None:
+        """Raise ValueError for a field that departs from its default and has no effect."""
+        raise NotImplementedError
 
     @property
     def inner_size(self) -> int:
@@ -192,66 +461,56 @@ class FTMambaArchitecture(PreTrainedConfig):
         """Hidden width of a feed-forward."""
         return self.intermediate_size or int(4 * self.hidden_size / 3)
 
-    def validate_choices(self) -> None:
-        """Check the fields that name one of a few options."""
-        for field, allowed in (
-            ("mixer", MIXERS),
-            ("pooling", POOLINGS),
-            ("norm_position", NORM_POSITIONS),
-            ("feed_forward", FEED_FORWARDS),
-            ("numeric_embedding", NUMERIC_EMBEDDINGS),
-        ):
+    def validate_fields(self) -> None:
+        """Check every field by itself: choices, sizes and rates."""
+        for field, allowed in _CHOICES.items():
             value = getattr(self, field)
-            if value not in allowed:
-                raise ValueError(
-                    f"{field} must be one of {', '.join(allowed)}, got {value!r}"
-                    f"{near(value, allowed)}"
-                )
-
-    def validate_ranges(self) -> None:
-        """Check that sizes are positive and rates lie in [0, 1)."""
+            _check(field, value, value in allowed, f"one of {', '.join(allowed)}", allowed)
         for field in _POSITIVE:
-            _check(field, getattr(self, field), ok=getattr(self, field) > 0, rule="> 0")
+            _check(field, getattr(self, field), getattr(self, field) > 0, "> 0")
         for field in _NOT_NEGATIVE:
-            _check(field, getattr(self, field), ok=getattr(self, field) >= 0, rule=">= 0")
+            _check(field, getattr(self, field), getattr(self, field) >= 0, ">= 0")
         for field in _RATES:
-            _check(field, getattr(self, field), ok=0 <= getattr(self, field) < 1, rule="in [0, 1)")
-
-    def validate_head(self) -> None:
-        """Check that without a head the embedding has the width of the tokens."""
-        if not self.with_head and self.projection_size != self.hidden_size:
-            raise ValueError(
-                f"projection_size must equal hidden_size where with_head is False, got "
-                f"{self.projection_size} and {self.hidden_size}; change one of them"
-            )
+            _check(field, getattr(self, field), 0 <= getattr(self, field) < 1, "in [0, 1)")
 
     def validate_combinations(self) -> None:
         """Check fields against each other."""
-        if self.time_step_min > self.time_step_max:
-            raise ValueError(
+        attention, inner = self.mixer == "attention", self.inner_size
+        for broken, message in (
+            (
+                not self.with_head and self.projection_size != self.hidden_size,
+                "projection_size must equal hidden_size where with_head is False, got "
+                f"{self.projection_size} and {self.hidden_size}; change one of them",
+            ),
+            (
+                self.time_step_min > self.time_step_max,
                 f"time_step_min must be <= time_step_max, got {self.time_step_min} > "
-                f"{self.time_step_max}; swap them"
-            )
-        if self.num_hidden_layers == 0 and self.pooling != "mean":
-            raise ValueError(
+                f"{self.time_step_max}; swap them",
+            ),
+            (
+                self.num_hidden_layers == 0 and self.pooling != "mean",
                 f"pooling must be 'mean' where num_hidden_layers is 0, got {self.pooling!r}: "
-                "without layers no token has seen the others"
-            )
-        if self.mixer == "ssd" and self.inner_size % (self.ssd_head_size or 1):
-            raise ValueError(
+                "without layers no token has seen the others",
+            ),
+            (
+                self.mixer == "ssd" and inner % (self.ssd_head_size or 1),
                 f"ssd_head_size must divide expand * hidden_size, got {self.ssd_head_size} and "
-                f"{self.inner_size}; change one of them or set 0 to have it chosen"
-            )
-        if self.mixer == "attention" and self.hidden_size % self.n_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} "
-                f"and {self.num_attention_heads}; change one of them or set 0 to have it chosen"
-            )
-        if self.mixer == "attention" and self.bidirectional:
-            raise ValueError(
+                f"{inner}; change one of them or set 0 to have it chosen",
+            ),
+            (
+                attention and self.hidden_size % self.n_attention_heads,
+                "hidden_size must be a multiple of num_attention_heads, got "
+                f"{self.hidden_size} and {self.num_attention_heads}; change one of them or set 0 "
+                "to have it chosen",
+            ),
+            (
+                attention and self.bidirectional,
                 "bidirectional must be False with mixer 'attention', which sees both directions "
-                "already; remove it or choose mixer 'mamba' or 'ssd'"
-            )
+                "already; remove it or choose mixer 'mamba' or 'ssd'",
+            ),
+        ):
+            if broken:
+                raise ValueError(message)
 
 
 @strict
@@ -267,12 +526,10 @@ class FTMambaTowerConfig(FTMambaArchitecture):
     columns: list[dict[str, Any]] | None = None
 
     def validate_columns(self) -> None:
-        """Check every column and that no name occurs twice."""
-        check_columns(self.parsed_columns(), "tower")
-
-    def validate_history(self) -> None:
-        """Check what a history asks of the other fields."""
-        if (history := history_of(self.parsed_columns())) is None:
+        """Check every column, that no name occurs twice, and what a history asks of the layers."""
+        columns = self.parsed_columns()
+        check_columns(columns, "tower")
+        if (history := history_of(columns)) is None:
             return
         attention = self.mixer == "attention"
         if self.bidirectional or (attention and not self.causal_attention):
@@ -281,7 +538,7 @@ class FTMambaTowerConfig(FTMambaArchitecture):
                 f"column {history.name!r}: a history needs layers that read from left to right; "
                 f"{remedy}, or remove the column"
             )
-        if self.time_decay and (attention or "gap" not in history.event_features):
+        if self.time_decay and (attention or GAP not in history.event_features):
             raise ValueError(
                 f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got mixer "
                 f"{self.mixer!r} and event_features {list(history.event_features)} of column "
@@ -301,6 +558,52 @@ class FTMambaTowerConfig(FTMambaArchitecture):
     def parsed_columns(self) -> list[Column]:
         """Return the columns as objects."""
         return [column_from_dict(column) for column in self.columns or []]
+
+    def unread(self) -> dict[str, str]:
+        """Return the fields that have no effect in this tower, each with what would read it.
+
+        `numeric_embedding` and `category_bias` are never among them: a preset sets them for
+        whatever columns there will be.
+        """
+        kinds = {column.kind for column in self.parsed_columns()}
+        layers, attention = self.num_hidden_layers != 0, self.mixer == "attention"
+        scans = layers and not attention
+        feeds = layers and (attention or self.mixer_feed_forward)
+        normalises = layers or self.final_norm or self.token_norm
+        rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (
+            (layers, "num_hidden_layers above 0", (
+                "mixer", "norm_position", "first_layer_norm", "mixer_residual", "residual_dropout",
+            )),
+            (scans, "layers of mixer 'mamba' or 'ssd'", (
+                "state_size", "conv_kernel", "expand", "time_step_min", "time_step_max",
+                "time_step_floor", "bidirectional", "mixer_feed_forward", "time_decay",
+            )),
+            (scans and self.mixer != "ssd", "layers of mixer 'mamba'", ("time_step_rank",)),
+            (scans and self.mixer == "ssd", "layers of mixer 'ssd'", ("ssd_head_size",)),
+            (layers and attention, "layers of mixer 'attention'", (
+                "causal_attention", "num_attention_heads", "attention_dropout",
+            )),
+            (feeds, "layers with a feed-forward (see mixer_feed_forward)", (
+                "feed_forward", "intermediate_size", "feed_forward_dropout",
+            )),
+            (normalises, "a LayerNorm", ("layer_norm_eps",)),
+            (HISTORY in kinds, "a column of kind 'history'", (
+                "history_start", "scale_embedding", "max_positions", "time_decay",
+            )),
+            (bool({"categorical", "categories"} & kinds),
+             "a column of kind 'categorical' or 'categories'", ("unseen_probability",)),
+            (self.numeric_embedding == "periodic", "numeric_embedding 'periodic'", (
+                "n_frequencies", "frequency_scale",
+            )),
+            (self.with_head, "with_head", ("head_hidden_size",)),
+        )  # fmt: skip
+        return {name: need for met, need, names in rules if not met for name in names}
+
+    def refuse_unread(self) -> None:
+        """Raise ValueError for an option that departs from its default and has no effect."""
+        for field, need in self.unread().items():
+            _refuse(self, field, getattr(self, field), need)
+        _refuse_unread_of_columns(self.parsed_columns())
 
 
 @strict
@@ -346,11 +649,18 @@ class FTMambaConfig(FTMambaArchitecture):
         """Build a config from both towers' columns, fields of their own, and shared fields.
 
         Raises:
-            ValueError: a tower's own fields hold columns too, or a value is wrong.
+            ValueError: a tower's own fields hold columns too, a value is wrong, or a field has no
+                effect.
         """
+        sections = {"user_tower": user_tower or {}, "item_tower": item_tower or {}}
+        for name, section in sections.items():
+            if "columns" in section:
+                raise ValueError(
+                    f"{name} holds columns beside those of from_columns; give them once"
+                )
         return cls(
-            user_tower=_section("user", user_tower or {}, user_columns),
-            item_tower=_section("item", item_tower or {}, item_columns),
+            user_tower={**sections["user_tower"], "columns": user_columns},
+            item_tower={**sections["item_tower"], "columns": item_columns},
             **architecture,
         )
 
@@ -358,27 +668,26 @@ class FTMambaConfig(FTMambaArchitecture):
         """Return the config of the `user` or `item` tower, shared values filled in."""
         if name not in TOWERS:
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {name!r}")
-        shared = {field: getattr(self, field) for field in _own_fields(FTMambaArchitecture)}
-        section = getattr(self, f"{name}_tower") or {}
-        return FTMambaTowerConfig(**{**shared, **section})
+        shared = {field: getattr(self, field) for field in _SHARED_FIELDS}
+        tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict({**shared, **self._section(name)})
+        return tower
 
-    def validate_temperature(self) -> None:
-        """Check that the temperature is positive."""
-        _check("temperature", self.temperature, ok=self.temperature > 0, rule="> 0")
+    def _section(self, name: str) -> dict[str, Any]:
+        return getattr(self, f"{name}_tower") or {}
 
-    def validate_repeat_bias(self) -> None:
-        """Check that there are histories where a bias is learned for what is in them."""
+    def validate_scores(self) -> None:
+        """Check the temperature, and that there are histories where a repeat bias is learned."""
+        _check("temperature", self.temperature, self.temperature > 0, "> 0")
         if self.repeat_bias and history_of(self.tower("user").parsed_columns()) is None:
             raise ValueError(
-                "repeat_bias needs a column of kind 'history' in user_tower, which says what a "
-                "user took before; add one or remove repeat_bias"
+                "repeat_bias needs a column of kind 'history' in user_tower; add one or remove "
+                "repeat_bias"
             )
 
     def validate_towers(self) -> None:
         """Check both sections; an error names the tower."""
         for name in TOWERS:
-            section = getattr(self, f"{name}_tower") or {}
-            if "projection_size" in section:
+            if "projection_size" in self._section(name):
                 raise ValueError(
                     f"{name}_tower sets projection_size; both towers need the same, so set it "
                     "once, beside the sections"
@@ -393,20 +702,56 @@ class FTMambaConfig(FTMambaArchitecture):
                     "move it to user_tower or remove it"
                 )
 
+    def refuse_unread(self) -> None:
+        """Raise ValueError for an option that departs from its default and has no effect.
 
-def _own_fields(config: type[FTMambaArchitecture]) -> list[str]:
-    """Return the fields that a class itself declares."""
-    return [field for field in config.__annotations__ if not field.startswith("_")]
+        A shared field must have an effect in one tower at least, a section's own in its tower.
+        """
+        known = [*_SHARED_FIELDS, "columns"]
+        unread = {}
+        for name in TOWERS:
+            section = self._section(name)
+            for key in section:
+                if key not in known:
+                    raise ValueError(
+                        f"{name}_tower has no field {key!r}; remove it or correct its name"
+                        f"{near(key, known)}"
+                    )
+            try:
+                tower = self.tower(name)
+                unread[name] = tower.unread()
+                for field in section.keys() & unread[name].keys():
+                    _refuse(self, field, section[field], unread[name][field])
+                _refuse_unread_of_columns(tower.parsed_columns())
+            except Exception as error:
+                raise ValueError(f"{name}_tower: {error}") from error
+        for field in unread["user"].keys() & unread["item"].keys():
+            _refuse(self, field, getattr(self, field), unread["user"][field])
 
 
-def _section(name: str, fields: dict[str, Any], columns: list[dict[str, Any]]) -> dict[str, Any]:
-    if "columns" in fields:
-        raise ValueError(
-            f"{name}_tower holds columns beside {name}_columns; give them once, as {name}_columns"
-        )
-    return {**fields, "columns": columns}
+_SHARED_FIELDS = tuple(name for name in FTMambaArchitecture.__annotations__ if name[0] != "_")
 
 
-def _check(field: str, value: object, *, ok: bool, rule: str) -> None:
+def _check(field: str, value: object, ok: bool, rule: str, known: Iterable[str] = ()) -> None:
     if not ok:
-        raise ValueError(f"{field} must be {rule}, got {value!r}")
+        raise ValueError(f"{field} must be {rule}, got {value!r}{near(value, known)}")
+
+
+def _refuse(config: FTMambaArchitecture, field: str, value: object, need: str) -> None:
+    default = type(config).__dataclass_fields__[field].default
+    if value != default:
+        raise ValueError(
+            f"{field} has no effect here, got {value!r}: it needs {need}; remove it, or leave it "
+            f"at {default!r}"
+        )
+
+
+def _refuse_unread_of_columns(columns: Iterable[Column]) -> None:
+    for column in columns:
+        for field, kinds in _KINDS_READING.items():
+            default = Column.__dataclass_fields__[field].default
+            if column.kind not in kinds and getattr(column, field) != default:
+                raise ValueError(
+                    f"column {column.name!r}: {field} has no effect on kind {column.kind!r}, it "
+                    f"needs {' or '.join(kinds)}; remove it"
+                )

@@ -1,6 +1,6 @@
 """FT-Mamba (Starnes & Webster, arXiv 2409.17165) as models of Transformers.
 
-The network itself is in `towers.py`; this adds initialisation, training, loading and saving.
+The network itself is in `network.py`; this adds initialisation, training, loading and saving.
 
 Shapes: U users, I items, E embedding (`projection_size`).
 """
@@ -18,15 +18,19 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from .checked_weights import check_values, checked_options
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
-from .history import HistoryTokens, pairs_of_events
-from .layers import FTMambaLayer
-from .mixer_mamba import MambaMixer
-from .mixer_ssd import SSDMixer
-from .numeric_embeddings import NUMERIC_EMBEDDING_CLASSES
-from .tokens import TOKENS_OF_TENSOR, FeatureTokenizer
-from .towers import Tower, TowerNetwork, TwoTowerNetwork, TwoTowers
+from .mixers import MambaMixer, SSDMixer
+from .network import (
+    NUMERIC_EMBEDDINGS,
+    TOKENS_OF_TENSOR,
+    FeatureTokenizer,
+    FTMambaLayer,
+    HistoryTokens,
+    TowerInputs,
+    TowerNetwork,
+    TwoTowerNetwork,
+    attach_kernels,
+)
 
 # The modules that initialise their own parameters and buffers.
 OWN_MODULES: tuple[type[Any], ...] = (
@@ -35,8 +39,21 @@ OWN_MODULES: tuple[type[Any], ...] = (
     FeatureTokenizer,
     HistoryTokens,
     *TOKENS_OF_TENSOR.values(),
-    *NUMERIC_EMBEDDING_CLASSES.values(),
+    *NUMERIC_EMBEDDINGS.values(),
 )
+
+
+@dataclass
+class FTMambaTowerOutput(ModelOutput):
+    """What one tower returns.
+
+    Attributes:
+        embeds: embeddings (B, E).
+        pooled: pooled hidden state before the head (B, D).
+    """
+
+    embeds: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 @dataclass
@@ -69,9 +86,6 @@ class FTMambaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["FTMambaCheckpointingLayer"]  # noqa: RUF012 - Transformers declares it so
 
-    network_class: type[TowerNetwork | TwoTowerNetwork]
-    """The same network without Transformers, to compare a checkpoint with before it is loaded."""
-
     @classmethod
     def from_pretrained(
         cls,
@@ -79,21 +93,14 @@ class FTMambaPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Load a checkpoint, in safetensors alone, once its files have been checked.
-
-        The arguments are those of `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            OSError: the checkpoint or one of its files is not there.
-            ValueError: a file is damaged or not what a checkpoint may hold.
-        """
-        source = pretrained_model_name_or_path
-        if source is None:
-            return super().from_pretrained(None, *model_args, **kwargs)
-        options = checked_options(cls, source, kwargs)
-        loaded = super().from_pretrained(source, *model_args, **options)
-        check_values(loaded[0] if isinstance(loaded, tuple) else loaded, str(source))
-        return loaded
+        """Load a checkpoint, from safetensors alone: other formats can run code when read."""
+        for name in ("use_safetensors", "gguf_file"):
+            if kwargs.get(name) not in (None, name == "use_safetensors"):
+                raise ValueError(
+                    f"only safetensors are loaded, got {name}={kwargs[name]!r}; leave it out"
+                )
+        options = {**kwargs, "use_safetensors": True}
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -115,34 +122,51 @@ class FTMambaPreTrainedModel(PreTrainedModel):
             module.reset_scores()
 
 
-class FTMambaModel(TowerNetwork, FTMambaPreTrainedModel):
+class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
     """One tower: tokens, mixer layers, pooling, norm, feed-forward head."""
 
     config_class = FTMambaTowerConfig  # type: ignore[assignment]
-    network_class = Tower
     _auto_class = "AutoModel"
 
     def __init__(self, config: FTMambaTowerConfig, name: str = "record") -> None:
         super().__init__(config)
-        self.add_parts(config, name, FTMambaCheckpointingLayer)
+        self._build(config, name, FTMambaCheckpointingLayer)
         self.gradient_checkpointing = False
         self.post_init()
+        attach_kernels(self)
+
+    def forward(
+        self,
+        numeric: Tensor | None = None,
+        category_ids: Tensor | None = None,
+        set_ids: Tensor | None = None,
+        dense: Tensor | None = None,
+        history: Tensor | None = None,
+        history_lengths: Tensor | None = None,
+        event_features: Tensor | None = None,
+    ) -> FTMambaTowerOutput:
+        """Embed encoded records; see `TowerInputs` for the tensors."""
+        inputs = TowerInputs(
+            numeric, category_ids, set_ids, dense, history, history_lengths, event_features
+        )
+        pooled_BD = self.pooled(inputs)
+        return FTMambaTowerOutput(embeds=self.embedding_of(pooled_BD), pooled=pooled_BD)
 
 
 class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
     """A user tower and an item tower whose embeddings' inner product is the score."""
 
-    network_class = TwoTowers
     _auto_class = "AutoModel"
 
     def __init__(self, config: FTMambaConfig) -> None:
         super().__init__(config)
-        self.user_tower = FTMambaModel(config.tower("user"), "user")
-        self.item_tower = FTMambaModel(config.tower("item"), "item")
+        self.user_tower = FTMambaTowerModel(config.tower("user"), "user")
+        self.item_tower = FTMambaTowerModel(config.tower("item"), "item")
         # Shape (1,): FSDP2 refuses parameters without a dimension.
         self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
         self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
         self.post_init()
+        attach_kernels(self)
 
     def reset_scores(self) -> None:
         """Start from the config's temperature, and from no difference between items."""
@@ -171,47 +195,49 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
         """Score every given user against every given item.
 
         Args:
-            user_numeric: see `FTMambaModel.forward`, here and below.
+            user_numeric: see `TowerInputs`, here and below.
             user_category_ids: int64 (U, C).
-            user_set_ids: int64 (U, S).
-            user_dense: float (U, Q).
+            user_set_ids: int64 (U, M).
+            user_dense: float (U, W).
             item_numeric: float (I, P).
             item_category_ids: int64 (I, C).
-            item_set_ids: int64 (I, S).
-            item_dense: float (I, Q).
-            labels: int64 (U,), which of the given items each user took. With them the loss is
-                the softmax cross-entropy over the given items. The training library has the
+            item_set_ids: int64 (I, M).
+            item_dense: float (I, W).
+            labels: int64 (U,), the row of the given items that each user took. With them the loss
+                is the softmax cross-entropy over the given items. The training library has the
                 other objectives, and corrects this one for how the items were drawn.
-            user_history: float (U, T, E), see `FTMambaModel.forward`, here and below.
+            user_history: float (U, T, E).
             user_history_lengths: int64 (U,).
             user_event_features: float (U, T, F).
-            user_history_places: int64 (U, T), in place of `user_history`: which of the given items
-                each event is of, any of them beyond a row's own events. A model with a
-                `repeat_bias` knows from them, and from them alone, what a user took before.
-            all_positions: embed each user as of every event, as `TowerNetwork.forward_positions`
-                does; there are no scores and no loss then.
-            with_scores: without them, U x I numbers less are computed and kept; no loss then.
+            user_history_places: int64 (U, T), in place of `user_history`: rows of the given items.
+            all_positions: embed each user as of every event, without scores and loss.
+            with_scores: whether to compute scores and loss.
 
         Returns:
-            Loss (with labels), scores (U, I), embeddings of both sides; of the users (U, E), or
-            (U, T + 1, E) of all positions.
+            Loss (with labels), scores (U, I), embeddings of users (U, E) and of items (I, E).
         """
         items_IE = self.get_item_embeddings(
-            item_numeric, item_category_ids, item_set_ids, item_dense
-        )
+            item_numeric=item_numeric, item_category_ids=item_category_ids,
+            item_set_ids=item_set_ids, item_dense=item_dense,
+        )  # fmt: skip
         if user_history_places is not None:
             user_history = F.embedding(user_history_places, items_IE)
         embed_users = self.get_user_positions if all_positions else self.get_user_embeddings
         users_UE = embed_users(
-            user_numeric, user_category_ids, user_set_ids, user_dense, user_history,
-            user_history_lengths, user_event_features,
+            user_numeric=user_numeric, user_category_ids=user_category_ids,
+            user_set_ids=user_set_ids, user_dense=user_dense, user_history=user_history,
+            user_history_lengths=user_history_lengths, user_event_features=user_event_features,
         )  # fmt: skip
         if all_positions or not with_scores:
             return FTMambaTwoTowerOutput(user_embeds=users_UE, item_embeds=items_IE)
-        taken = None
+        seen = None
         if user_history_places is not None:
-            taken = pairs_of_events(user_history_places, user_history_lengths)
-        scores_UI = self.scores(users_UE, items_IE, taken)
+            own_UT = torch.ones_like(user_history_places, dtype=torch.bool)
+            if user_history_lengths is not None:
+                own_UT = own_UT.cumsum(1) <= user_history_lengths[:, None]
+            rows, events = own_UT.nonzero().unbind(1)
+            seen = rows, user_history_places[rows, events]
+        scores_UI = self.scores(users_UE, items_IE, seen)
         loss = None if labels is None else F.cross_entropy(scores_UI.float(), labels)
         return FTMambaTwoTowerOutput(
             loss=loss, scores=scores_UI, user_embeds=users_UE, item_embeds=items_IE

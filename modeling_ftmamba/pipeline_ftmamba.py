@@ -16,11 +16,10 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
-from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k, weights_fingerprint
-from .columns import near
-from .history_records import HistoryReader
-from .string_table import text_table
-from .tower_encoder import place_of
+from .catalogue import Catalogue, load_catalogue, top_k, weights_fingerprint
+from .configuration_ftmamba import near
+from .encoders import text_table
+from .processing_ftmamba import CATALOGUE_NAME, HistoryReader, name_of
 
 TASK = "recommendation"
 _PARAMETERS = ("top_k", "exclude")
@@ -69,8 +68,11 @@ class FTMambaRecommendationPipeline(Pipeline):
 
     model: Any
     feature_extractor: Any
-    _load_tokenizer = _load_processor = _load_image_processor = _load_video_processor = False
-    _load_feature_extractor = True
+    _load_tokenizer: Any = False
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = True
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         self._items_IE = torch.from_numpy(catalogue.embeddings).to(self.device)
         self._history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
         self._columns = {
-            place_of(column, "user"): column.name for column in feature_extractor.columns("user")
+            name_of(column, "user"): column.name for column in feature_extractor.columns("user")
         }
 
     def __call__(
@@ -158,7 +160,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         """Encode a list of records, and the events of their histories."""
         encoded = dict(self.feature_extractor(users=input_, return_tensors="pt"))
         events = self._history.events(input_)
-        return encoded | self._history.of_events(events) | {_SEEN: self._history.taken(events)}
+        return encoded | self._history.of_events(events) | {_SEEN: self._history.seen(events)}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         tensors = {name: one for name, one in input_tensors.items() if name != _SEEN}
@@ -207,7 +209,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         except ValueError as error:
             # By its attributes: in a local folder the extractor's class of error is not ours.
             wrong: Any = error
-            if (column := self._columns.get(getattr(error, "place", ""))) is None:
+            if (column := self._columns.get(getattr(error, "name", ""))) is None:
                 raise
             problem = f", column {column!r}: {wrong.rule}, got {wrong.value!r:.80}"
             raise WrongInputError(problem, "inputs", first + wrong.row, column) from None
@@ -239,8 +241,8 @@ def _records_of(inputs: Any) -> Iterator[Any]:
             return (inputs[row] for row in range(len(inputs)))
     raise WrongInputError(
         "inputs must be a record (dict), a list of records, a generator or a data set of them, "
-        f"got {' '.join(repr(inputs).split()):.80}; write table.to_dict('records') for a table of pandas, "
-        "table.to_dicts() for polars, table.to_pylist() for Arrow",
+        f"got {' '.join(repr(inputs).split()):.80}; write table.to_dict('records') for a table of "
+        "pandas, table.to_dicts() for polars, table.to_pylist() for Arrow",
         "inputs",
     )
 

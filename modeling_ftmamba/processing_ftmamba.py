@@ -1,48 +1,86 @@
 """From raw records to the model's tensors, the same for one record and for a whole table.
 
-Shapes: B records, W slots of one column.
+Histories of records are read here too: an event of any source is one `Event`, many are an
+`EventTable`, and `EventTable.padded` is what makes `user_history` and its features of them.
+
+Shapes: B records, W slots of one column, U users, R events, T events of the longest history, F
+event features, I items, E embedding.
 """
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import FEATURE_EXTRACTOR_NAME
+from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .catalogue import CATALOGUE_NAME
-from .checked_files import commit_of, damaged, read_json, shown
-from .checked_weights import HUB_KEYS, find_file
-from .columns import Column, check_columns, column_from_dict, columns_of_tensor, near
-from .tower_encoder import DTYPES, TowerEncoder, numeric_slots
-from .vocabulary_file import (
-    VOCABULARY_NAME,
-    fingerprint_of,
-    read_arrays,
-    replace_file,
-    write_arrays,
+from .configuration_ftmamba import (
+    EVENT_KEYS,
+    HISTORY,
+    LARGEST_CONTEXT,
+    Column,
+    check_columns,
+    column_from_dict,
+    columns_of_tensor,
+    history_of,
+    near,
 )
+from .encoders import (
+    ENCODERS,
+    CategoryEncoder,
+    ColumnEncoder,
+    WrongValueError,
+    is_arrow,
+    is_missing,
+    number_of,
+    seconds_of,
+    text_of,
+)
+from .user_state import log_gaps
 
-TOWERS = ("user", "item")
+try:
+    import pyarrow as pa
+except ImportError:  # a checkpoint's user may not have it
+    pa = None
+
+VOCABULARY_NAME = "vocabularies.safetensors"
+CATALOGUE_NAME = "catalogue.safetensors"
 FORMAT_VERSION = 1
-_CLASS_REFERENCE = "processing_ftmamba.FTMambaFeatureExtractor"
-# What `preprocessor_config.json` holds; `get_feature_extractor_dict` adds what it has read.
-_JSON_TYPES = {
-    "auto_map": dict,
-    "feature_extractor_type": str,
-    "fingerprint": str,
-    "format_version": int,
-    "item_columns": list,
-    "item_key": str,
-    "user_columns": list,
-    "user_key": str,
+TOWERS = ("user", "item")
+DTYPES = {
+    "numeric": np.float32,
+    "category_ids": np.int64,
+    "set_ids": np.int64,
+    "dense": np.float32,
 }
-_FILE_KEYS = frozenset([*_JSON_TYPES, "arrays", "catalogue_path", "processor_class"])
+"""The tensors of a tower, named `user_numeric` and so on."""
+
+_HUB_KEYS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
+_JSON_TYPES = {
+    "format_version": int, "fingerprint": str, "user_columns": list, "item_columns": list,
+    "user_key": str, "item_key": str,
+}  # fmt: skip
+_IGNORED = ("auto_map", "feature_extractor_type", "format_version", "fingerprint")
+_AGAIN = "download or save the checkpoint again"
+_FORMS = "a record (dict), a list of records, a dict of columns, or a table (pyarrow, datasets)"
+_EVENT_RULE = (
+    "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
+)
 
 
 class FTMambaFeatureExtractor(FeatureExtractionMixin):
@@ -58,8 +96,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         item_key: the same of the items.
 
     Attributes:
-        catalogue_path: where the catalogue of the same repository and revision lies; known only to
-            an extractor that was loaded for a pipeline, and None if there is none.
+        catalogue_path: the catalogue's file of the same repository and revision, for an extractor
+            that was loaded for a pipeline, and None if there is none.
 
     Raises:
         ValueError: an unknown argument, a bad column, or two columns of one name.
@@ -86,45 +124,50 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         item_key: str = "",
         **kwargs: Any,
     ) -> None:
-        _check_keys(kwargs)
-        self._columns = {
-            "user": _parse_columns(user_columns, "user"),
-            "item": _parse_columns(item_columns, "item"),
-        }
+        arrays = kwargs.pop("arrays", None)
+        self.catalogue_path: str | None = kwargs.pop("catalogue_path", None)
+        self.user_key, self.item_key = user_key, item_key
+        for key in kwargs:
+            if key not in _IGNORED:
+                known = ["user_columns", "item_columns", "user_key", "item_key"]
+                raise ValueError(
+                    f"FTMambaFeatureExtractor has no argument {key!r}{near(key, known)}; "
+                    f"it has: {', '.join(known)}"
+                )
+        self._columns: dict[str, tuple[Column, ...]] = {}
+        for tower, given in zip(TOWERS, (user_columns, item_columns), strict=True):
+            self._columns[tower] = tuple(map(column_from_dict, given))
+            check_columns(self._columns[tower], tower)
         self._declared = self._columns
-        self._encoders: dict[str, TowerEncoder] = {}
-        self._fingerprint = ""
-        self.user_key = user_key
-        self.item_key = item_key
-        self.catalogue_path: str | None = kwargs.get("catalogue_path")
+        self._encoders: dict[str, dict[str, ColumnEncoder]] = {}
         super().__init__()
-        if "arrays" in kwargs:
-            self._set_encoders(
-                {
-                    tower: TowerEncoder.from_arrays(tower, columns, kwargs["arrays"])
-                    for tower, columns in self._columns.items()
-                }
-            )
+        if arrays is not None:
+            self._load(arrays)
+
+    def __repr__(self) -> str:
+        towers = []
+        for tower, columns in self._columns.items():
+            kinds = [column.kind for column in columns]
+            counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
+            towers.append(f"{tower}: {', '.join(counts) or 'no columns'}")
+        sizes = [c.vocabulary_size for columns in self._columns.values() for c in columns]
+        state = f"{sum(sizes):,} categories" if self._encoders else "not fitted"
+        return f"{type(self).__name__}({'; '.join(towers)}; {state})"
 
     @property
     def user_columns(self) -> list[dict[str, Any]]:
-        """The user columns with their fitted fields, as `FTMambaConfig` takes them."""
+        """The user columns with their fitted fields, as in `FTMambaConfig`."""
         return [column.to_dict() for column in self._columns["user"]]
 
     @property
     def item_columns(self) -> list[dict[str, Any]]:
-        """The item columns with their fitted fields, as `FTMambaConfig` takes them."""
+        """The item columns with their fitted fields, as in `FTMambaConfig`."""
         return [column.to_dict() for column in self._columns["item"]]
 
     @property
     def model_input_names(self) -> list[str]:
         """The tensors that both towers need."""
-        return [
-            f"{tower}_{tensor}"
-            for tower in TOWERS
-            for tensor in DTYPES
-            if columns_of_tensor(self._columns[tower], tensor)
-        ]
+        return [f"{tower}_{tensor}" for tower in TOWERS for tensor, _ in self._tensors(tower)]
 
     def columns(self, tower: str) -> tuple[Column, ...]:
         """Return the columns of the `user` or `item` tower, fitted fields included."""
@@ -146,12 +189,34 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: a column is absent or empty, or a value has the wrong type.
         """
-        self._set_encoders(
-            {
-                "user": TowerEncoder.fit("user", self._declared["user"], users),
-                "item": TowerEncoder.fit("item", self._declared["item"], items),
-            }
-        )
+        encoders: dict[str, dict[str, ColumnEncoder]] = {}
+        for tower, source in zip(TOWERS, (users, items), strict=True):
+            columns = [c for c in self._declared[tower] if c.kind != HISTORY]
+            values, _, keys = _raw_columns(source, columns, tower) if columns else ({}, 0, ())
+            encoders[tower] = {}
+            for column in columns:
+                name = name_of(column, tower)
+                if column.name not in values:
+                    remedy = (
+                        "give the popularity of the training rows"
+                        if column.popularity_days
+                        else f"these have: {', '.join(keys)}"
+                    )
+                    raise ValueError(
+                        f"{name} is not in the training rows{near(column.name, keys)}; {remedy}"
+                    )
+                if len(values[column.name]) == 0:
+                    raise ValueError(f"{name} has no training rows; give at least one")
+                encoder = ENCODERS[column.kind].fit(column, name, values[column.name])
+                encoders[tower][column.name] = encoder
+        self._encoders = encoders
+        self._columns = {
+            tower: tuple(
+                encoders[tower][c.name].column if c.kind != HISTORY else c
+                for c in self._declared[tower]
+            )
+            for tower in TOWERS
+        }
 
     def __call__(
         self, users: Any = None, items: Any = None, return_tensors: str | None = "pt"
@@ -166,7 +231,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
 
         Returns:
-            The tensors of `columns.py`, named `user_numeric`, ..., `item_dense`.
+            The tensors of `configuration_ftmamba.py`, named `user_numeric`, ..., `item_dense`.
 
         Raises:
             ValueError: the extractor is not fitted, or a value has the wrong type.
@@ -175,8 +240,24 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
         arrays: dict[str, Any] = {}
         for tower, source in zip(TOWERS, (users, items), strict=True):
-            if source is not None:
-                arrays |= self._fitted()[tower].encode(source)
+            if source is None:
+                continue
+            is_one = isinstance(source, Mapping) and _is_record(source, self._columns[tower])
+            given = [source] if is_one else source
+            values, n_rows, _ = _raw_columns(given, self._columns[tower], tower)
+            if n_rows < 0:
+                lengths = ", ".join(f"{name!r} has {len(one)}" for name, one in values.items())
+                raise ValueError(
+                    f"the {tower} columns must have one length, got: {lengths}; to give one "
+                    "record, put it in a list"
+                )
+            encoders = self._fitted(tower)
+            for tensor, columns in self._tensors(tower):
+                encoded = [
+                    encoders[column.name].encode(values.get(column.name, [None] * n_rows))
+                    for column in columns
+                ]
+                arrays[f"{tower}_{tensor}"] = np.concatenate(encoded, 1, dtype=DTYPES[tensor])
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return BatchFeature(arrays)
@@ -188,57 +269,49 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             tower: `user` or `item`.
             inputs: the record's tensors, as this extractor names them.
         """
-        self.columns(tower)
-        arrays = {name: np.asarray(values) for name, values in inputs.items()}
-        return self._fitted()[tower].describe(arrays)
+        found = {}
+        for tensor, columns in self._tensors(tower):
+            slots = np.asarray(inputs[f"{tower}_{tensor}"])[0]
+            bounds = np.cumsum([column.width for column in columns])[:-1]
+            for column, own in zip(columns, np.split(slots, bounds), strict=True):
+                found[column.name] = self._fitted(tower)[column.name].words(own)
+        return {name: found[name] for name in self._fitted(tower)}
 
-    def encode_numeric(
-        self, tower: str, name: str, values: NDArray[Any] | list[Any]
-    ) -> NDArray[np.float32]:
+    def encode_numeric(self, tower: str, name: str, values: Any) -> NDArray[np.float32]:
         """Scale raw values of one numeric column, such as popularity as of another time."""
-        self.columns(tower)
-        return self._fitted()[tower].encode_numeric(name, values)
+        self.numeric_slots(tower, [name])
+        scaled_B: NDArray[np.float32] = self._fitted(tower)[name].encode(values)[:, 0]
+        return scaled_B
 
     def numeric_slots(self, tower: str, names: Iterable[str]) -> list[int]:
         """Return the slots of numeric columns in the tower's tensor `numeric`."""
-        return numeric_slots(self.columns(tower), names, tower)
+        slots = [column.name for column in columns_of_tensor(self.columns(tower), "numeric")]
+        return [_index_of(name, slots, f"the {tower}s have no numeric column") for name in names]
 
     def known_values(self, tower: str, name: str) -> list[str]:
         """Return the texts that a `categorical` or `categories` column knows, by frequency."""
         self.columns(tower)
-        return self._fitted()[tower].known_values(name)
-
-    def _fitted(self) -> dict[str, TowerEncoder]:
-        if not self._encoders:
-            raise ValueError(
-                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
-                "load a saved one with from_pretrained"
-            )
-        return self._encoders
-
-    def _set_encoders(self, encoders: dict[str, TowerEncoder]) -> None:
-        self._encoders = encoders
-        self._columns = {tower: encoder.columns for tower, encoder in encoders.items()}
-        self._fingerprint = fingerprint_of(self._arrays(), [self.user_columns, self.item_columns])
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        encoders = self._fitted()
-        return encoders["user"].to_arrays() | encoders["item"].to_arrays()
+        known = {
+            column: encoder.vocabulary.texts
+            for column, encoder in self._fitted(tower).items()
+            if isinstance(encoder, CategoryEncoder)
+        }
+        _index_of(name, list(known), f"the {tower}s have no column of categories")
+        return list(known[name])
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `preprocessor_config.json` holds."""
+        reference = "processing_ftmamba.FTMambaFeatureExtractor"
+        columns = [self.user_columns, self.item_columns]
         return {
             "feature_extractor_type": type(self).__name__,
-            "auto_map": {
-                "AutoFeatureExtractor": _CLASS_REFERENCE,
-                "AutoProcessor": _CLASS_REFERENCE,
-            },
+            "auto_map": {"AutoFeatureExtractor": reference, "AutoProcessor": reference},
             "format_version": FORMAT_VERSION,
-            "fingerprint": self._fingerprint,
+            "fingerprint": fingerprint_of(self._arrays(), columns) if self._encoders else "",
             "user_key": self.user_key,
             "item_key": self.item_key,
-            "user_columns": self.user_columns,
-            "item_columns": self.item_columns,
+            "user_columns": columns[0],
+            "item_columns": columns[1],
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
@@ -248,7 +321,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         fingerprint in the JSON file shows if a crash fell between the two.
         """
         path = Path(json_file_path)
-        write_arrays(path.with_name(VOCABULARY_NAME), self._arrays())
+        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
+        replace_file(path.with_name(VOCABULARY_NAME), save(arrays, metadata={"format": "np"}))
         replace_file(path, json.dumps(self.to_dict(), indent=2).encode() + b"\n")
 
     @classmethod
@@ -257,80 +331,464 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read both files of a folder or a Hub id: what `from_pretrained` builds from.
 
+        Keys that are not ours are left out.
+
         Raises:
-            OSError: the repository or its `preprocessor_config.json` is not there.
-            FileNotFoundError: `vocabularies.safetensors` is not there.
+            OSError: the repository or one of its files is not there.
             ValueError: a file is damaged or of another version.
         """
-        hub = {key: kwargs.pop(key) for key in HUB_KEYS if key in kwargs}
+        hub = {key: kwargs.pop(key) for key in _HUB_KEYS if key in kwargs}
         for_pipeline = kwargs.pop("_from_pipeline", None) is not None
         kwargs.pop("_from_auto", None)
-        place = Path(pretrained_model_name_or_path)
-        source = str(place.parent if place.is_file() else pretrained_model_name_or_path)
-        name = place.name if place.is_file() else FEATURE_EXTRACTOR_NAME
-        config_path = find_file(source, name, hub)
-        if config_path is None:
-            raise FileNotFoundError(
-                f"'{source}' has no {name}, or it is neither in the cache nor to be reached; give "
-                "the folder of a checkpoint, or a Hub id"
-            )
-        values = read_json(config_path)
-        _check_values(config_path, values)
+        given = Path(pretrained_model_name_or_path)
+        source = str(given.parent if given.is_file() else pretrained_model_name_or_path)
+        name = given.name if given.is_file() else FEATURE_EXTRACTOR_NAME
+        path = _find(source, name, hub)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+                raise ValueError(f"its format_version must be {FORMAT_VERSION}")
+            for key, kind in _JSON_TYPES.items():
+                if not isinstance(values.get(key), kind):
+                    raise ValueError(f"{key} must be a {kind.__name__}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{str(path)!r} is damaged ({error!s:.200}); {_AGAIN}") from None
         # The other files of the same commit, also if the branch moves on meanwhile.
-        hub |= {"revision": commit_of(config_path) or hub.get("revision")}
-        path = find_file(source, VOCABULARY_NAME, hub)
-        if path is None:
-            raise FileNotFoundError(
-                f"'{source}' has a preprocessor_config.json but no {VOCABULARY_NAME}; download or "
-                "save the checkpoint again"
-            )
-        arrays = read_arrays(path)
+        hub |= {"revision": extract_commit_hash(str(path), None) or hub.get("revision")}
+        vocabularies = _find(source, VOCABULARY_NAME, hub)
+        try:
+            arrays = load_file(vocabularies)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(vocabularies)!r} is no safetensors file ({error!s:.200}); {_AGAIN}"
+            ) from None
         columns = [values["user_columns"], values["item_columns"]]
         if fingerprint_of(arrays, columns) != values["fingerprint"]:
-            raise damaged(
-                path,
-                "and the preprocessor_config.json beside it do not belong together: they are of "
-                "two saves, or one was changed or damaged",
-            )
-        # A pipeline is not told revision and token, the extractor is.
-        catalogue = find_file(source, CATALOGUE_NAME, hub) if for_pipeline else None
-        return {**values, "arrays": arrays, "catalogue_path": catalogue and str(catalogue)}, kwargs
-
-
-def _parse_columns(columns: Iterable[Mapping[str, Any]], tower: str) -> tuple[Column, ...]:
-    parsed = tuple(column_from_dict(column) for column in columns)
-    check_columns(parsed, tower)
-    return parsed
-
-
-def _check_keys(values: dict[str, Any]) -> None:
-    for key in values:
-        if key not in _FILE_KEYS:
-            known = ["user_columns", "item_columns", "user_key", "item_key"]
             raise ValueError(
-                f"FTMambaFeatureExtractor has no argument {key!r}{near(key, known)}; "
-                f"it has: {', '.join(known)}"
+                f"{str(vocabularies)!r} and the {name} beside it do not belong together: they are "
+                f"of two saves, or one was changed; {_AGAIN}"
             )
+        # A pipeline does not know revision and token, the extractor does.
+        options = {"_raise_exceptions_for_missing_entries": False, **hub}
+        catalogue = cached_file(source, CATALOGUE_NAME, **options) if for_pipeline else None
+        own = {key: values[key] for key in _JSON_TYPES}
+        return {**own, "arrays": arrays, "catalogue_path": catalogue}, kwargs
+
+    def _tensors(self, tower: str) -> list[tuple[str, list[Column]]]:
+        """Return the tensors that a tower has, and the columns of each."""
+        found = [(name, columns_of_tensor(self.columns(tower), name)) for name in DTYPES]
+        return [(name, columns) for name, columns in found if columns]
+
+    def _fitted(self, tower: str) -> dict[str, ColumnEncoder]:
+        if not self._encoders:
+            raise ValueError(
+                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
+                "load a saved one with from_pretrained"
+            )
+        return self._encoders[tower]
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            f"{tower}/{name}/{part}": array
+            for tower in TOWERS
+            for name, encoder in self._fitted(tower).items()
+            for part, array in encoder.arrays.items()
+        }
+
+    def _load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        parts: dict[str, dict[str, NDArray[Any]]] = {}
+        for name, array in arrays.items():
+            parts.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = array
+        for tower, columns in self._columns.items():
+            self._encoders[tower] = {
+                column.name: ENCODERS[column.kind](
+                    column, name_of(column, tower), parts.get(f"{tower}/{column.name}", {})
+                )
+                for column in columns
+                if column.kind != HISTORY
+            }
 
 
-def _check_values(path: Path, values: dict[str, Any]) -> None:
-    """Check what `preprocessor_config.json` holds, before anything is built from it."""
-    version = values.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise damaged(
-            path,
-            f"has format_version {shown(version)}, this code reads {FORMAT_VERSION}",
-            "load it with the code saved beside it (trust_remote_code=True) or install the "
-            "release of ftmamba that wrote it",
+def name_of(column: Column, tower: str) -> str:
+    """Name a column for an error."""
+    return f"{tower} column {column.name!r}"
+
+
+def fingerprint_of(arrays: Mapping[str, NDArray[Any]], columns: list[Any]) -> str:
+    """Return a short digest of all that was fitted: what arrays and columns hold."""
+    digest = blake2b(json.dumps(columns, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode("utf-8", "surrogatepass"))
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file under another name and rename it, so that it is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+    if path is None:
+        raise FileNotFoundError(f"{source!r} has no {name}; {_AGAIN}, or give another folder or id")
+    return Path(path)
+
+
+def _index_of(name: str, known: list[str], problem: str) -> int:
+    if name not in known:
+        raise ValueError(
+            f"{problem} {name!r}{near(name, known)}; they have: {', '.join(known) or 'none'}"
         )
+    return known.index(name)
+
+
+def _raw_columns(
+    source: Any, columns: Sequence[Column], tower: str
+) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+    """Return the known columns that are given, the rows of all (-1 if they differ), and all names.
+
+    Raises:
+        ValueError: the source has no known form or no known column.
+    """
+    names = [column.name for column in columns if column.kind != HISTORY]
+    if isinstance(source, list | tuple):
+        for row, record in enumerate(source):
+            if not isinstance(record, Mapping):
+                raise ValueError(
+                    f"{tower}s, row {row} (the first is 0): a record must be a dict of column name "
+                    f"to value, got {record!r:.80}"
+                )
+        given, n_rows = set().union(*source), len(source)
+        values = {name: [one.get(name) for one in source] for name in names if name in given}
+    elif isinstance(source, Mapping):
+        given, values = set(source), {name: source[name] for name in names if name in source}
+        for name, one in values.items():
+            if not _is_column(one):
+                raise ValueError(
+                    f"{tower} column {name!r} must be a list or an array, got {one!r:.80}; to give "
+                    "one record, put it in a list"
+                )
+        lengths = set(map(len, values.values()))
+        n_rows = lengths.pop() if len(lengths) == 1 else -1
+    else:
+        table = _arrow_table(source, names)
+        if table is None:
+            raise ValueError(f"{tower}s must be {_FORMS}; got {type(source).__name__}")
+        given, n_rows = set(table.column_names), table.num_rows
+        values = {name: table.column(name) for name in names if name in given}
+    keys = tuple(sorted(map(str, given)))
+    if names and keys and not given & {column.name for column in columns}:
+        guess = next(filter(None, (near(key, names) for key in keys)), "")
+        raise ValueError(
+            f"the {tower} records have no known column, got: {', '.join(keys[:10])}{guess}; "
+            f"known are: {', '.join(names)}"
+        )
+    return values, n_rows, keys
+
+
+def _arrow_table(source: Any, names: Sequence[str]) -> Any:
+    """Return a `pyarrow.Table` of anything that offers Arrow data, None of anything else.
+
+    Such are tables of pyarrow, pandas and polars (the Arrow PyCapsule interface), and a
+    `datasets.Dataset`, of which only known columns are read.
+    """
+    if pa is None or isinstance(source, pa.Table):
+        return source if pa is not None else None
+    if hasattr(source, "with_format") and hasattr(source, "select_columns"):
+        known = [name for name in names if name in source.column_names]
+        source = source.select_columns(known) if known else source
+        return source.with_format("arrow")[:]
+    if hasattr(source, "__arrow_c_stream__") and not is_arrow(source):
+        return pa.table(source)
+    return None
+
+
+def _is_column(value: object) -> bool:
+    is_array = isinstance(value, np.ndarray) and value.ndim > 0
+    return is_array or isinstance(value, list | tuple) or is_arrow(value)
+
+
+def _is_record(source: Mapping[str, Any], columns: Sequence[Column]) -> bool:
+    """Tell whether a dict is one record: a column that holds no lists has a single value.
+
+    A dict of nothing but sets or vectors is a record unless these are nested.
+    """
+    given = [c for c in columns if c.kind != HISTORY and c.name in source]
+    single = [source[c.name] for c in given if c.kind not in ("categories", "vector")]
+    if single or not given:
+        return not given or not all(map(_is_column, single))
+    return not all(_is_column_of_lists(source[column.name]) for column in given)
+
+
+def _is_column_of_lists(value: Any) -> bool:
+    if is_arrow(value):
+        return True
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.ndim == 2
+    return _is_column(value) and any(
+        isinstance(member, set | frozenset) or _is_column(member) for member in value
+    )
+
+
+class Event(NamedTuple):
+    """One event of a user: of a file, a record, a known user or a stream.
+
+    Attributes:
+        item: a key, columns of an item that is in no catalogue, or a row of the catalogue.
+        time: UTC seconds, NaN where unknown.
+        weight: such as a rating, NaN where unknown.
+        context: numbers by the names of their columns, absent or NaN where unknown.
+    """
+
+    item: Any
+    time: float = math.nan
+    weight: float = math.nan
+    context: Mapping[str, float] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedEvents:
+    """Some events of each of B users, oldest first, padded on the right.
+
+    Attributes:
+        is_event: bool (B, T).
+        index: int64 (B, T), of each event in its `EventTable`; 0 beyond a row's end.
+        lengths: int64 (B,).
+        features: float32 (B, T, F); NaN where missing.
+    """
+
+    is_event: NDArray[np.bool_]
+    index: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+    def of(self, values_R: NDArray[Any]) -> NDArray[Any]:
+        """Return one value of each event (B, T), 0 beyond a row's end."""
+        if not len(values_R):
+            return np.zeros(self.index.shape, values_R.dtype)
+        return np.where(self.is_event, values_R[self.index], np.zeros((), values_R.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class EventTable:
+    """Events of U users end to end, each user's oldest first.
+
+    Attributes:
+        starts: int64 (U + 1,); user u has the events `starts[u]` up to `starts[u + 1]`.
+        times: (R,) UTC seconds, NaN where unknown, or None.
+        weights: (R,) or None.
+        context: (R,) of each further column; NaN where missing.
+    """
+
+    starts: NDArray[np.int64]
+    times: NDArray[Any] | None = None
+    weights: NDArray[Any] | None = None
+    context: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of_events(
+        cls, histories: Sequence[Sequence[Event]], context: Sequence[str]
+    ) -> "EventTable":
+        """Put the events of users end to end."""
+        events = [event for history in histories for event in history]
+        starts = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
+        columns = {name: [e.context.get(name, math.nan) for e in events] for name in context}
+        return cls(
+            starts.astype(np.int64),
+            np.array([event.time for event in events], dtype=np.float64),
+            np.array([event.weight for event in events], dtype=np.float64),
+            {name: np.array(values, dtype=np.float64) for name, values in columns.items()},
+        )
+
+    @cached_property
+    def gaps(self) -> NDArray[np.float32] | None:
+        """The gap ahead of each event (R,), 0 for a user's first; None without times."""
+        if self.times is None:
+            return None
+        times_R = np.asarray(self.times, dtype=np.float64)
+        before_R = np.concatenate([times_R[:1], times_R[:-1]])
+        firsts = self.starts[:-1][np.diff(self.starts) > 0]
+        before_R[firsts] = times_R[firsts]
+        gaps_R = log_gaps(torch.from_numpy(times_R), torch.from_numpy(before_R))
+        return gaps_R.to(torch.float32).numpy()
+
+    def padded(
+        self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], names: Sequence[str] = ()
+    ) -> PaddedEvents:
+        """Return stretches of neighbouring events, with some of their numbers as features.
+
+        Args:
+            starts_B: the first event of each stretch.
+            lengths_B: how many of each.
+            names: of the features: `gap`, `weight` or columns of the context.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        known = {"gap": self.gaps, "weight": self.weights, **self.context}
+        steps_T = np.arange(lengths_B.max(initial=0))
+        is_event_BT = steps_T < lengths_B[:, None]
+        index_BT = np.where(is_event_BT, starts_B[:, None] + steps_T, 0)
+        features_BTF = np.full((*index_BT.shape, len(names)), np.nan, np.float32)
+        padded = PaddedEvents(is_event_BT, index_BT, lengths_B, features_BTF)
+        for slot, name in enumerate(names):
+            if name not in known:
+                raise ValueError(
+                    f"event_features must be among {', '.join(known)}, what the events have, got "
+                    f"{name!r}{near(name, known)}"
+                )
+            values_R = known[name]
+            if values_R is not None:
+                features_BTF[:, :, slot] = padded.of(values_R)
+        return padded
+
+
+class HistoryReader:
+    """Reads the history of raw records, if the model has one.
+
+    A record's history is a list of events, oldest first, each the key of an item or a dict:
+
+        "50"
+        {"item": "50", "time": "2024-03-01", "weight": 4}
+        {"item": "50", "price": 3.5}                      a column that the history's column names
+        {"item": {"title": "Dune", "genres": ["sci-fi"]}}     an item that is in no catalogue
+
+    Where each of a record's events has a time, they are put in order of time, those of one second
+    as they are listed; otherwise they stay as they are.
+
+    Args:
+        model: both towers.
+        extractor: of the same checkpoint.
+        catalogue: of the same checkpoint.
+        items: the catalogue's embeddings (I, E) on the model's device.
+    """
+
+    def __init__(self, model: Any, extractor: Any, catalogue: Any, items: Tensor) -> None:
+        self.column = history_of(extractor.columns("user"))
+        self._model, self._extractor = model, extractor
+        self._catalogue, self._items_IE = catalogue, items
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return `user_history` and what belongs to it; nothing where the model has no history.
+
+        Args:
+            records: raw records; a record without a history, or with None, has no events.
+
+        Raises:
+            WrongValueError: what a record has is no list of events.
+        """
+        return self.of_events(self.events(records))
+
+    def events(self, records: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
+        """Return the events of raw records, in order; see `__call__`."""
+        if self.column is None:
+            return [[] for _ in records]
+        return [_events(record, self.column, row) for row, record in enumerate(records)]
+
+    def seen(self, histories: Sequence[Sequence[Event]]) -> tuple[Tensor, Tensor] | None:
+        """Return the rows of the histories and of the catalogue's items that are in them.
+
+        Of events as the model reads them, for `TwoTowerNetwork.scores`; None where it has no bias
+        for them.
+        """
+        if self.column is None or self._model.repeat_bias is None:
+            return None
+        newest = [history[-self.column.max_length :] for history in histories]
+        rows_of = self._rows([event.item for history in newest for event in history])
+        users = [row for row, history in enumerate(newest) for _ in history]
+        pairs = [(row, item) for row, item in zip(users, rows_of, strict=True) if item is not None]
+        pairs_P2 = torch.tensor(pairs, dtype=torch.int64, device=self._items_IE.device).view(-1, 2)
+        return pairs_P2[:, 0], pairs_P2[:, 1]
+
+    def of_events(self, histories: Sequence[Sequence[Event]]) -> dict[str, Tensor]:
+        """Return the tensors of events in order; the newest of them, as the column says."""
+        if self.column is None:
+            return {}
+        table = EventTable.of_events(histories, self.column.context)
+        lengths_B = np.diff(table.starts)
+        if self.column.max_length:
+            lengths_B = np.minimum(lengths_B, self.column.max_length)
+        names = self.column.event_features
+        padded = table.padded(table.starts[1:] - lengths_B, lengths_B, names)
+        history_BTE = self._items_IE.new_zeros(*padded.index.shape, self._items_IE.shape[1])
+        items = [event.item for history in histories for event in history]
+        newest = [items[index] for index in padded.index[padded.is_event]]
+        device = history_BTE.device
+        history_BTE[torch.from_numpy(padded.is_event).to(device)] = self._embed(newest)
+        tensors = {"user_history": history_BTE, "user_history_lengths": lengths_B}
+        if names:
+            tensors["user_event_features"] = padded.features
+        return {name: torch.as_tensor(values, device=device) for name, values in tensors.items()}
+
+    def _rows(self, items: Sequence[Any]) -> list[int | None]:
+        """Return the rows of the catalogue that items are, None for what is not in it."""
+        found = self._catalogue.index.rows(one if isinstance(one, str) else "" for one in items)
+        return [
+            item if isinstance(item, int) else row for item, row in zip(items, found, strict=True)
+        ]
+
+    def _embed(self, items: Sequence[Any]) -> Tensor:
+        """Return the embeddings (R, E) of rows and keys of the catalogue, other keys, columns."""
+        rows = self._rows(items)
+        unknown = [index for index, row in enumerate(rows) if row is None]
+        embeds_RE = self._items_IE[[row or 0 for row in rows]]
+        if unknown:
+            records = [self._record(items[index]) for index in unknown]
+            encoded = self._extractor(items=records, return_tensors="pt")
+            inputs = {name: tensor.to(embeds_RE.device) for name, tensor in encoded.items()}
+            embeds_RE[unknown] = self._model.get_item_embeddings(**inputs).to(embeds_RE.dtype)
+        return embeds_RE
+
+    def _record(self, item: Any) -> dict[str, Any]:
+        """Return the columns of an item that is not in the catalogue."""
+        given = item if isinstance(item, Mapping) else {self._extractor.item_key: item}
+        return {column.name: given.get(column.name) for column in self._extractor.columns("item")}
+
+
+def _events(record: Mapping[str, Any], column: Column, row: int) -> list[Event]:
+    """Return a record's events in order."""
+    given, name = record.get(column.name), name_of(column, "user")
+    if is_missing(given):
+        return []
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence | np.ndarray):
+        raise WrongValueError(name, row, given, rule="must be a list of events, oldest first")
+    events = [_event(one, column.context, name, row) for one in given]
+    if events and not any(math.isnan(event.time) for event in events):
+        events.sort(key=lambda event: event.time)
+    return events
+
+
+def _event(given: Any, context: Sequence[str], name: str, row: int) -> Event:
+    values = given if isinstance(given, Mapping) else {"item": given}
+    known = (*EVENT_KEYS, *context)
     for key in values:
-        if key not in _JSON_TYPES:
-            raise damaged(path, f"has no argument {shown(key)}{near(key, _JSON_TYPES)}")
-    for key, kind in _JSON_TYPES.items():
-        if not isinstance(values.get(key), kind):
-            raise damaged(path, f"has {key} {shown(values.get(key))}, it must be a {kind.__name__}")
-    for tower in TOWERS:
-        try:
-            _parse_columns(values[f"{tower}_columns"], tower)
-        except ValueError as error:
-            raise damaged(path, f"has columns that are none ({shown(str(error), 300)})") from None
+        if key not in known:
+            rule = f"an event has no {key!r:.40}{near(key, known)}; it may have {', '.join(known)}"
+            raise WrongValueError(name, row, given, rule=rule)
+    item, rule = values.get("item"), _EVENT_RULE
+    try:
+        item = item if isinstance(item, Mapping) else text_of(item)
+        if item is None:
+            raise ValueError("no item")
+        rule = "an event's time must be UTC seconds or an ISO text, its weight a number"
+        time, weight = seconds_of(values.get("time")), number_of(values.get("weight"))
+        numbers = {}
+        for column in context:
+            rule = f"an event's {column!r:.40} must be a finite number, or None if not known"
+            numbers[column] = number_of(values.get(column))
+            if abs(numbers[column]) > LARGEST_CONTEXT:
+                raise ValueError("too large")
+    except (TypeError, ValueError, ArithmeticError):
+        raise WrongValueError(name, row, given, rule=rule) from None
+    return Event(item, time, weight, numbers)

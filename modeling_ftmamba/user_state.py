@@ -1,17 +1,35 @@
 """All that a user's past leaves behind: a few small tensors, of one size whatever the past.
 
-Shapes: B users.
+As bytes they are a safetensors file. Its header holds, as one JSON text, the version of this
+format, the fingerprint of the weights that made the state, and the shapes of one user's state.
+
+Shapes: B users, T events, Z bytes of one user.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 NO_TIME = -1
 """Stands for the time of an event that has none."""
+
+STATE_VERSION = 1
+
+_KEY = "ftmamba_state"
+_LENGTH_BYTES = 8
+_MOST_HEADER_BYTES = 2**14
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Of each tensor its number of dimensions, and the one that counts users.
+_DIMENSIONS = {"conv": 4, "scan": 4, "last": 2, "n_events": 1, "last_time": 1}
+_USERS = {"conv": 1, "scan": 1, "last": 0, "n_events": 0, "last_time": 0}
+_WHOLE = ("n_events", "last_time")
+_AGAIN = "start the user again and observe the events once more"
 
 
 @dataclass(frozen=True)
@@ -51,80 +69,201 @@ class UserState:
 
     @classmethod
     def concatenate(cls, states: Sequence[Self]) -> Self:
-        """Return one state of the users of several.
-
-        Raises:
-            ValueError: there are none, or they are of different models.
-        """
+        """Return one state of the users of several, all of one model."""
         shapes = {(state.conv.shape[::2], state.conv.shape[3:], state.scan.shape[2:],
                    state.scan.dtype) for state in states}  # fmt: skip
         if len(shapes) != 1:
             raise ValueError(
                 f"states to concatenate must be of one model and type, got {len(states)} states "
-                f"of {len(shapes)} shapes; concatenate those of each model by themselves"
+                f"of {len(shapes)} shapes"
             )
         parts = [state.tensors() for state in states]
-        return cls(
-            **{
-                name: torch.cat([part[name] for part in parts], dim=_dim_of(name))
-                for name in parts[0]
-            }
-        )
+        joined = {name: torch.cat([part[name] for part in parts], _USERS[name]) for name in _USERS}
+        return cls(**joined)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its tensors by their names."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to_bytes(self, fingerprint: str, *, dtype: torch.dtype | None = None) -> bytes:
-        """Return it as bytes that only a model with these weights reads; see `state_to_bytes`."""
-        from .state_bytes import state_to_bytes
+        """Return the state of all its users as bytes that only the same weights can read.
 
-        return state_to_bytes(self, fingerprint=fingerprint, dtype=dtype)
+        Args:
+            fingerprint: of the weights that made it (`weights_fingerprint`).
+            dtype: to write its numbers in, such as `torch.float16`, half the bytes at some 1e-3
+                of error; None keeps theirs.
+
+        Raises:
+            ValueError: a number is not finite, or too large for that type.
+        """
+        tensors = _in_type(self, dtype).tensors()
+        cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        facts = {"version": STATE_VERSION, "fingerprint": fingerprint, "layout": _layout(cpu)}
+        return save(cpu, {_KEY: json.dumps(facts, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, data: bytes, fingerprint: str) -> "UserState":
-        """Read what `to_bytes` wrote; see `state_from_bytes`."""
-        from .state_bytes import state_from_bytes
+        """Read what `to_bytes` wrote.
 
-        return state_from_bytes(data, fingerprint=fingerprint)
+        Raises:
+            ValueError: the bytes are truncated or damaged, of another version or other weights.
+        """
+        _, facts, _ = _header(data)
+        if facts.get("version") != STATE_VERSION:
+            raise _broken(
+                f"have format {facts.get('version')!r:.20}, this code reads {STATE_VERSION}",
+                f"read them with the release that wrote them, or {_AGAIN}",
+            )
+        if facts.get("fingerprint") != fingerprint:
+            raise _broken(
+                f"were made by other weights ({facts.get('fingerprint')!r:.20}) than the model's "
+                f"({fingerprint:.16}...)",
+                f"load the checkpoint that wrote them, or {_AGAIN}",
+            )
+        try:
+            tensors = load(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise _broken(f"are truncated or damaged ({error!s:.200})") from None
+        shapes = {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}
+        for name, x in tensors.items():
+            allowed = (torch.int64,) if name in _WHOLE else _FLOATS
+            if x.dtype not in allowed or x.ndim != _DIMENSIONS.get(name):
+                raise _broken(f"hold {name:.20} as {x.dtype} of {shapes[name][1]}, as no state has")
+        counts = {x.shape[_USERS[name]] for name, x in tensors.items()}
+        if len(counts) != 1 or _layout(tensors) != facts.get("layout"):
+            raise _broken(f"hold shapes that do not fit each other or their layout: {shapes}")
+        return _checked(cls(**tensors))
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Self:
-        changed = {name: change(x, _dim_of(name)) for name, x in self.tensors().items()}
+        changed = {name: change(x, _USERS[name]) for name, x in self.tensors().items()}
         return type(self)(**changed)
 
 
-def _dim_of(name: str) -> int:
-    """Return the dimension of a field that counts users."""
-    return 1 if name in ("conv", "scan") else 0
+def states_to_bytes(
+    state: UserState, *, fingerprint: str, dtype: torch.dtype | None = None
+) -> list[bytes]:
+    """Write each of B users by itself; one header for all makes it faster than B `to_bytes`."""
+    if len(state) == 0:
+        return []
+    state = _in_type(state, dtype)
+    example = state.select([0]).to_bytes(fingerprint)
+    start, _, offsets = _header(example)
+    body_BZ = torch.empty(len(state), len(example) - start, dtype=torch.uint8)
+    for name, (first, end) in offsets.items():
+        users_first = state.tensors()[name].detach().cpu().movedim(_USERS[name], 0)
+        # Cloned: a single user of a larger tensor has a stride that `contiguous` leaves as it is.
+        users_first = users_first.clone(memory_format=torch.contiguous_format)
+        body_BZ[:, first:end] = users_first.view(len(state), -1).view(torch.uint8)
+    head = example[:start]
+    return [head + row_Z.tobytes() for row_Z in body_BZ.numpy()]
+
+
+def states_from_bytes(data: Sequence[bytes], *, fingerprint: str) -> UserState:
+    """Read users that were written one by one as one batch; see `UserState.from_bytes`."""
+    if not data:
+        raise ValueError("there are no states to read; give those of at least one user")
+    first = UserState.from_bytes(data[0], fingerprint)
+    (start, _, offsets), size = _header(data[0]), len(data[0])
+    head = data[0][:start]
+    if len(first) != 1 or not all(len(one) == size and one.startswith(head) for one in data):
+        others = [UserState.from_bytes(one, fingerprint) for one in data[1:]]
+        return UserState.concatenate([first, *others])
+    joined = bytearray().join(memoryview(one)[start:] for one in data)
+    body_BZ = torch.frombuffer(joined, dtype=torch.uint8).view(len(data), size - start)
+    tensors = {}
+    for name, (begin, end) in offsets.items():
+        of_one = getattr(first, name).movedim(_USERS[name], 0)
+        values = body_BZ[:, begin:end].contiguous().view(of_one.dtype)
+        users_first = values.reshape(len(data), *of_one.shape[1:])
+        tensors[name] = users_first.movedim(0, _USERS[name]).contiguous()
+    return _checked(UserState(**tensors))
+
+
+def log_gaps(times: Tensor, before: Tensor) -> Tensor:
+    """Return log(1 + seconds) since the event before: the one formula of every gap.
+
+    Args:
+        times: float64, UTC epoch seconds of events; NaN where unknown, and so is the gap.
+        before: of the event before each; of a user's first event its own, which makes the gap 0.
+    """
+    return (times - before).clamp(min=0).log1p()
 
 
 def gaps_of(times_BT: Tensor, state: UserState, lengths_B: Tensor | None) -> Tensor:
-    """Return log(1 + seconds) since the event before (B, T), in float64.
-
-    0 for a user's first event; NaN where this event or the one before has no time.
+    """Return the gap ahead of each event (B, T) of users in a state, in float64.
 
     Args:
-        times_BT: UTC epoch seconds, int64; negative for none.
+        times_BT: UTC epoch seconds, int64; negative for none. None may be older than the one
+            before it.
         state: of the users before these events.
         lengths_B: events of each user, None for T of all.
-
-    Raises:
-        ValueError: an event is older than the one before it.
     """
     before_BT = torch.cat([state.last_time[:, None], times_BT], 1)[:, :-1]
-    known_BT = (times_BT >= 0) & (before_BT >= 0)
-    older_BT = known_BT & (times_BT < before_BT)
-    place_T = torch.arange(times_BT.shape[1], device=times_BT.device)
+    older_BT = (times_BT >= 0) & (before_BT >= 0) & (times_BT < before_BT)
+    step_T = torch.arange(times_BT.shape[1], device=times_BT.device)
     if lengths_B is not None:
-        older_BT &= place_T < lengths_B[:, None]
+        older_BT &= step_T < lengths_B[:, None]
     if bool(older_BT.any()):
         row, event = older_BT.nonzero()[0].tolist()
         raise ValueError(
             f"event {event} of user {row} (the first is 0) is of time "
-            f"{int(times_BT[row, event])}, before {int(before_BT[row, event])}, the one ahead of "
-            "it: a state cannot go back; start it again and observe all events in order, or give "
-            "it no times"
+            f"{int(times_BT[row, event])}, before {int(before_BT[row, event])} of the one ahead; "
+            "start it again and observe all events in order, or give no times"
         )
-    gap_BT = (times_BT - before_BT).clamp(min=0).double().log1p()
-    first_BT = (state.n_events[:, None] + place_T) == 0
-    return gap_BT.masked_fill(~known_BT, torch.nan).masked_fill(first_BT, 0)
+    before_BT = torch.where(state.n_events[:, None] + step_T == 0, times_BT, before_BT)
+    times, before = (x.double().masked_fill(x < 0, torch.nan) for x in (times_BT, before_BT))
+    return log_gaps(times, before)
+
+
+def _in_type(state: UserState, dtype: torch.dtype | None) -> UserState:
+    """Return a state in a type, all of whose numbers that type can hold."""
+    for name in ("conv", "scan", "last"):
+        extremes = _extremes(getattr(state, name))
+        if not bool(extremes.isfinite().all()):
+            raise ValueError(f"the state's {name} is not finite, so it is not written")
+        if dtype is not None and not bool(extremes.to(dtype).isfinite().all()):
+            raise ValueError(
+                f"the state's {name} holds {float(extremes.abs().max()):.3g}, which is too large "
+                f"for {dtype}; write it in float32"
+            )
+    return state if dtype is None else state.to(dtype)
+
+
+def _checked(state: UserState) -> UserState:
+    """Return a state that was read, if its numbers can be."""
+    if bool((state.n_events < 0).any()):
+        raise _broken("hold a negative number of events")
+    for name in ("conv", "scan", "last"):
+        if not bool(_extremes(getattr(state, name)).isfinite().all()):
+            raise _broken(f"hold NaN or Inf in {name}")
+    return state
+
+
+def _extremes(values: Tensor) -> Tensor:
+    """Return the least and the greatest number, NaN where there is one; faster than all of them."""
+    return torch.stack(values.aminmax()) if values.numel() else values.new_zeros(2)
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Return the shape that one user has in each tensor."""
+    return {
+        name: [size for dim, size in enumerate(x.shape) if dim != _USERS[name]]
+        for name, x in tensors.items()
+    }
+
+
+def _header(data: bytes) -> tuple[int, dict[str, Any], dict[str, tuple[int, int]]]:
+    """Return where the numbers begin, the facts, and where each tensor lies behind there."""
+    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if len(data) < start or not _LENGTH_BYTES < start <= _MOST_HEADER_BYTES:
+        raise _broken(f"are truncated or no state of a user, of {len(data)} bytes")
+    try:
+        header = json.loads(data[_LENGTH_BYTES:start])
+        facts = dict(json.loads(header["__metadata__"][_KEY]))
+        return start, facts, {name: tuple(header[name]["data_offsets"]) for name in _USERS}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _broken(f"are damaged or no state of a user ({error!s:.200})") from None
+
+
+def _broken(problem: str, remedy: str = _AGAIN) -> ValueError:
+    return ValueError(f"the bytes of a user's state {problem}; {remedy}")

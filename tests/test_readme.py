@@ -13,11 +13,12 @@ from accelerate import Accelerator
 
 from ftmamba.__main__ import main
 from ftmamba.checkpoint import save_checkpoint
+from ftmamba.comparison import check_rivals_and_baselines, compare
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation import make_split
-from ftmamba.experiment import check_rivals_and_baselines, compare, make_checkpoint
 from ftmamba.recipe import choose_variant, recipe_from_dict
+from ftmamba.results import make_checkpoint
 from ftmamba.training.run import train
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from benchmarks.sequences.study import Study
 from ftmamba.atomic import whole_file
+from ftmamba.comparison import held_out_scorer
 from ftmamba.evaluation import Evaluation, Protocol, Split, evaluate, make_baseline, tune
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.tuning import GRIDS
-from ftmamba.experiment.cost import hardware
-from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.recipe import Recipe
+from ftmamba.results import hardware
 from ftmamba.training.fit import FitResult
 from ftmamba.training.run import (
     Trained,

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ftmamba.recipe import Recipe, read_recipe, recipe_from_dict
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 FOLDER = Path(__file__).parent
 

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from modeling_ftmamba import FTMambaTowerConfig
-from modeling_ftmamba.history import TokenRows
-from modeling_ftmamba.modeling_ftmamba import FTMambaModel
+from modeling_ftmamba.modeling_ftmamba import FTMambaTowerModel
+from modeling_ftmamba.network import TokenRows
 
 
 class TokenTower(nn.Module):
-    """`FTMambaModel` from tokens (B, L, D) to the normalised last token (B, D)."""
+    """`FTMambaTowerModel` from tokens (B, L, D) to the normalised last token (B, D)."""
 
-    def __init__(self, model: FTMambaModel) -> None:
+    def __init__(self, model: FTMambaTowerModel) -> None:
         super().__init__()
         model.set_submodule("tokenizer", nn.Identity())
         model.set_submodule("head", nn.Identity())
@@ -44,7 +44,7 @@ def own_tower(
         projection_size=size,
         **fields,
     )
-    model = FTMambaModel(config)
+    model = FTMambaTowerModel(config)
     model.set_scan(scan)
     return TokenTower(model)
 

@@ -7,8 +7,6 @@ import json
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from ftmamba.commands.command import Command
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from ftmamba.data.histories import Histories
     from ftmamba.data.tables import Tables
     from ftmamba.evaluation import Evaluation, Split
-    from modeling_ftmamba.columns import Column
+    from modeling_ftmamba.configuration_ftmamba import Column
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -61,7 +59,7 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     from ftmamba.evaluation import evaluate
     from ftmamba.recipe import recipe_from_dict
     from ftmamba.training.run import make_protocol, read_tables, scorer_of, split_tables
-    from modeling_ftmamba.columns import history_of
+    from modeling_ftmamba.configuration_ftmamba import history_of
 
     if not checkpoint.recipe:
         raise ValueError("the checkpoint has no recipe.yaml, so its evaluation cannot be repeated")
@@ -136,6 +134,3 @@ def _popularity(
     as_of = split.test_time if split.test_time is not None else int(known.times.max()) + 1
     counts = PopularityHistory(known).catalogue(as_of, [c.popularity_days for c in columns])
     return {column.name: counts[:, place] for place, column in enumerate(columns)}
-
-
-COMMAND = Command("repeat a checkpoint's evaluation from its recipe", add_arguments, run)

@@ -1,4 +1,4 @@
-"""`python -m ftmamba recommend`: items for a known user, for a raw record, or like another item."""
+"""`python -m ftmamba recommend` and `explain`: items for a user, and why."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -6,39 +6,76 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ftmamba.commands.command import Command
-
 if TYPE_CHECKING:
-    from ftmamba.recommender import Recommendation, Recommender
+    from ftmamba.explanations import Explanation
+    from ftmamba.recommender import Recommendation
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Declare the arguments."""
+def add_recommend_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of `recommend`."""
+    who = _add_who(parser)
+    who.add_argument("--similar-to", metavar="KEY", help="an item: print those most like it")
+    parser.add_argument("-k", type=int, default=10, help="how many (default: 10)")
+    parser.add_argument(
+        "--include-seen", action="store_true", help="include the items of the user's history"
+    )
+
+
+def add_explain_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of `explain`."""
+    _add_who(parser)
+    parser.add_argument("--item", metavar="KEY", required=True, help="an item of the catalogue")
+    parser.add_argument("--plot", metavar="FILE", help="draw the shares, such as into why.png")
+
+
+def _add_who(parser: ArgumentParser) -> Any:
     parser.add_argument("checkpoint", help="folder of a checkpoint, or a Hub id such as name/repo")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", metavar="KEY", help="a user of the training tables")
     who.add_argument(
         "--record",
         metavar="JSON",
-        help='raw columns of anybody, such as \'{"age": 31, "occupation": "doctor"}\'',
+        help='raw columns of any user, such as \'{"age": 31, "occupation": "doctor"}\'',
     )
-    who.add_argument("--similar-to", metavar="KEY", help="an item: print those most like it")
-    parser.add_argument("-k", type=int, default=10, help="how many (default: 10)")
-    parser.add_argument(
-        "--include-seen", action="store_true", help="keep what the user has already taken"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    return who
 
 
-def run(arguments: Namespace) -> None:
+def run_recommend(arguments: Namespace) -> None:
     """Print the recommendations."""
     from ftmamba.recommender import Recommender
 
     record = None if arguments.record is None else parse_record(arguments.record)
     recommender = Recommender.from_pretrained(arguments.checkpoint, revision=arguments.revision)
-    found = _ask(recommender, arguments, record=record)
-    print(as_json(found) if arguments.json else as_table(found))
+    if arguments.similar_to is not None:
+        found = recommender.similar_items(arguments.similar_to, arguments.k)
+    else:
+        found = recommender.recommend(
+            user_key=arguments.user,
+            record=record,
+            k=arguments.k,
+            exclude_seen=not arguments.include_seen,
+        )
+    if arguments.json:
+        print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+    else:
+        print(recommendations_table(found))
+
+
+def run_explain(arguments: Namespace) -> None:
+    """Print the explanation, and draw it if asked."""
+    from ftmamba.recommender import Recommender
+
+    user = arguments.user if arguments.record is None else parse_record(arguments.record)
+    recommender = Recommender.from_pretrained(arguments.checkpoint, revision=arguments.revision)
+    explanation = recommender.explain(user, arguments.item)
+    if arguments.plot is not None:
+        explanation.plot(arguments.plot)
+    if arguments.json:
+        print(json.dumps(explanation.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(explanation_table(explanation))
 
 
 def parse_record(text: str) -> dict[str, Any]:
@@ -51,7 +88,7 @@ def parse_record(text: str) -> dict[str, Any]:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"--record is no JSON ({error}): {text!r}; "
+            f"--record is not JSON ({error}): {text!r}; "
             'write it as --record \'{"column": "value"}\''
         ) from error
     if not isinstance(record, dict):
@@ -62,7 +99,7 @@ def parse_record(text: str) -> dict[str, Any]:
     return record
 
 
-def as_table(found: Sequence["Recommendation"]) -> str:
+def recommendations_table(found: Sequence["Recommendation"]) -> str:
     """Align rank, score, key and title; leave the title out where there is none."""
     rows = [("rank", "score", "item", "title")]
     rows += [
@@ -76,22 +113,25 @@ def as_table(found: Sequence["Recommendation"]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def as_json(found: Sequence["Recommendation"]) -> str:
-    """Return a JSON list of objects with `item_key`, `score` and `title`."""
-    return json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False)
-
-
-def _ask(
-    recommender: "Recommender", arguments: Namespace, *, record: dict[str, Any] | None
-) -> list["Recommendation"]:
-    if arguments.similar_to is not None:
-        return recommender.similar_items(arguments.similar_to, arguments.k)
-    return recommender.recommend(
-        user_key=arguments.user,
-        record=record,
-        k=arguments.k,
-        exclude_seen=not arguments.include_seen,
-    )
-
-
-COMMAND = Command("recommend items from a checkpoint", add_arguments, run)
+def explanation_table(explanation: "Explanation") -> str:
+    """Write the sum first, then every column, the strongest first."""
+    parts = [sum(shares.values()) for shares in (explanation.user, explanation.item)]
+    title = " ".join(explanation.title.split())
+    lines = [
+        f"item {explanation.item_key}{f' ({title})' if title else ''}",
+        f"score {explanation.score:.4f} = {explanation.baseline_score:.4f} with all columns "
+        f"missing {parts[0]:+.4f} user {parts[1]:+.4f} item",
+    ]
+    if explanation.standard_error:
+        lines.append(f"shares are estimates; standard error {explanation.standard_error:.2g}")
+    rows = [
+        (f"{share:+.4f}", tower, column, " ".join(value.split()))
+        for tower, column, value, share in explanation.ranked()
+    ]
+    rows.insert(0, ("adds", "of", "column", "value"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines += [
+        f"{adds:>{widths[0]}}  {tower:<{widths[1]}}  {column:<{widths[2]}}  {value}".rstrip()
+        for adds, tower, column, value in rows
+    ]
+    return "\n".join(lines)

@@ -2,8 +2,6 @@
 
 from argparse import ArgumentParser, Namespace
 
-from ftmamba.commands.command import Command
-
 _HEADER = "Inferred from the files: correct it where it is wrong and paste it into a recipe."
 
 
@@ -19,6 +17,3 @@ def run(arguments: Namespace) -> None:
 
     inferred = infer_schema_with_notes(arguments.users, arguments.items, arguments.interactions)
     print(inferred.schema.to_yaml((_HEADER, *inferred.notes)), end="")
-
-
-COMMAND = Command("print the inferred schema of three files as YAML", add_arguments, run)

@@ -7,8 +7,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftmamba.commands.command import Command
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -97,7 +95,7 @@ def run(arguments: Namespace) -> None:
             _rules(arguments, source),
             updated=_recommend(checkpoint, arguments.recommend) if arguments.recommend else None,
             progress=report,
-            tell=_tell,
+            report=_tell,
         )
     except KeyboardInterrupt:
         _tell("stopped; what was not acknowledged comes again")
@@ -118,20 +116,20 @@ def _check(arguments: Namespace) -> None:
 
 
 def _open(arguments: Namespace) -> "tuple[StateStore, Source]":
-    from ftmamba.streaming.places import Reading, open_source, open_store
-    from ftmamba.streaming.redis_stream import Member
+    from ftmamba.streaming.opening import Reading, open_source, open_store
+    from ftmamba.streaming.redis_backend import Member
 
     reading = Reading(
         follow=arguments.follow,
         offset_file=arguments.offset,
         # States that are gone at the end have to be made of all events again.
-        forgets=arguments.store == "memory:",
+        from_start=arguments.store == "memory:",
         member=Member(arguments.group, arguments.consumer),
-        tell=_tell,
+        report=_tell,
     )
     source = open_source(arguments.source, reading)
     try:
-        return open_store(arguments.store, ttl_seconds=arguments.ttl, tell=_tell), source
+        return open_store(arguments.store, ttl_seconds=arguments.ttl, report=_tell), source
     except BaseException:
         source.close()
         raise
@@ -139,8 +137,7 @@ def _open(arguments: Namespace) -> "tuple[StateStore, Source]":
 
 def _rules(arguments: Namespace, source: "Source") -> "Rules":
     from ftmamba.streaming import Rules
-    from ftmamba.streaming.file_history import FileHistory
-    from ftmamba.streaming.sources import JsonLinesSource
+    from ftmamba.streaming.sources import FileHistory, JsonLinesSource
 
     history = None
     if isinstance(source, JsonLinesSource):
@@ -223,6 +220,3 @@ class _Report:
             shown["users in the store"] = f"{n_users:,}"
         width = max(map(len, shown))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())
-
-
-COMMAND = Command("take in events and keep users' states and embeddings fresh", add_arguments, run)

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.generic]
 Stretch = tuple[int, int]
 """First row, and the row after the last."""
+
+_ROWS_HASHED_AT_ONCE = 1 << 18
 
 
 def cache_folder(chosen: str | Path | None = None) -> Path:
@@ -170,30 +171,8 @@ def _unpacked(chunk: pa.Array) -> Array:
 
 def content_hash(table: pa.Table) -> bytes:
     """Return a digest of the column names, types and values; chunks and metadata do not count."""
-    digest = hashlib.blake2b(digest_size=16)
     plain = table.replace_schema_metadata(None).combine_chunks()
-    with pa.ipc.new_stream(pa.PythonFile(_HashSink(digest), mode="w"), plain.schema) as writer:
-        writer.write_table(plain)
+    digest = hashlib.blake2b(plain.schema.serialize(), digest_size=16)
+    for batch in plain.to_batches(max_chunksize=_ROWS_HASHED_AT_ONCE):
+        digest.update(batch.serialize())
     return digest.digest()
-
-
-class _HashSink:
-    """A file to Arrow; only its hash is kept."""
-
-    closed = False
-
-    def __init__(self, digest: Any) -> None:
-        self._digest = digest
-        self._written = 0
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._digest.update(view)
-        self._written += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self._written
-
-    def flush(self) -> None:
-        """Do nothing: a hash keeps no buffer."""

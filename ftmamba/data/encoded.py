@@ -26,7 +26,7 @@ from ftmamba.data.histories import Histories, histories_of, with_event_scales
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.tables import Tables
-from modeling_ftmamba.columns import Column, history_of
+from modeling_ftmamba.configuration_ftmamba import Column, history_of
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 ENCODING_VERSION = 1
@@ -42,7 +42,7 @@ class EncodedData:
 
     Attributes:
         extractor: fitted on the training rows.
-        users: the encoded table of users, keys as in `modeling_ftmamba.columns`, U rows each.
+        users: the encoded table of users, keys as in `TowerInputs`, U rows each.
         items: the encoded table of items, I rows each; popularity slots hold NaN.
         interactions: the Arrow file of the training interactions, for `InteractionBatches`.
         popularity_slots: where each popularity column lies in `items["numeric"]`.

@@ -1,18 +1,20 @@
-"""What every user took, in order, ready to be cut off before any event.
+"""Each user's interactions in order, ready to be cut off before any event.
 
 Shapes: B rows asked about, T events of the longest history among them, F event features, R
 interactions, U users.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.data.schema import suggestion
-from modeling_ftmamba.columns import HISTORY, SMALLEST_SCALE, Column, near
+from modeling_ftmamba.configuration_ftmamba import HISTORY, SMALLEST_SCALE, Column
+from modeling_ftmamba.processing_ftmamba import EventTable
 
 _AS_IT_IS = (0.0, 1.0)
 """The scale of an event feature that the model reads as it is."""
@@ -26,63 +28,30 @@ class Events:
         item_ids: int64 (B, T); 0 beyond the end.
         lengths: int64 (B,), how many events of a row count.
         times: int64 (B, T), or None where the interactions have no time.
-        gaps: float32 (B, T), log(1 + seconds since the user's event before), be it among the row's
-            events or not; 0 for the user's first event; None without times.
-        weights: float32 (B, T), or None where the interactions have no weight.
-        context: float32 (B, T), the further columns of the interactions by name; NaN means missing.
+        features: float32 (B, T, F), the numbers asked for; NaN where one is missing.
     """
 
     item_ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
     times: NDArray[np.int64] | None
-    gaps: NDArray[np.float32] | None
-    weights: NDArray[np.float32] | None
-    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-
-    def features(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """Return the named numbers (B, T, F) of each event; NaN where one is missing.
-
-        Gaps and weights are missing everywhere where the interactions have no times or no weights.
-
-        Raises:
-            ValueError: an unknown name.
-        """
-        known = {"gap": self.gaps, "weight": self.weights, **self.context}
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"event_features must be among {', '.join(known)}, what the interactions have, "
-                    f"got {name!r}{near(name, known)}"
-                )
-        features_BTF = np.full((*self.item_ids.shape, len(names)), np.nan, np.float32)
-        for place, name in enumerate(names):
-            values = known[name]
-            if values is not None:
-                features_BTF[:, :, place] = values
-        return features_BTF
+    features: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Histories:
     """Interactions by user, each user's in order of time, those of one second as the file has them.
 
-    Without times the order of the file is the order. Repeated events stay, each in its place.
+    Without times the order of the file is the order. Repeated events stay, each where it was.
 
     Attributes:
         items: user u has the events `items.starts[u]` up to `items.starts[u + 1]`.
-        times: int64 (R,), of these events, or None.
-        gaps: float32 (R,), as in `Events`, or None.
-        weights: float32 (R,), or None.
-        places: int64 (R,), for each interaction as given: how many events of its user precede it.
-        context: float32 (R,), as in `Events`.
+        events: times, gaps, weights and context of the same events.
+        rows: int64 (R,), the number of each event among the interactions as given.
     """
 
     items: ItemsByUser
-    times: NDArray[np.int64] | None
-    gaps: NDArray[np.float32] | None
-    weights: NDArray[np.float32] | None
-    places: NDArray[np.int64]
-    context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    events: EventTable
+    rows: NDArray[np.int64]
 
     @property
     def n_users(self) -> int:
@@ -93,11 +62,21 @@ class Histories:
         """Events of each user (U,)."""
         return np.diff(self.items.starts)
 
+    @cached_property
+    def n_earlier(self) -> NDArray[np.int64]:
+        """For each interaction as given (R,), how many events of its user precede it."""
+        n_earlier_R = np.empty_like(self.rows)
+        n_earlier_R[self.rows] = np.arange(len(self.rows)) - np.repeat(
+            self.items.starts[:-1], self.counts
+        )
+        return n_earlier_R
+
     def newest(
         self,
         user_ids: NDArray[np.int64],
         max_length: int,
         *,
+        features: Sequence[str] = (),
         before: NDArray[np.int64] | int | None = None,
         n_first: NDArray[np.int64] | None = None,
     ) -> Events:
@@ -106,13 +85,15 @@ class Histories:
         Args:
             user_ids: (B,), repeats allowed.
             max_length: events kept of each, the newest.
+            features: names of the numbers wanted beside each event; missing everywhere where they
+                are gaps or weights that the interactions do not have.
             before: UTC seconds, one for all or (B,): only events strictly before count, so an
-                event at that very second, such as the one to be foretold, is never among them.
-            n_first: (B,): only each user's first so many events count. With the `places` of
+                event at that very second, such as the one to be predicted, is never among them.
+            n_first: (B,): only each user's first so many events count. With `n_earlier` of
                 interactions, what came before each of these: the way where there are no times.
 
         Raises:
-            ValueError: `before` is given and the interactions have no time.
+            ValueError: an unknown feature, or `before` and the interactions have no time.
         """
         if max_length < 0:
             raise ValueError(f"max_length must be >= 0, got {max_length}")
@@ -123,7 +104,7 @@ class Histories:
         if n_first is not None:
             ends_B = np.minimum(ends_B, starts_B + n_first)
         starts_B = np.maximum(starts_B, ends_B - max_length)
-        return self.stretches(starts_B, ends_B - starts_B)
+        return self.stretches(starts_B, ends_B - starts_B, features)
 
     def newest_items(self, max_length: int) -> ItemsByUser:
         """Return the items of every user's newest events, at most so many of each."""
@@ -134,29 +115,17 @@ class Histories:
         starts = np.concatenate([[0], np.cumsum(kept_U)])
         return ItemsByUser(starts, self.items.item_ids[is_kept_R])
 
-    def stretches(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> Events:
-        """Return stretches of neighbouring events, by the place of the first and how many."""
-        steps_T = np.arange(lengths_B.max(initial=0))
-        is_event_BT = steps_T < lengths_B[:, None]
-        places_BT = np.where(is_event_BT, starts_B[:, None] + steps_T, 0)
-
-        def padded(values_R: NDArray | None) -> NDArray | None:  # type: ignore[type-arg]
-            if values_R is None:
-                return None
-            if not len(values_R):
-                return np.zeros(places_BT.shape, values_R.dtype)
-            return np.where(is_event_BT, values_R[places_BT], np.zeros((), values_R.dtype))
-
-        item_ids = padded(self.items.item_ids)
-        assert item_ids is not None
-        context = {name: padded(values_R) for name, values_R in self.context.items()}
+    def stretches(
+        self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], features: Sequence[str]
+    ) -> Events:
+        """Return stretches of neighbouring events, by the index of the first and how many."""
+        padded = self.events.padded(starts_B, lengths_B, features)
+        times_R = self.events.times
         return Events(
-            item_ids,
+            padded.of(self.items.item_ids),
             lengths_B,
-            padded(self.times),
-            padded(self.gaps),
-            padded(self.weights),
-            {name: values for name, values in context.items() if values is not None},
+            None if times_R is None else padded.of(times_R),
+            padded.features,
         )
 
     def _first_at(
@@ -165,8 +134,9 @@ class Histories:
         ends_B: NDArray[np.int64],
         before: NDArray[np.int64] | int,
     ) -> NDArray[np.int64]:
-        """Return the place of the first event at `before` or later, by bisection of all rows."""
-        if self.times is None:
+        """Return the index of the first event at `before` or later, by bisection of all rows."""
+        times_R = self.events.times
+        if times_R is None:
             raise ValueError(
                 "histories before a time need the time of every interaction, but the interactions "
                 "have none; name their time column in the schema, or cut by n_first"
@@ -175,7 +145,7 @@ class Histories:
         while (low_B < high_B).any():
             middle_B = (low_B + high_B) // 2
             is_open_B = low_B < high_B
-            is_earlier_B = is_open_B & (self.times[np.where(is_open_B, middle_B, 0)] < before)
+            is_earlier_B = is_open_B & (times_R[np.where(is_open_B, middle_B, 0)] < before)
             low_B = np.where(is_earlier_B, middle_B + 1, low_B)
             high_B = np.where(is_open_B & ~is_earlier_B, middle_B, high_B)
         return low_B
@@ -189,21 +159,12 @@ def histories_of(interactions: Interactions) -> Histories:
     order_R = np.lexsort(keys)
     ordered = interactions.select(order_R)
     items = items_by_user(ordered)
-    places_R = np.empty(len(order_R), np.int64)
-    places_R[order_R] = np.arange(len(order_R)) - items.starts[ordered.user_ids]
-    gaps = None if ordered.times is None else _gaps(ordered.times, items.starts)
-    return Histories(items, ordered.times, gaps, ordered.weights, places_R, context=ordered.context)
-
-
-def _gaps(times_R: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float32]:
-    seconds_R = np.diff(times_R, prepend=times_R[:1])
-    firsts = starts[:-1]
-    seconds_R[firsts[firsts < len(times_R)]] = 0
-    return np.log1p(seconds_R).astype(np.float32)
+    events = EventTable(items.starts, ordered.times, ordered.weights, ordered.context)
+    return Histories(items, events, order_R)
 
 
 def with_event_scales(columns: Iterable[Column], train: Interactions) -> tuple[Column, ...]:
-    """Return a tower's columns, the scales of the history's context fitted.
+    """Return a tower's columns, the scales of the numbers beside a history's events fitted.
 
     A history without columns of the interactions beside its events stays as it is.
 
@@ -223,23 +184,21 @@ def with_event_scales(columns: Iterable[Column], train: Interactions) -> tuple[C
 
 
 def _scales(history: Column, train: Interactions) -> tuple[tuple[float, float], ...]:
-    for name in history.context:
+    """Return mean and standard deviation of each event feature; the latter 1 of equals."""
+    scales = []
+    for name in history.event_features:
+        if name not in history.context:
+            scales.append(_AS_IT_IS)
+            continue
         if name not in train.context:
             raise ValueError(
                 f"event_features of column {history.name!r} name {name!r}, of which the training "
                 f"interactions have no numbers{suggestion(name, train.context, 'they have')}; load "
                 "them with the schema that names it"
             )
-    return tuple(
-        _scale(train.context[name]) if name in history.context else _AS_IT_IS
-        for name in history.event_features
-    )
-
-
-def _scale(values_R: NDArray[np.float32]) -> tuple[float, float]:
-    """Return mean and standard deviation of the numbers that are known; the latter 1 of equals."""
-    known = values_R[~np.isnan(values_R)].astype(np.float64)
-    if not len(known):
-        return _AS_IT_IS
-    deviation = float(known.std()) if known.min() < known.max() else 1.0
-    return float(known.mean()), deviation if deviation >= SMALLEST_SCALE else 1.0
+        known = train.context[name].astype(np.float64)
+        known = known[~np.isnan(known)]
+        deviation = float(known.std()) if len(known) and known.min() < known.max() else 1.0
+        mean = float(known.mean()) if len(known) else 0.0
+        scales.append((mean, deviation if deviation >= SMALLEST_SCALE else 1.0))
+    return tuple(scales)

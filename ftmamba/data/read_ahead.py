@@ -1,11 +1,10 @@
-"""Items made ready in a thread of their own, a few ahead of whoever uses them."""
+"""Items made ready in a thread of their own, a few ahead of their use."""
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from queue import Empty, Queue
-from threading import Event, Thread
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +13,8 @@ T = TypeVar("T")
 
 N_AHEAD = 2
 """One item to hand over at once and one behind it; more takes memory and no less time."""
+
+_END = object()
 
 
 @contextmanager
@@ -27,22 +28,42 @@ def read_ahead(items: Iterable[T], *, n_ahead: int = N_AHEAD) -> Iterator[Iterat
 
     Args:
         items: iterated in the thread alone, and closed there if it is a generator.
-        n_ahead: items that may wait to be taken; one more may be in the making.
+        n_ahead: items that may wait for their use; one more may be in the making.
     """
     if n_ahead < 1:
         raise ValueError(f"n_ahead must be >= 1, got {n_ahead}")
-    made: Queue[_Made[T]] = Queue(n_ahead)
-    stopped = Event()
-    thread = Thread(target=_make, args=(items, made, stopped), name="read_ahead", daemon=True)
-    thread.start()
-    try:
-        yield _taken(made)
-    finally:
-        stopped.set()
-        _empty(made)
-        thread.join()
-        _empty(made)
-        made.put(_Made())
+    iterator, waiting = iter(items), deque[Future[object]]()
+    n_made = 0
+
+    def make() -> object:
+        nonlocal n_made
+        try:
+            item = next(iterator, _END)
+        except BaseException as error:
+            error.add_note(f"raised in the thread that reads ahead, by item {n_made}")
+            raise
+        n_made += 1
+        return item
+
+    def in_order() -> Iterator[T]:
+        while waiting:
+            first = waiting.popleft()
+            item = first.result()
+            if item is _END:
+                return
+            waiting.append(thread.submit(make))
+            yield item  # type: ignore[misc]
+
+    with ThreadPoolExecutor(1, "read_ahead") as thread:
+        try:
+            waiting.extend(thread.submit(make) for _ in range(n_ahead + 1))
+            yield in_order()
+        finally:
+            for future in waiting:
+                future.cancel()
+            waiting.clear()
+            if isinstance(iterator, Generator):
+                thread.submit(iterator.close)
 
 
 def pinned(tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
@@ -59,50 +80,5 @@ def pinned(tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, 
 
 
 def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return tensors on a device; nobody waits for the copies of those in page-locked memory."""
+    """Return tensors on a device, without waiting for copies from page-locked memory."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-
-
-@dataclass(frozen=True)
-class _Made(Generic[T]):
-    """One item, or the error in its place, or neither: the end."""
-
-    items: tuple[T, ...] = ()
-    error: BaseException | None = None
-
-
-def _make(items: Iterable[T], made: Queue[_Made[T]], stopped: Event) -> None:
-    n_made = 0
-    try:
-        for item in items:
-            made.put(_Made((item,)))
-            n_made += 1
-            # A stopped thread puts at most one thing more, for which room has been made.
-            if stopped.is_set():
-                break
-        else:
-            made.put(_Made())
-    except BaseException as error:
-        error.add_note(f"raised in the thread that reads ahead, by item {n_made}")
-        made.put(_Made(error=error))
-    finally:
-        if isinstance(items, Generator):
-            items.close()
-
-
-def _taken(made: Queue[_Made[T]]) -> Iterator[T]:
-    while True:
-        got = made.get()
-        if got.error is not None:
-            raise got.error
-        if not got.items:
-            return
-        yield got.items[0]
-
-
-def _empty(made: Queue[_Made[T]]) -> None:
-    try:
-        while True:
-            made.get_nowait()
-    except Empty:
-        pass

@@ -20,7 +20,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 from numpy.typing import NDArray
 
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
+from modeling_ftmamba.encoders import column_texts
 
 Source: TypeAlias = str | Path | pa.Table | Dataset | Mapping[str, Any]
 
@@ -219,11 +220,15 @@ def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def key_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return keys as texts: 5 and 5.0 are both "5"."""
+    """Return the text of each key, as `text_of` has it: 5 and 5.0 are both "5", "" is missing."""
     values = decoded(values)
-    if pa.types.is_floating(values.type):
-        values = _whole(values.cast(pa.float64()))
-    return values if is_text(values.type) else values.cast(pa.string())
+    if is_text(values.type):
+        return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+    if pa.types.is_integer(values.type):
+        return values.cast(pa.string())
+    codes, texts = column_texts(values, "a key")
+    index = pa.array(codes, mask=codes < 0)
+    return pa.chunked_array([pa.array(texts, pa.string()).take(index)])
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -13,7 +13,13 @@ from typing import Any
 
 import yaml
 
-from modeling_ftmamba.columns import HISTORY, Column, column_from_dict, history_of, near
+from modeling_ftmamba.configuration_ftmamba import (
+    HISTORY,
+    Column,
+    column_from_dict,
+    history_of,
+    near,
+)
 
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Units of a numeric time, and how many of them make a second."""

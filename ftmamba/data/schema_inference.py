@@ -24,7 +24,7 @@ from ftmamba.data.schema import (
     TableSchema,
     popularity_column,
 )
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.data.histories import Histories
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 WINDOWS = ("newest", "every")
 """What an epoch reads: each user's newest events alone, or every event as a target once."""
@@ -146,8 +146,10 @@ class SequenceBatches:
         begins_B = windows.begins[rows_B]
         starts_B = self._histories.items.starts[user_ids_B] + begins_B
         n_inputs_B = windows.n_targets[rows_B]
-        inputs = self._histories.stretches(starts_B, n_inputs_B)
-        targets_BT = self._histories.stretches(starts_B + 1, n_inputs_B).item_ids
+        inputs = self._histories.stretches(starts_B, n_inputs_B, ())
+        table = self._histories.events
+        padded = table.padded(starts_B, n_inputs_B)
+        targets_BT = self._histories.stretches(starts_B + 1, n_inputs_B, ()).item_ids
         is_event_BT = np.arange(targets_BT.shape[1]) < n_inputs_B[:, None]
         arrays = {
             "user_ids": user_ids_B,
@@ -156,10 +158,12 @@ class SequenceBatches:
             "targets": np.where(is_event_BT, targets_BT, -1),
             "first_targets": np.where(begins_B == 0, inputs.item_ids[:, 0], -1),
             "times": inputs.times,
-            key_of_feature("gap"): inputs.gaps,
-            key_of_feature("weight"): inputs.weights,
+            key_of_feature("gap"): None if table.gaps is None else padded.of(table.gaps),
+            key_of_feature("weight"): None if table.weights is None else padded.of(table.weights),
         }
-        arrays |= {key_of_feature(name): values for name, values in inputs.context.items()}
+        arrays |= {
+            key_of_feature(name): padded.of(values) for name, values in table.context.items()
+        }
         return {
             name: torch.from_numpy(array) for name, array in arrays.items() if array is not None
         }

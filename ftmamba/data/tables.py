@@ -23,7 +23,7 @@ from ftmamba.data.readers import (
 )
 from ftmamba.data.schema import InteractionSchema, Schema, TableSchema, suggestion
 from ftmamba.data.schema_inference import infer_schema
-from modeling_ftmamba.columns import EVENT_FEATURES, LARGEST_CONTEXT, near
+from modeling_ftmamba.configuration_ftmamba import EVENT_FEATURES, LARGEST_CONTEXT, near
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftmamba.evaluation.protocol import Protocol
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 N_RESAMPLES = 10_000
 N_DRAWS_AT_ONCE = 2**22

@@ -1,20 +1,28 @@
-"""The shared library of the C kernels: found, loaded, and told which threads to use.
+"""The shared library of the C kernels, and what every operator that calls it does with tensors.
 
-It is built with the package where a C compiler is at hand and left out where none is; see
-`why_missing`. Nothing here is looked at before the first use.
+The library is built with the package where a C compiler is at hand and left out where none is.
+Nothing is looked up before the first use.
+
+Shapes: B batch, L tokens, D hidden, E inner channels, N numbers of state, R rank of dt, K width of
+the convolution.
 """
 
 import ctypes
 import functools
 import re
+from collections.abc import Mapping
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 MOST_THREADS = 256
 """As many threads as the library ever uses."""
+LONGEST_CHUNK = 32
+"""Tokens of a chunk at most; csrc/scan.h."""
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -215,3 +223,124 @@ def _openmp_entries() -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
                 ctypes.cast(runtime.omp_get_num_threads, _POINTER),
             )
     return None
+
+
+Norm = tuple[Tensor, Tensor | None, float]
+"""Weight, bias and eps of a LayerNorm."""
+
+
+class MambaParameters(NamedTuple):
+    """Weights of one mixer, in mamba-ssm's layout.
+
+    Attributes:
+        in_proj: (2E, D); rows 0 to E make x, rows E to 2E the gate.
+        conv_weight: (E, 1, K).
+        conv_bias: (E,) or None.
+        x_proj: (R + 2N, E); its outputs are dt of low rank, B and C.
+        dt_weight: (E, R).
+        dt_bias: (E,).
+        A_log: (E, N), float32; A = -exp(A_log).
+        D: (E,), skip connection.
+        out_proj: (D, E).
+    """
+
+    in_proj: Tensor
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    x_proj: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    out_proj: Tensor
+
+
+def library() -> KernelLibrary:
+    """Return the library.
+
+    Raises:
+        RuntimeError: it is not installed, and why.
+    """
+    found = installed_library()
+    if isinstance(found, str):
+        raise RuntimeError(f"the compiled kernels cannot run: {found}")
+    return found
+
+
+def float32(tensor: Tensor | None) -> Tensor | None:
+    """Return the tensor in float32.
+
+    Raises:
+        RuntimeError: it is not on the CPU.
+        TypeError: it is not float32 or narrower.
+    """
+    if tensor is None or (tensor.dtype is torch.float32 and tensor.is_cpu):
+        return tensor
+    if tensor.device.type != "cpu":
+        raise RuntimeError(
+            f"the compiled scan takes tensors on the CPU, got one on {tensor.device}; choose "
+            "set_scan('auto')"
+        )
+    if tensor.dtype not in NARROW:
+        raise TypeError(
+            "the compiled scan takes float32, bfloat16 or float16, got "
+            f"{str(tensor.dtype).removeprefix('torch.')}; choose set_scan('sequential')"
+        )
+    return tensor.to(torch.float32)
+
+
+def is_kept(*tensors: Tensor | None) -> bool:
+    """Return whether a backward pass may follow, so that states must be kept."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
+def as_pointers(tensors: Mapping[str, Tensor | None]) -> tuple[dict[str, int | None], list[Tensor]]:
+    """Return the addresses of contiguous memory, None of none, and the tensors that own it."""
+    alive = {name: x.contiguous() for name, x in tensors.items() if x is not None}
+    pointers = {name: alive[name].data_ptr() or None if name in alive else None for name in tensors}
+    return pointers, list(alive.values())
+
+
+def state_shape(batch: int, length: int, inner: int, state: int) -> tuple[int, int, int, int]:
+    """Return the shape of the states ahead of every chunk but the first; csrc/blocks.h."""
+    n_chunks = 0
+    if length:
+        chunk = -(-length // -(-length // LONGEST_CHUNK))
+        n_chunks = -(-length // chunk) - 1
+    return batch, n_chunks, -(-state // 4) * 4, -(-inner // 16) * 16
+
+
+def check_shapes(tensors: Mapping[str, Tensor | None], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError for a tensor whose shape is not the one named."""
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have the shape {shape}, got {tuple(tensor.shape)}")
+
+
+def check_scan(tensors: Mapping[str, Tensor], *, last: bool) -> None:
+    """Check the shapes of a scan: u (B, L, E), A (E, N), C (B, N) where only the last is wanted.
+
+    Raises:
+        ValueError: one does not fit, they are on several devices, or there is no last token.
+    """
+    u, A = tensors["u"], tensors["A"]
+    if u.ndim != 3 or A.ndim != 2:
+        raise ValueError(
+            "a scan takes u (batch, tokens, channels) and A (channels, states), got "
+            f"{tuple(u.shape)} and {tuple(A.shape)}"
+        )
+    batch, length, inner = u.shape
+    state = A.shape[1]
+    of_tokens = (batch, length, state)
+    check_shapes(tensors, {
+        "dt": (batch, length, inner), "A": (inner, state), "B": of_tokens,
+        "C": (batch, state) if last else of_tokens,
+    })  # fmt: skip
+    for name, tensor in tensors.items():
+        if tensor.device != u.device:
+            raise ValueError(f"u is on {u.device} and {name} on {tensor.device}; move them")
+    if last and not length:
+        raise ValueError("the last token's output needs at least one token, got rows of none")

@@ -1,12 +1,13 @@
-"""Events in, users' states brought up to date: none lost, none taken twice, whatever is killed.
+"""Consume events: every user's state is brought up to date, exactly once per event.
 
-A batch is acknowledged once all its states are stored, so an event comes at least once. The ids of
-a user's newest events are stored with the state, in one atomic step, so it counts only once.
+A batch is acknowledged once all its states are stored, so every event is delivered at least once.
+The ids of a user's newest events are stored with the state in one atomic step, so an event that is
+delivered again is recognised.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -14,16 +15,93 @@ from torch import Tensor
 
 from ftmamba.streaming.events import Event
 from ftmamba.streaming.observer import Observer
-from ftmamba.streaming.rules import Counts, Rules, in_order, without_known
-from ftmamba.streaming.source import Batch, Source
-from ftmamba.streaming.store import ABSENT, Put, StateStore, Stored, next_version
+from ftmamba.streaming.sources import Batch, Source
+from ftmamba.streaming.stores import ABSENT, Put, StateStore, Stored, next_version
+from modeling_ftmamba.configuration_ftmamba import near
 from modeling_ftmamba.user_state import UserState
 
 TRIES = 20
-"""So often is a state made again that another process changes meanwhile."""
+"""How often a state is computed again because another process has changed it."""
+
+LATE = ("refuse", "accept", "recompute")
 
 Updated = Callable[[Sequence[str], Tensor], None]
-"""Told of the users whose states are new, and of their embeddings (users, E)."""
+"""Called with the users whose states are new, and with their embeddings (users, E)."""
+
+History = Callable[[str], Sequence[Event]]
+"""Returns every event of a user that has been read, in the order of arrival."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How events are consumed.
+
+    Attributes:
+        batch_size: events that are processed together.
+        n_event_ids: newest event ids kept per user, to recognise events that are delivered again;
+            at least a batch, all of which may be delivered again.
+        late: for an event older than its user's newest: `refuse` skips it, `accept` observes it as
+            if it had the time of the newest, `recompute` starts the user again and observes all
+            events in order of time.
+        history: required by `recompute`.
+    """
+
+    batch_size: int = 256
+    n_event_ids: int = 256
+    late: str = "refuse"
+    history: History | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        if self.n_event_ids < self.batch_size:
+            raise ValueError(
+                f"n_event_ids must be batch_size ({self.batch_size}) or more, to recognise a batch "
+                f"that is delivered again, got {self.n_event_ids}; keep more ids or use smaller "
+                "batches"
+            )
+        if self.late not in LATE:
+            raise ValueError(
+                f"late must be one of {', '.join(LATE)}, got {self.late!r}{near(self.late, LATE)}"
+            )
+        if self.late == "recompute" and self.history is None:
+            raise ValueError(
+                "late='recompute' needs the users' earlier events; give history, or use "
+                "late='refuse' or late='accept'"
+            )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The outcome of the messages of a source.
+
+    Attributes:
+        messages: read.
+        observed: events that have changed a state.
+        duplicates: events that the state already contained.
+        late: events older than their user's newest, whatever the rule.
+        unknown_items: events skipped because their item is unknown.
+        malformed: messages skipped because they are not valid events.
+        new_users: users who were started.
+        updates: states that were written.
+        recomputed: of these, those computed again from all events.
+        conflicts: states computed again because another process had changed them.
+    """
+
+    messages: int = 0
+    observed: int = 0
+    duplicates: int = 0
+    late: int = 0
+    unknown_items: int = 0
+    malformed: int = 0
+    new_users: int = 0
+    updates: int = 0
+    recomputed: int = 0
+    conflicts: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        names = [field.name for field in fields(self)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 def consume(
@@ -34,58 +112,44 @@ def consume(
     *,
     updated: Updated | None = None,
     progress: Callable[[Counts], None] = lambda _counts: None,
-    tell: Callable[[str], None] = lambda _text: None,
+    report: Callable[[str], None] = lambda _text: None,
 ) -> Counts:
-    """Take in the events of a source to its end; for ever where it has none.
+    """Consume the events of a source to its end, or for ever if it has none.
 
     Args:
         source: of the events.
         store: of the states.
         observer: the model.
         rules: for batches, ids and late events.
-        updated: called after states are stored and before their events are acknowledged, so
-            perhaps more than once for one event.
-        progress: called with the counts so far after each batch, empty ones too.
-        tell: told of the first message of each kind that is skipped.
+        updated: called after states are stored and before their events are acknowledged, so it may
+            be called more than once for the same event.
+        progress: called with the counts so far after each batch, even an empty one.
+        report: called with the first message of each kind that is skipped.
 
     Raises:
         ValueError: a stored state is damaged, or of other weights.
-        OSError: the source or the store cannot go on; what was not acknowledged comes again.
+        OSError: the source or the store failed; what was not acknowledged is delivered again.
     """
-    rules = Rules() if rules is None else rules
-    taker = _Taker(store, observer, rules, updated, _Once(tell))
+    consumer = _Consumer(store, observer, rules or Rules(), updated, report)
     counts = Counts()
-    while (batch := source.read(rules.batch_size)) is not None:
+    while (batch := source.read(consumer.rules.batch_size)) is not None:
         if len(batch):
-            counts += taker.take(batch)
+            counts += consumer.process(batch)
             store.sync()
             source.acknowledge(batch)
         progress(counts)
     return counts
 
 
-class _Once:
-    """Tells the first of each kind."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self._said: set[str] = set()
-
-    def __call__(self, kind: str, text: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            self._tell(f"{text}; skipped and counted, as further ones will be without a word")
-
-
 class _Change(NamedTuple):
-    """What is to become of one user's state.
+    """The change of one user's state.
 
     Attributes:
-        user_key: who.
-        stored: what was read, None of a new user.
+        user_key: whose state.
+        stored: what was read, None for a new user.
         events: to observe, in order of time; none leaves the state as it is.
-        ids: of the events that are new, as they came.
-        anew: the state is to be started again.
+        ids: of the new events, in the order of arrival.
+        restart: whether the state is started again.
         counts: what to count once the state is stored.
     """
 
@@ -93,25 +157,31 @@ class _Change(NamedTuple):
     stored: Stored | None
     events: Sequence[Event]
     ids: tuple[str, ...]
-    anew: bool
+    restart: bool
     counts: Counts
 
 
-@dataclass(frozen=True)
-class _Taker:
-    """Takes in one batch after the other."""
+class _Consumer:
+    """Processes one batch after the other."""
 
-    store: StateStore
-    observer: Observer
-    rules: Rules
-    updated: Updated | None
-    once: _Once
+    def __init__(
+        self,
+        store: StateStore,
+        observer: Observer,
+        rules: Rules,
+        updated: Updated | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self.rules = rules
+        self._store, self._observer = store, observer
+        self._updated, self._report = updated, report
+        self._reported: set[str] = set()
 
-    def take(self, batch: Batch) -> Counts:
+    def process(self, batch: Batch) -> Counts:
         """Bring the users of a batch up to date."""
         counts = Counts(messages=len(batch), malformed=len(batch.problems))
         for problem in batch.problems:
-            self.once("malformed", problem)
+            self._report_once("malformed", problem)
         events, refused = self._observable(batch.events)
         counts += refused
         by_user: dict[str, list[Event]] = defaultdict(list)
@@ -124,40 +194,43 @@ class _Taker:
             counts += done
         raise OSError(
             f"the states of {len(by_user)} users, such as {next(iter(by_user))!r:.80}, were "
-            f"changed by others {TRIES} times in a row; let fewer processes share a user, such as "
-            "by one stream for each part of the users"
+            f"changed by others {TRIES} times in a row; let fewer processes share a user, for "
+            "example by one stream for each part of the users"
         )
+
+    def _report_once(self, kind: str, text: str) -> None:
+        if kind not in self._reported:
+            self._reported.add(kind)
+            self._report(f"{text}; skipped and counted, further ones will not be reported")
 
     def _observable(self, events: Sequence[Event]) -> tuple[list[Event], Counts]:
         counts = Counts()
         kept: list[Event] = []
-        for event, refusal in zip(events, self.observer.refusals(events), strict=True):
+        for event, refusal in zip(events, self._observer.refusals(events), strict=True):
             if refusal is None:
                 kept.append(event)
-            elif refusal.unknown_item:
-                counts += Counts(unknown_items=1)
-                self.once("unknown", f"an event of user {event.user_key!r:.80}: {refusal.reason}")
-            else:
-                counts += Counts(malformed=1)
-                self.once("malformed", f"an event of {event.user_key!r:.80}: {refusal.reason}")
+                continue
+            kind = "unknown_items" if refusal.unknown_item else "malformed"
+            counts += Counts(**{kind: 1})
+            self._report_once(kind, f"an event of user {event.user_key!r:.80}: {refusal.reason}")
         return kept, counts
 
     def _try(self, by_user: Mapping[str, list[Event]]) -> tuple[Counts, dict[str, list[Event]]]:
-        """Bring users up to date; return the counts, and those whom another process has changed."""
-        stored = dict(zip(by_user, self.store.get(list(by_user)), strict=True))
+        """Bring users up to date; return the counts, and users changed by another process."""
+        stored = dict(zip(by_user, self._store.get(list(by_user)), strict=True))
         states = self._states(stored, by_user)
-        changes = [
-            self._change(stored[key], events, int(states[key].last_time[0]))
-            for key, events in by_user.items()
-        ]
         counts = Counts()
-        for change in changes:
-            if not change.events:
+        # Histories are padded: users whose numbers of events differ by less than twice go together.
+        groups: dict[int, list[_Change]] = defaultdict(list)
+        for key, events in by_user.items():
+            change = self._change(stored[key], events, int(states[key].last_time[0]))
+            if change.events:
+                groups[len(change.events).bit_length()].append(change)
+            else:
                 counts += change.counts
-        moving = [change for change in changes if change.events]
         conflicting: dict[str, list[Event]] = {}
-        for some in _of_like_length(moving):
-            done, left = self._apply(some, states)
+        for changes in groups.values():
+            done, left = self._apply(changes, states)
             counts += done
             conflicting |= {key: by_user[key] for key in left}
         return counts, conflicting
@@ -165,112 +238,126 @@ class _Taker:
     def _states(
         self, stored: Mapping[str, Stored | None], by_user: Mapping[str, Sequence[Event]]
     ) -> dict[str, UserState]:
-        """Return every user's state as it is kept, or as it begins."""
+        """Return every user's stored state, or the initial one."""
         kept = {key: one.state for key, one in stored.items() if one is not None}
         new = [key for key, one in stored.items() if one is None]
         states: dict[str, UserState] = {}
         if kept:
-            states |= _one_by_one(list(kept), self._unpack(kept))
+            try:
+                states |= _by_key(list(kept), self._observer.unpack(list(kept.values())))
+            except ValueError as error:
+                users = ", ".join(map(repr, list(kept)[:3]))
+                raise ValueError(
+                    f"a stored state, of user {users:.200} or another of {len(kept)}: {error}; or "
+                    "use one store per model"
+                ) from None
         if new:
             firsts = [_first(by_user[key]) for key in new]
-            states |= _one_by_one(new, self.observer.start(firsts))
+            states |= _by_key(new, self._observer.start(firsts))
         return states
 
-    def _unpack(self, kept: Mapping[str, bytes]) -> UserState:
-        try:
-            return self.observer.unpack(list(kept.values()))
-        except ValueError as error:
-            users = ", ".join(map(repr, list(kept)[:3]))
-            raise ValueError(
-                f"a stored state, of user {users:.200} or another of {len(kept)}: {error}; or give "
-                "a store of its own to each model"
-            ) from None
-
     def _change(self, stored: Stored | None, events: list[Event], last_time: int) -> _Change:
-        """Decide what is to become of one user, by the rules."""
-        user_key, known = events[0].user_key, stored.event_ids if stored else ()
-        new = without_known(events, known)
+        """Return the change of one user's state by the rules."""
+        user_key = events[0].user_key
+        new = without_duplicates(events, stored.event_ids if stored else ())
         late = [event for event in new if event.time is not None and event.time < last_time]
-        counts = Counts(duplicates=len(events) - len(new), late=len(late))
-        anew = bool(late) and self.rules.late == "recompute"
+        n_duplicates, restart = (
+            len(events) - len(new),
+            bool(late) and self.rules.late == "recompute",
+        )
         if late and self.rules.late == "refuse":
-            self.once(
+            self._report_once(
                 "late",
-                f"an event of user {user_key!r:.80}, item {late[0].item_key!r:.80}, is of time "
+                f"an event of user {user_key!r:.80}, item {late[0].item_key!r:.80}, has time "
                 f"{late[0].time}, older than the user's newest ({last_time})",
             )
             new = [event for event in new if event not in late]
-        ids = tuple(event.event_id for event in new if event.event_id)
-        counts += Counts(
+        counts = Counts(
             observed=len(new),
+            duplicates=n_duplicates,
+            late=len(late),
             updates=bool(new),
-            recomputed=bool(anew),
+            recomputed=restart,
             new_users=bool(new) and stored is None,
         )
-        chosen = self._whole_past(user_key, events) if anew else in_order(new)
+        chosen = in_order(new)
+        if restart:
+            assert self.rules.history is not None
+            # The history may lack events that are not acknowledged yet.
+            past, _ = self._observable(self.rules.history(user_key))
+            chosen = in_order(without_duplicates([*past, *events], ()))
         if self.rules.late == "accept":
-            chosen = [_not_before(event, last_time) for event in chosen]
-        return _Change(user_key, stored, chosen, ids, anew, counts)
-
-    def _whole_past(self, user_key: str, events: Sequence[Event]) -> list[Event]:
-        """Return all of a user's events, those that were not acknowledged yet among them."""
-        assert self.rules.history is not None
-        past, _ = self._observable(self.rules.history(user_key))
-        return in_order(without_known([*past, *events], ()))
+            chosen = [
+                replace(event, time=max(event.time, last_time)) if event.time is not None else event
+                for event in chosen
+            ]
+        ids = tuple(event.event_id for event in new if event.event_id)
+        return _Change(user_key, stored, chosen, ids, restart, counts)
 
     def _apply(
         self, changes: Sequence[_Change], states: Mapping[str, UserState]
     ) -> tuple[Counts, list[str]]:
-        """Observe and store; return the counts, and the users whom another process has changed."""
-        begun = {}
-        again = [change for change in changes if change.anew]
+        """Observe and store; return the counts, and the users changed by another process."""
+        restarted: dict[str, UserState] = {}
+        again = [change for change in changes if change.restart]
         if again:
             firsts = [_first(change.events) for change in again]
             keys = [change.user_key for change in again]
-            begun = _one_by_one(keys, self.observer.start(firsts))
-        before = [begun.get(change.user_key, states[change.user_key]) for change in changes]
-        state = self.observer.observe(
+            restarted = _by_key(keys, self._observer.start(firsts))
+        before = [restarted.get(change.user_key, states[change.user_key]) for change in changes]
+        state = self._observer.observe(
             UserState.concatenate(before), [change.events for change in changes]
         )
         puts = [
             self._put(change, data)
-            for change, data in zip(changes, self.observer.pack(state), strict=True)
+            for change, data in zip(changes, self._observer.pack(state), strict=True)
         ]
-        stored = self.store.put_many(puts)
-        counts = Counts(conflicts=stored.count(False))
-        for change, done in zip(changes, stored, strict=True):
+        is_stored = self._store.put_many(puts)
+        counts = Counts(conflicts=is_stored.count(False))
+        stored: list[str] = []
+        left: list[str] = []
+        for change, done in zip(changes, is_stored, strict=True):
+            (stored if done else left).append(change.user_key)
             counts += change.counts if done else Counts()
-        if self.updated is not None and any(stored):
-            rows = torch.tensor(stored).nonzero()[:, 0]
-            keys = [change.user_key for change, done in zip(changes, stored, strict=True) if done]
-            self.updated(keys, self.observer.embed(state.select(rows.to(state.last.device))))
-        left = [change.user_key for change, done in zip(changes, stored, strict=True) if not done]
+        if self._updated is not None and stored:
+            rows = torch.tensor(is_stored).nonzero()[:, 0]
+            self._updated(stored, self._observer.embed(state.select(rows.to(state.last.device))))
         return counts, left
 
     def _put(self, change: _Change, data: bytes) -> Put:
-        version = change.stored.version if change.stored else ABSENT
-        known = change.stored.event_ids if change.stored else ()
-        ids = (*known, *change.ids)[-self.rules.n_event_ids :]
-        return Put(change.user_key, Stored(next_version(version), data, ids), version)
+        version, ids = ABSENT, change.ids
+        if change.stored is not None:
+            version, ids = change.stored.version, (*change.stored.event_ids, *ids)
+        stored = Stored(next_version(version), data, ids[-self.rules.n_event_ids :])
+        return Put(change.user_key, stored, version)
 
 
-def _of_like_length(changes: Iterable[_Change]) -> list[list[_Change]]:
-    """Put users together whose numbers of events differ by less than twice: they are padded."""
-    groups: dict[int, list[_Change]] = defaultdict(list)
-    for change in changes:
-        groups[len(change.events).bit_length()].append(change)
-    return list(groups.values())
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """Sort by time, equal times by arrival; an event without a time follows its predecessor."""
+    keyed: list[tuple[int, Event]] = []
+    newest = -1
+    for event in events:
+        newest = newest if event.time is None else event.time
+        keyed.append((newest, event))
+    return [event for _, event in sorted(keyed, key=lambda pair: pair[0])]
 
 
-def _one_by_one(keys: Sequence[str], state: UserState) -> dict[str, UserState]:
+def without_duplicates(events: Sequence[Event], event_ids: Sequence[str]) -> list[Event]:
+    """Leave out events whose ids are among `event_ids` or occur earlier in `events`."""
+    ids = set(event_ids)
+    new: list[Event] = []
+    for event in events:
+        if event.event_id and event.event_id in ids:
+            continue
+        ids.add(event.event_id)
+        new.append(event)
+    return new
+
+
+def _by_key(keys: Sequence[str], state: UserState) -> dict[str, UserState]:
     return {key: state.select(slice(row, row + 1)) for row, key in enumerate(keys)}
 
 
 def _first(events: Sequence[Event]) -> Event:
-    """Return the first event that tells who its user is, or else the first."""
+    """Return the first event with a record of its user, or else the first."""
     return next((event for event in events if event.user_record is not None), events[0])
-
-
-def _not_before(event: Event, time: int) -> Event:
-    is_late = event.time is not None and event.time < time
-    return replace(event, time=time) if is_late else event

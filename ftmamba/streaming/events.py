@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftmamba.checks import LONGEST_KEY, parse_json
-from ftmamba.streaming.store import LONGEST_USER_KEY
-from modeling_ftmamba.columns import LARGEST_CONTEXT
+from ftmamba.checks import parse_json
+from ftmamba.streaming.stores import LONGEST_USER_KEY
+from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT
+from modeling_ftmamba.encoders import LONGEST_KEY
 
 LONGEST_EVENT_ID = 128
 """Characters."""

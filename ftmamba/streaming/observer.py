@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import Event
-from modeling_ftmamba.catalogue import KeyIndex
-from modeling_ftmamba.columns import history_of, near
-from modeling_ftmamba.history import GAP
-from modeling_ftmamba.state_bytes import states_from_bytes, states_to_bytes
-from modeling_ftmamba.string_table import text_table
-from modeling_ftmamba.user_state import NO_TIME, UserState
+from modeling_ftmamba.configuration_ftmamba import GAP, history_of, near
+from modeling_ftmamba.encoders import KeyIndex, text_table
+from modeling_ftmamba.user_state import (
+    NO_TIME,
+    UserState,
+    states_from_bytes,
+    states_to_bytes,
+)
 
 
 class Refusal(NamedTuple):

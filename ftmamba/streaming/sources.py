@@ -1,20 +1,20 @@
-"""Events from a file of JSON lines, and from the standard input."""
+"""Where events come from: the contract of every source, files of JSON lines and standard input."""
 
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ftmamba.atomic import whole_file
 from ftmamba.checks import read_json
 from ftmamba.streaming.events import Event, parse_event
-from ftmamba.streaming.source import Batch
 
 MOST_LINE_BYTES = 2**20
 POLL_SECONDS = 0.2
@@ -24,8 +24,46 @@ _TAIL_BYTES = 256
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Events that a source has delivered and that are to be acknowledged.
+
+    Attributes:
+        events: in the order of arrival.
+        problems: for each message that is not a valid event, what is wrong and where.
+        position: what the source needs to acknowledge it.
+    """
+
+    events: Sequence[Event]
+    problems: Sequence[str] = field(default_factory=tuple)
+    position: Any = None
+
+    def __len__(self) -> int:
+        return len(self.events) + len(self.problems)
+
+
+class Source(Protocol):
+    """Delivers every event at least once: what was not acknowledged is delivered again."""
+
+    def read(self, most_events: int) -> Batch | None:
+        """Return up to so many events.
+
+        Returns:
+            An empty batch if there are none at the moment; None at the end, if the source has one.
+        """
+        ...
+
+    def acknowledge(self, batch: Batch) -> None:
+        """Mark a batch, and all before it, as not to be delivered again."""
+        ...
+
+    def close(self) -> None:
+        """Release all resources. Closing twice is fine."""
+        ...
+
+
+@dataclass(frozen=True)
 class _Line:
-    """A line, and where it begins and the next one does; `data` is None where it is too long."""
+    """A line and its first and last byte in the file; `data` is None if it is too long."""
 
     data: bytes | None
     start: int
@@ -33,22 +71,22 @@ class _Line:
 
 
 class JsonLinesSource:
-    """A file of one event a line, which may grow, and a small file that says how far it was read.
+    """A file of one event per line, which may grow, and a small file with the offset read so far.
 
-    An event that brings no id gets one of its place and its text, so that a line which is read
-    again is recognised.
+    An event without an id gets a hash of its offset and text, so a line that is read again is
+    recognised.
 
     Args:
         path: of the events; UTF-8.
-        offset_file: keeps the acknowledged position, replaced whole; None begins at `start` each
+        offset_file: keeps the acknowledged offset, replaced atomically; None starts at `start` each
             time.
-        follow: wait for more lines at the end. A last line without an end is read once it has
-            one, or is whole JSON where nothing is waited for.
-        start: byte at which to begin where no offset is kept.
+        follow: wait for more lines at the end. A last line without a newline is read once it has
+            one; without `follow`, if it is complete JSON.
+        start: byte at which to start if there is no offset file.
         sleep: waits.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the offset is damaged, or of another file.
     """
 
@@ -66,40 +104,39 @@ class JsonLinesSource:
             raise FileNotFoundError(f"no file of events {str(path)!r}; give one of JSON lines")
         self._offset_file = None if offset_file is None else Path(offset_file)
         self._follow, self._sleep = follow, sleep
+        self._offset = self._committed(start)
         self._file = self._path.open("rb")
-        self._place = start
-        try:
-            self._place = self._committed(start)
-        except ValueError:
-            self._file.close()
-            raise
 
     @property
-    def place(self) -> int:
+    def offset(self) -> int:
         """Bytes of the file that have been read."""
-        return self._place
+        return self._offset
 
     def read(self, most_events: int) -> Batch | None:
-        self._check_size()
+        size = self._path.stat().st_size
+        if size < self._offset:
+            raise ValueError(
+                f"{str(self._path)!r} has {size} bytes, of which {self._offset} were read: it was "
+                f"cut or replaced; {self._remedy()}"
+            )
         events: list[Event] = []
         problems: list[str] = []
         while len(events) + len(problems) < most_events:
             line = self._next_line()
             if line is None:
                 break
-            self._place = line.end
+            self._offset = line.end
             if line.data == b"":
                 continue
-            event, problem = self._parsed(line)
-            if event is not None:
-                events.append(event)
-            else:
-                problems.append(problem)
-        if not events and not problems and not self._follow:
-            return None
+            try:
+                events.append(self._parsed(line))
+            except ValueError as error:
+                problems.append(f"{self._path.name}, byte {line.start}: {error}")
         if not events and not problems:
+            if not self._follow:
+                return None
             self._sleep(POLL_SECONDS)
-        return Batch(events, problems, self._place)
+        return Batch(events, problems, self._offset)
 
     def acknowledge(self, batch: Batch) -> None:
         if self._offset_file is None:
@@ -130,60 +167,66 @@ class JsonLinesSource:
         return offset
 
     def _remedy(self) -> str:
-        return f"give another offset file, or delete it to begin at the start of {self._path.name}"
+        return f"give another offset file, or delete it to start {self._path.name} again"
 
     def _tail(self, offset: int) -> str:
-        """Hash what stands ahead of an offset: another file has something else there."""
+        """Hash the bytes before an offset: another file has others there."""
         start = max(0, offset - _TAIL_BYTES)
         with self._path.open("rb") as file:
             file.seek(start)
             return blake2b(file.read(offset - start), digest_size=8).hexdigest()
 
-    def _check_size(self) -> None:
-        size = self._path.stat().st_size
-        if size < self._place:
-            raise ValueError(
-                f"{str(self._path)!r} has {size} bytes, of which {self._place} were read: it was "
-                f"cut or replaced; {self._remedy()}"
-            )
-
     def _next_line(self) -> _Line | None:
-        """Return the next line that is whole, None where there is none."""
-        self._file.seek(self._place)
+        """Return the next complete line, None if there is none."""
+        start = self._offset
+        self._file.seek(start)
         data = self._file.readline(MOST_LINE_BYTES)
-        if not data:
-            return None
-        end = self._place + len(data)
+        end = start + len(data)
         if data.endswith(b"\n"):
-            return _Line(data.strip(), self._place, end)
+            return _Line(data.strip(), start, end)
         if len(data) < MOST_LINE_BYTES:
-            whole = not self._follow and _is_json(data)
-            return _Line(data.strip(), self._place, end) if whole else None
-        return self._too_long()
-
-    def _too_long(self) -> _Line | None:
-        """Pass over a line, without keeping it."""
-        start = self._place
+            is_whole = bool(data) and not self._follow and _is_json(data)
+            return _Line(data.strip(), start, end) if is_whole else None
         while piece := self._file.readline(MOST_LINE_BYTES):
             if piece.endswith(b"\n"):
                 return _Line(None, start, self._file.tell())
         return None
 
-    def _parsed(self, line: _Line) -> tuple[Event | None, str]:
-        place = f"{self._path.name}, byte {line.start}"
+    def _parsed(self, line: _Line) -> Event:
         if line.data is None:
-            return None, f"{place}: a line of more than {MOST_LINE_BYTES} bytes"
+            raise ValueError(f"a line of more than {MOST_LINE_BYTES} bytes")
         mark = blake2b(line.start.to_bytes(8, "little") + line.data, digest_size=8).hexdigest()
-        try:
-            return parse_event(line.data, event_id=mark), ""
-        except ValueError as error:
-            return None, f"{place}: {error}"
+        return parse_event(line.data, event_id=mark)
+
+
+class FileHistory:
+    """All events of a user in a file, up to the offset that its source has read.
+
+    It keeps the events of all users in memory.
+
+    Args:
+        path: the file that `source` reads.
+        source: gives the offset.
+    """
+
+    def __init__(self, path: str | Path, source: JsonLinesSource) -> None:
+        self._path, self._source = path, source
+        self._offset = 0
+        self._events: dict[str, list[Event]] = defaultdict(list)
+
+    def __call__(self, user_key: str) -> list[Event]:
+        with closing(JsonLinesSource(self._path, start=self._offset)) as reader:
+            while reader.offset < self._source.offset and (batch := reader.read(1)) is not None:
+                for event in batch.events:
+                    self._events[event.user_key].append(event)
+            self._offset = reader.offset
+        return self._events.get(user_key, [])
 
 
 class StandardInputSource:
-    """Events from a pipe: what was delivered is gone, so nothing can be acknowledged.
+    """Events from a pipe, which cannot deliver them again, so acknowledging does nothing.
 
-    A batch is what is there, so that none waits for others. An event that brings no id has none.
+    A batch holds what has arrived, without waiting for more. An event without an id gets none.
 
     Args:
         stream: to read from; the standard input by default.
@@ -194,7 +237,7 @@ class StandardInputSource:
         self._lines: deque[bytes | None] = deque()
         self._rest = b""
         self._number = 0
-        self._passing_over = False
+        self._is_too_long = False
 
     def read(self, most_events: int) -> Batch | None:
         while not self._lines:
@@ -203,7 +246,7 @@ class StandardInputSource:
                 if not self._rest:
                     return None
                 piece = b"\n"
-            self._take(piece)
+            self._split(piece)
         events: list[Event] = []
         problems: list[str] = []
         for _ in range(min(most_events, len(self._lines))):
@@ -222,20 +265,20 @@ class StandardInputSource:
         """Do nothing: a pipe does not deliver again."""
 
     def close(self) -> None:
-        """Do nothing: the pipe belongs to whoever opened it."""
+        """Do nothing: the pipe belongs to the caller."""
 
-    def _take(self, piece: bytes) -> None:
+    def _split(self, piece: bytes) -> None:
         *whole, rest = (self._rest + piece).split(b"\n")
         for line in whole:
-            self._lines.append(None if self._passing_over else line)
-            self._passing_over = False
+            self._lines.append(None if self._is_too_long else line)
+            self._is_too_long = False
         if len(rest) > MOST_LINE_BYTES:
-            self._passing_over = True
-        self._rest = b" " if self._passing_over else rest
+            self._is_too_long = True
+        self._rest = b" " if self._is_too_long else rest
 
 
 def _is_json(data: bytes) -> bool:
-    """Whether a line without an end is whole: no beginning of an object is one."""
+    """Whether a line without a newline is complete: no prefix of an object is valid JSON."""
     try:
         json.loads(data)
     except (ValueError, RecursionError):

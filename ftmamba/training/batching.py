@@ -4,7 +4,7 @@ from ftmamba.data.batches import InteractionBatches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.sequence_batches import SequenceBatches
 from ftmamba.recipe import TrainingRecipe
-from modeling_ftmamba.columns import history_of
+from modeling_ftmamba.configuration_ftmamba import history_of
 
 Batches = InteractionBatches | SequenceBatches
 LONGEST_WINDOW = 1000

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ftmamba.data.encoded import EncodedData
-from ftmamba.data.histories import Events, Histories
+from ftmamba.data.histories import Histories
 from ftmamba.data.read_ahead import to_device
 from ftmamba.table_embedding import embed_table
 from ftmamba.training.feed import Batch, Inputs
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 
@@ -76,7 +76,7 @@ class PairEmbedder:
         if "times" in batch:
             before = {"before": batch["times"].numpy()}
         else:
-            before = {"n_first": histories.places[batch["rows"].numpy()]}
+            before = {"n_first": histories.n_earlier[batch["rows"].numpy()]}
         return {
             **self.data.gather_users(user_ids_B),
             **history_inputs(histories, column, user_ids_B, **before),
@@ -118,13 +118,13 @@ def history_inputs(
         before: which events count, as `Histories.newest` takes it.
     """
     longest = longest_history(column, histories)
-    events: Events = histories.newest(user_ids_B.numpy(), longest, **before)
+    events = histories.newest(user_ids_B.numpy(), longest, features=column.event_features, **before)
     inputs: dict[str, NDArray[Any]] = {
         "user_history_places": events.item_ids,
         "user_history_lengths": events.lengths,
     }
     if column.event_features:
-        inputs["user_event_features"] = events.features(column.event_features)
+        inputs["user_event_features"] = events.features
     return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 

@@ -5,7 +5,7 @@ import logging
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 
-from ftmamba.kernels.softmax_of_products import seconds_of_products
+from ftmamba.kernels.softmax import seconds_of_products
 
 logger = logging.getLogger(__name__)
 

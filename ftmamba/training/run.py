@@ -26,8 +26,7 @@ from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, load_preset
 from ftmamba.training.embedding import catalogue_embeddings, longest_history, user_embeddings
 from ftmamba.training.fit import FitResult, fit
 from ftmamba.training.saved import Watch
-from modeling_ftmamba.columns import Column, near
-from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 logger = logging.getLogger(__name__)

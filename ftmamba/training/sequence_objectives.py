@@ -27,7 +27,7 @@ from ftmamba.losses.sequences import (
 from ftmamba.recipe import TrainingRecipe
 from ftmamba.training.embedding import PairEmbedder
 from ftmamba.training.feed import Batch, Inputs, Prepared
-from modeling_ftmamba.history import HistoryTokens
+from modeling_ftmamba.network import HistoryTokens
 
 
 class SequenceLoss(Protocol):
@@ -118,7 +118,7 @@ class SequenceObjective:
 
     def _first_targets(self, batch: Batch) -> Tensor:
         """Return what to foretell before any event, where there is something to do it from."""
-        if self.embedder.base.user_tower.tokenizer.groups or self._history.start is not None:
+        if self.embedder.base.user_tower.reads_before_events:
             return batch["first_targets"]
         return torch.full_like(batch["first_targets"], -1)
 

@@ -17,7 +17,7 @@ from benchmarks.speed.ft_transformer import (
 )
 from benchmarks.speed.rivals import MLPTower, mamba_layer_parameters
 from benchmarks.speed.towers_under_test import own_tower, scan_in_use
-from modeling_ftmamba.mixer_mamba import MambaMixer
+from modeling_ftmamba.mixers import MambaMixer
 
 OPTIONAL = ("deeptab", "mambapy")
 INSTALLED = [name for name in OPTIONAL if find_spec(name)]

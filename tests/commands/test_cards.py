@@ -78,7 +78,7 @@ def test_card_judges_groups_of_users_by_evaluating_again(run: Path, tmp_path: Pa
     before = (run / "README.md").read_text()
     assert main(["card", str(run), "--user_group", "gender", "--output", str(output)]) == 0
     text = output.read_text()
-    assert "Who is served badly?" in text
+    assert "Results by group of users" in text
     assert (run / "README.md").read_text() == before
     groups = json.loads((run / "all_results.json").read_text())["user_groups"]["gender"]
     assert sum(group["n_users"] for group in groups) <= 12

@@ -5,7 +5,7 @@ import pytest
 
 from ftmamba import Recommender
 from ftmamba.__main__ import main
-from ftmamba.commands.explain import as_table
+from ftmamba.commands.recommend import explanation_table
 from ftmamba.explanations import Explanation
 
 FOUND = Explanation(
@@ -37,9 +37,9 @@ def test_json_is_what_the_recommender_returns(
 
 
 def test_the_table_shows_the_sum_and_the_strongest_first() -> None:
-    assert as_table(FOUND).splitlines() == [
+    assert explanation_table(FOUND).splitlines() == [
         "item 50 (Star Wars)",
-        "score 2.5000 = 1.0000 when nothing is known +0.2500 user +1.2500 item",
+        "score 2.5000 = 1.0000 with all columns missing +0.2500 user +1.2500 item",
         "   adds  of    column  value",
         "+1.2500  item  genres  war, drama",
         "+0.5000  user  age     31",
@@ -49,7 +49,7 @@ def test_the_table_shows_the_sum_and_the_strongest_first() -> None:
 
 def test_the_table_says_when_shares_are_estimates() -> None:
     estimated = Explanation(**{**FOUND.to_dict(), "standard_error": 0.0123, "title": ""})
-    lines = as_table(estimated).splitlines()
+    lines = explanation_table(estimated).splitlines()
     assert lines[0] == "item 50"
     assert lines[2] == "shares are estimates; standard error 0.012"
 
@@ -68,7 +68,7 @@ def test_a_picture_is_drawn_where_it_is_asked_for(
     [
         (("--user", "u3", "--item", "i99"), "no item 'i99' among the 20"),
         (("--user", "u33", "--item", "i05"), "no user 'u33' among the 12 known users"),
-        (("--record", "{", "--item", "i05"), "--record is no JSON"),
+        (("--record", "{", "--item", "i05"), "--record is not JSON"),
     ],
 )
 def test_a_wrong_question_ends_with_its_reason(

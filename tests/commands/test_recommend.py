@@ -5,7 +5,7 @@ import pytest
 
 from ftmamba import Recommender
 from ftmamba.__main__ import main
-from ftmamba.commands.recommend import as_table
+from ftmamba.commands.recommend import recommendations_table
 from ftmamba.recommender import Recommendation
 
 
@@ -42,19 +42,25 @@ def test_the_table_is_aligned(checkpoint_folder: Path, capsys: pytest.CaptureFix
 
 
 def test_the_table_of_untitled_items_has_no_title_column() -> None:
-    table = as_table([Recommendation("a", 1.5, ""), Recommendation("long key", -2.25, "")])
+    table = recommendations_table(
+        [Recommendation("a", 1.5, ""), Recommendation("long key", -2.25, "")]
+    )
     assert table == "rank    score  item\n   1   1.5000  a\n   2  -2.2500  long key"
 
 
 def test_a_title_of_two_lines_stays_on_its_row() -> None:
-    assert as_table([Recommendation("a", 1.0, "x\n  y")]).splitlines()[1].endswith("a     x y")
+    assert (
+        recommendations_table([Recommendation("a", 1.0, "x\n  y")])
+        .splitlines()[1]
+        .endswith("a     x y")
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--user", "u33"), "no user 'u33' among the 12 known users"),
-        (("--record", "{age: 3}"), "--record is no JSON"),
+        (("--record", "{age: 3}"), "--record is not JSON"),
         (("--record", "[1]"), "--record must be a JSON object"),
         (("--record", '{"age": "old"}'), "age"),
         (("--user", "u3", "-k", "21"), "k must be a whole number from 1 to 20"),

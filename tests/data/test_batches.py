@@ -1,6 +1,12 @@
-"""Laws of the batches: a function of (seed, epoch), exact on resume, the same on many ranks."""
+"""Laws of the batches: a function of (seed, epoch), exact on resume, the same on many ranks.
 
-from itertools import chain, combinations
+Rows are windows with one target, sequences windows with all their targets.
+"""
+
+import dataclasses
+from collections import Counter
+from itertools import chain, combinations, pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -8,14 +14,17 @@ import pytest
 import torch
 
 from ftmamba.data.arrow_files import table_of_arrays, write_arrays
-from ftmamba.data.batches import InteractionBatches, TableBatches
+from ftmamba.data.batches import SequenceBatches, TableBatches, make_batches
+from ftmamba.data.histories import histories_of
+from ftmamba.data.interactions import Interactions
+from modeling_ftmamba.configuration_ftmamba import Column
 
 
 def arrays(n_rows):
     rows = np.arange(n_rows, dtype=np.int64)
     return {
         "user_ids": rows * 3,
-        "popularity": np.stack([rows, -rows], axis=1).astype(np.float32),
+        "pairs": np.stack([rows, -rows], axis=1).astype(np.float32),
     }
 
 
@@ -39,18 +48,18 @@ def test_an_epoch_holds_every_row_once_but_the_last_incomplete_batch(path, n_row
 
     found = row_lists(batches)
 
-    assert len(found) == len(batches) == batches.n_batches == n_rows // 32
+    assert len(found) == batches.n_batches == n_rows // 32
     assert {len(rows) for rows in found} == {32}
     flat = list(chain.from_iterable(found))
     assert len(set(flat)) == len(flat) == n_rows // 32 * 32
 
 
 def test_every_column_follows_its_row(path):
-    for batch in InteractionBatches(path, batch_size=32, seed=1, block_size=128).epoch(2):
+    for batch in TableBatches(path, batch_size=32, seed=1, block_size=128).epoch(2):
         rows = batch["rows"]
         assert torch.equal(batch["user_ids"], rows * 3)
-        assert torch.equal(batch["popularity"], torch.stack([rows, -rows], dim=1).float())
-        assert (batch["user_ids"].dtype, batch["popularity"].dtype) == (torch.int64, torch.float32)
+        assert torch.equal(batch["pairs"], torch.stack([rows, -rows], dim=1).float())
+        assert (batch["user_ids"].dtype, batch["pairs"].dtype) == (torch.int64, torch.float32)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(path):
@@ -92,7 +101,7 @@ def test_ranks_share_each_global_batch_of_one_process(path, n_ranks):
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == one
 
 
-def test_a_table_smaller_than_a_batch_gives_one_smaller_batch_shared_out(tmp_path):
+def test_a_table_smaller_than_a_batch_gives_one_smaller_batch_shared_out():
     table = table_of_arrays(arrays(7))
 
     assert sorted(row_lists(TableBatches(table, batch_size=32, seed=0))[0]) == list(range(7))
@@ -107,28 +116,25 @@ def test_a_table_smaller_than_a_batch_gives_one_smaller_batch_shared_out(tmp_pat
 def test_a_block_mixes_rows_from_all_over_the_table():
     batches = TableBatches(table_of_arrays(arrays(4096)), batch_size=64, seed=0, block_size=256)
 
-    spans = [np.ptp(rows) for rows in row_lists(batches)]
-
-    assert min(spans) > 2048
+    assert min(np.ptp(rows) for rows in row_lists(batches)) > 2048
 
 
-def test_shuffling_has_no_favourite_place():
+def test_shuffling_favours_no_position():
     table = table_of_arrays(arrays(64))
-    places = np.zeros((64, 64))
+    counts = np.zeros((64, 64))
     for seed in range(400):
         order = row_lists(TableBatches(table, batch_size=64, seed=seed, block_size=64))[0]
-        places[order, np.arange(64)] += 1
+        counts[order, np.arange(64)] += 1
 
     # 400 uniform orders: 6.25 a cell; the largest of 4,096 Poisson counts is about 16.
-    assert places.max() < 22
-    assert places.sum() == 400 * 64
+    assert counts.max() < 22
+    assert counts.sum() == 400 * 64
 
 
 def test_chunks_of_the_file_do_not_matter():
     table = table_of_arrays(arrays(300))
-    chunked = table.slice(0, 7)
-    for start, stop in ((7, 130), (130, 131), (131, 300)):
-        chunked = pa.concat_tables([chunked, table.slice(start, stop - start)])
+    bounds = pairwise((0, 7, 130, 131, 300))
+    chunked = pa.concat_tables(table.slice(a, b - a) for a, b in bounds)
     assert chunked.column(0).num_chunks == 4
 
     first, second = (
@@ -137,30 +143,6 @@ def test_chunks_of_the_file_do_not_matter():
 
     for a, b in zip(first.epoch(0), second.epoch(0), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_fewer_rows_than_processes_are_refused():
-    with pytest.raises(ValueError, match="2 training rows cannot be shared out among 3 processes"):
-        TableBatches(table_of_arrays(arrays(2)), batch_size=4, seed=0, n_ranks=3)
-
-
-def test_a_rank_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"):
-        TableBatches(table_of_arrays(arrays(8)), batch_size=4, seed=0, rank=2, n_ranks=2)
-
-
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9])
-def test_a_file_that_was_cut_off_is_named(path, share):
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"file '.*rows\.arrow' is damaged"):
-        TableBatches(path, batch_size=4, seed=0)
-
-
-def test_a_file_that_is_no_arrow_stream_is_named(tmp_path):
-    (tmp_path / "rows.arrow").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"file '.*rows\.arrow' is damaged"):
-        TableBatches(tmp_path / "rows.arrow", batch_size=4, seed=0)
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
@@ -183,3 +165,244 @@ def test_a_stretch_is_neighbouring_rows_and_left_over_rows_change(path, n_rows, 
     assert len({tuple(order) for order in firsts}) == 6
     if n_rows % size > 8:
         assert len({min(order) for order in firsts}) > 1
+
+
+COUNTS = [0, 1, 2, 3, 10, 11, 12, 15, 16, 20, 21, 22, 37, 64, 5, 9, 1, 30]
+COLUMN = Column("history", "history", max_length=10, event_features=("gap", "price"))
+
+
+def drawn_interactions(*, timed=True):
+    """User u has the events of steps 0 to `COUNTS[u]`, of items 100 u + step; users are mixed.
+
+    Two steps are 10 seconds apart, but every even one is of the same second as the one before.
+    """
+    users = np.repeat(np.arange(len(COUNTS)), COUNTS)
+    steps = np.concatenate([np.arange(count) for count in COUNTS])
+    order = np.lexsort((np.random.default_rng(5).random(len(users)), steps))
+    users, steps = users[order], steps[order]
+    return Interactions(
+        users,
+        users * 100 + steps,
+        (steps + 1) // 2 * 10 if timed else None,
+        None,
+        len(COUNTS),
+        100 * len(COUNTS),
+        {"price": (1000 * users + steps).astype(np.float32)},
+    )
+
+
+def data_of(interactions, tmp_path, column=COLUMN):
+    columns = {"user_ids": interactions.user_ids, "item_ids": interactions.item_ids}
+    if interactions.times is not None:
+        columns["times"] = interactions.times
+    write_arrays(tmp_path / "interactions.arrow", columns)
+    return SimpleNamespace(
+        interactions=tmp_path / "interactions.arrow",
+        history_column=column,
+        histories=None if column is None else histories_of(interactions),
+    )
+
+
+@pytest.fixture
+def data(tmp_path):
+    return data_of(drawn_interactions(), tmp_path)
+
+
+def batches_of(data, **options):
+    return make_batches(data, **{"sequences": "every", "batch_size": 4, "seed": 1, **options})
+
+
+def equal(first, second):
+    return all(
+        a is b is None or torch.equal(a, b)
+        for a, b in zip(vars(first).values(), vars(second).values(), strict=True)
+    )
+
+
+def windows_in(batches):
+    """Return of each window its user, the items of its history and of its targets by their slot."""
+    found = []
+    for batch in batches:
+        for window, (user, n) in enumerate(zip(batch.user_ids, batch.lengths, strict=True)):
+            mine = batch.windows == window
+            targets = dict(
+                zip(batch.slots[mine].tolist(), batch.targets[mine].tolist(), strict=True)
+            )
+            found.append((int(user), batch.history_ids[window, :n].tolist(), targets))
+    return found
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_row_is_a_window_with_one_target_and_what_came_before_it(tmp_path, timed):
+    events = drawn_interactions(timed=timed)
+    n_rows = n_shorter = 0
+    for batch in batches_of(data_of(events, tmp_path), sequences="", batch_size=16).epoch(0):
+        assert torch.equal(batch.windows, torch.arange(16))
+        assert torch.equal(batch.slots, batch.lengths)
+        for window, row in enumerate(batch.rows.tolist()):
+            user, item = events.user_ids[row], events.item_ids[row]
+            step = item % 100
+            # The event before it may be of the same second, and is then left out.
+            n_before = step - (step % 2 == 0 and step > 0) if timed else step
+            first = max(0, n_before - 10)
+            expected = [user * 100 + earlier for earlier in range(first, n_before)]
+            assert (batch.user_ids[window], batch.targets[window]) == (user, item)
+            assert batch.history_ids[window, : batch.lengths[window]].tolist() == expected
+            assert batch.times is None or batch.times[window] == events.times[row]
+            n_rows, n_shorter = n_rows + 1, n_shorter + (n_before < step)
+    assert n_rows == len(events) // 16 * 16
+    assert (n_shorter > 50) == timed
+
+
+def test_without_a_history_a_row_is_user_and_item_alone(tmp_path):
+    events = drawn_interactions()
+    batches = batches_of(data_of(events, tmp_path, None), sequences="", batch_size=16)
+    for batch in batches.epoch(0):
+        assert batch.history_ids.shape == (16, 0)
+        assert not batch.lengths.any()
+        assert not batch.slots.any()
+        assert batch.history_times is batch.event_features is None
+        np.testing.assert_array_equal(batch.targets, events.item_ids[batch.rows])
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_every_event_is_a_target_once_an_epoch(data, epoch):
+    windows = windows_in(batches_of(data).epoch(epoch))
+    found = Counter(item for *_, targets in windows for item in targets.values())
+    assert found == Counter(100 * u + t for u, n in enumerate(COUNTS) for t in range(n) if n > 1)
+
+
+@pytest.mark.parametrize("sequences", ["newest", "every"])
+def test_a_target_is_the_event_after_those_ahead_of_it(data, sequences):
+    for user, items, targets in windows_in(batches_of(data, sequences=sequences).epoch(0)):
+        assert items == list(range(items[0], items[0] + len(items)))
+        assert items[0] // 100 == user
+        assert 1 <= len(items) <= 10
+        begins = items[0] % 100 == 0
+        assert targets == {s: items[0] + s for s in range(0 if begins else 1, len(items) + 1)}
+
+
+def test_the_newest_window_ends_with_the_last_event(data):
+    windows = windows_in(batches_of(data, sequences="newest").epoch(0))
+    assert {user: max(targets.values()) for user, _, targets in windows} == {
+        u: 100 * u + count - 1 for u, count in enumerate(COUNTS) if count > 1
+    }
+    assert all(len(items) == min(10, COUNTS[user] - 1) for user, items, _ in windows)
+
+
+def test_cuts_move_from_epoch_to_epoch_and_their_number_does_not(data):
+    batches = batches_of(data)
+    cuts = [
+        {items[0] for user, items, _ in windows_in(batches.epoch(epoch)) if user == 13}
+        for epoch in range(8)
+    ]
+    assert len(set(map(frozenset, cuts))) > 3
+    for epoch in range(8):
+        epochs_batches = list(batches.epoch(epoch))
+        assert len(epochs_batches) == batches.n_batches
+        assert sum(len(batch.user_ids) for batch in epochs_batches) == batches.n_windows
+
+
+@pytest.mark.parametrize("sequences", ["", "every"])
+def test_what_stands_beside_events_and_targets_is_theirs(data, sequences):
+    events = drawn_interactions()
+    time_of, price_of = (
+        dict(zip(events.item_ids.tolist(), values.tolist(), strict=True))
+        for values in (events.times, events.context["price"])
+    )
+    n_padding = 0
+    for batch in batches_of(data, sequences=sequences).epoch(0):
+        inside = torch.arange(batch.history_ids.shape[1]) < batch.lengths[:, None]
+        ids = batch.history_ids[inside].tolist()
+        assert batch.history_times[inside].tolist() == [time_of[item] for item in ids]
+        gaps = [np.log1p(time_of[item] - time_of[item - 1]) if item % 100 else 0.0 for item in ids]
+        np.testing.assert_allclose(batch.event_features[inside][:, 0], gaps, rtol=1e-6)
+        assert batch.event_features[inside][:, 1].tolist() == [price_of[item] for item in ids]
+        for padded in (batch.history_ids, batch.history_times, batch.event_features):
+            assert not padded[~inside].any()
+        n_padding += int((~inside).sum())
+        assert batch.times.tolist() == [time_of[item] for item in batch.targets.tolist()]
+        np.testing.assert_array_equal(events.item_ids[batch.rows], batch.targets)
+    assert n_padding > 0
+
+
+def test_a_history_without_times_or_features_has_none(tmp_path):
+    column = dataclasses.replace(COLUMN, event_features=())
+    batch = next(batches_of(data_of(drawn_interactions(timed=False), tmp_path, column)).epoch(0))
+    assert batch.times is batch.history_times is batch.event_features is None
+
+
+@pytest.mark.parametrize("sequences", ["", "every"])
+def test_an_epoch_of_windows_repeats_exactly_and_resumes_where_it_stopped(data, sequences):
+    whole = list(batches_of(data, sequences=sequences).epoch(3))
+    assert len(whole) > 4
+    for start in (0, 1, 4, len(whole)):
+        rest = list(batches_of(data, sequences=sequences).epoch(3, start=start))
+        assert len(rest) == len(whole) - start
+        assert all(map(equal, rest, whole[start:]))
+    for other in ({"seed": 2}, {"epoch": 4}):
+        epoch = other.pop("epoch", 3)
+        first = next(batches_of(data, sequences=sequences, **other).epoch(epoch))
+        assert not torch.equal(first.rows[:2], whole[0].rows[:2])
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_ranks_share_the_windows_of_one_process_disjointly_and_equally(data, n_ranks):
+    one = batches_of(data, batch_size=4 * n_ranks)
+    many = [batches_of(data, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
+    shares = [list(each.epoch(5)) for each in many]
+    assert {len(share) for share in shares} == {many[0].n_batches}
+    found = []
+    for parts in zip(*shares, strict=True):
+        assert len({len(part.user_ids) for part in parts}) == 1
+        found += map(str, windows_in(parts))
+    assert len(set(found)) == len(found) == one.n_windows // n_ranks * n_ranks
+    assert set(found) <= set(map(str, windows_in(one.epoch(5))))
+
+
+def test_batches_hold_windows_of_like_length():
+    counts = np.random.default_rng(0).integers(2, 101, 400)
+    users = np.repeat(np.arange(400), counts)
+    histories = histories_of(Interactions(users, users, None, None, 400, 400))
+    column = Column("history", "history", max_length=100)
+    n_slots = n_inputs = 0
+    for batch in SequenceBatches(histories, column, batch_size=16, seed=1, windows="every").epoch(
+        0
+    ):
+        n_slots += batch.history_ids.numel()
+        n_inputs += int(batch.lengths.sum())
+    assert n_inputs == counts.sum() - 400
+    assert n_slots < 1.2 * n_inputs  # in order of chance 1.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sequences": "newst"}, "got 'newst'; did you mean 'newest'"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"n_ranks": 0}, "n_ranks must be >= 1, got 0"),
+        ({"rank": 2, "n_ranks": 2}, r"rank must be in \[0, 2\), got 2"),
+        ({"rank": -1, "n_ranks": 2}, r"rank must be in \[0, 2\), got -1"),
+        ({"rank": 1}, r"rank must be in \[0, 1\), got 1"),
+        ({"n_ranks": 1000}, r"cannot be shared out among 1000 processes"),
+    ],
+)
+def test_wrong_options_are_refused(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        batches_of(data, **options)
+    if "sequences" not in options:
+        with pytest.raises(ValueError, match=message):
+            batches_of(data, sequences="", **options)
+
+
+def test_sequences_need_a_history(tmp_path):
+    with pytest.raises(ValueError, match=r"training\.sequences needs a column of kind 'history'"):
+        batches_of(data_of(drawn_interactions(), tmp_path, None))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nothing of the kind"])
+def test_a_damaged_file_is_named(path, content):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=r"file '.*rows\.arrow' is damaged"):
+        TableBatches(path, batch_size=4, seed=0)

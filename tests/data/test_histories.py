@@ -50,26 +50,26 @@ def test_events_are_in_order_of_time_and_then_of_the_file():
     assert lists(events) == [[4, 7, 2, 5], [3, 1, 6], []]
     assert events.item_ids.tolist() == [[4, 7, 2, 5], [3, 1, 6, 0], [0, 0, 0, 0]]
     assert events.times.tolist() == [[10, 20, 30, 30], [10, 50, 50, 0], [0, 0, 0, 0]]
-    assert events.weights.tolist() == [[4, 2, 2, 5], [3, 1, 1, 0], [0, 0, 0, 0]]
+    assert events.features.shape == (3, 4, 0)
 
 
 def test_without_times_the_order_of_the_file_is_the_order_and_repeats_stay():
     histories = histories_of(interactions_of([1, 0, 1, 1, 0], [3, 2, 1, 3, 4]))
     events = histories.newest(np.array([1, 0]), 10)
     assert lists(events) == [[3, 1, 3], [2, 4]]
-    assert events.times is events.gaps is events.weights is None
+    assert events.times is None
 
 
 def test_the_newest_are_kept_and_know_the_gap_to_the_event_cut_off():
-    events = histories_of(TIMED).newest(np.array([0, 1]), 2)
+    events = histories_of(TIMED).newest(np.array([0, 1]), 2, features=["gap"])
     assert lists(events) == [[2, 5], [1, 6]]
-    np.testing.assert_allclose(events.gaps, np.log1p([[10, 0], [40, 0]]), rtol=1e-6)
+    np.testing.assert_allclose(events.features[..., 0], np.log1p([[10, 0], [40, 0]]), rtol=1e-6)
 
 
 def test_the_gap_of_a_users_first_event_is_zero():
-    events = histories_of(TIMED).newest(np.array([1, 0]), 10)
-    assert events.gaps[:, 0].tolist() == [0, 0]
-    np.testing.assert_allclose(events.gaps[1], np.log1p([0, 10, 10, 0]), rtol=1e-6)
+    events = histories_of(TIMED).newest(np.array([1, 0]), 10, features=["gap"])
+    assert events.features[:, 0, 0].tolist() == [0, 0]
+    np.testing.assert_allclose(events.features[1, :, 0], np.log1p([0, 10, 10, 0]), rtol=1e-6)
 
 
 def test_only_events_strictly_before_a_time_count():
@@ -96,12 +96,12 @@ def test_what_came_before_an_event_is_found_by_bisection_as_by_hand(random_inter
     assert n_events > 500
 
 
-def test_places_cut_before_each_event_where_there_is_no_time(random_interactions):
+def test_what_came_before_an_event_is_counted_where_there_is_no_time(random_interactions):
     data = interactions_of(
         random_interactions.user_ids.tolist(), random_interactions.item_ids.tolist()
     )
     histories = histories_of(data)
-    events = histories.newest(data.user_ids, 400, n_first=histories.places)
+    events = histories.newest(data.user_ids, 400, n_first=histories.n_earlier)
     for row, found in enumerate(lists(events)):
         earlier = np.flatnonzero(data.user_ids[:row] == data.user_ids[row])
         assert found == data.item_ids[earlier].tolist()
@@ -118,23 +118,24 @@ def test_an_event_of_the_future_changes_no_earlier_history(random_interactions, 
         n_users=19,
     )
     users = np.arange(19)
-    before, after = (histories_of(each).newest(users, 50, before=cut) for each in (train, planted))
+    before, after = (
+        histories_of(each).newest(users, 50, features=["gap"], before=cut)
+        for each in (train, planted)
+    )
     assert lists(before) == lists(after)
-    np.testing.assert_array_equal(before.gaps, after.gaps)
+    np.testing.assert_array_equal(before.features, after.features)
     assert sum(map(len, lists(before))) > 50
     later = histories_of(planted).newest(users, 50, before=cut + 1)
     assert all(items[-1] == 299 for items in lists(later)[:17])
 
 
 def test_features_stand_in_the_order_asked_and_are_nan_where_the_data_has_none():
-    events = histories_of(TIMED).newest(np.array([1]), 2)
-    features_BTF = events.features(["weight", "gap"])
-    np.testing.assert_allclose(features_BTF, [[[1, np.log1p(40)], [1, 0]]], rtol=1e-6)
-    bare = histories_of(interactions_of([0], [1])).newest(np.array([0]), 2)
-    assert np.isnan(bare.features(["gap", "weight"])).all()
-    assert bare.features([]).shape == (1, 1, 0)
+    events = histories_of(TIMED).newest(np.array([1]), 2, features=["weight", "gap"])
+    np.testing.assert_allclose(events.features, [[[1, np.log1p(40)], [1, 0]]], rtol=1e-6)
+    bare = histories_of(interactions_of([0], [1]))
+    assert np.isnan(bare.newest(np.array([0]), 2, features=["gap", "weight"]).features).all()
     with pytest.raises(ValueError, match="got 'gaps'; did you mean 'gap'"):
-        bare.features(["gaps"])
+        bare.newest(np.array([0]), 2, features=["gaps"])
 
 
 def test_nobody_and_nothing_are_legal():
@@ -155,16 +156,13 @@ def test_a_time_needs_times_and_a_length_is_not_negative():
 
 
 def test_context_keeps_to_its_events():
-    context = {"price": np.arange(7, dtype=np.float32)}
-    data = dataclasses.replace(TIMED, context=context)
-    events = histories_of(data).newest(np.array([1, 0]), 3)
+    histories = histories_of(dataclasses.replace(TIMED, context={"price": np.arange(7.0)}))
+    events = histories.newest(np.array([1, 0]), 3, features=["price", "weight"])
     assert lists(events) == [[3, 1, 6], [7, 2, 5]]
-    assert events.context["price"].tolist() == [[2, 0, 5], [6, 1, 4]]
-    features_BTF = events.features(["price", "weight"])
-    assert features_BTF[..., 0].tolist() == [[2, 0, 5], [6, 1, 4]]
-    assert features_BTF[..., 1].tolist() == [[3, 1, 1], [2, 2, 5]]
+    assert events.features[..., 0].tolist() == [[2, 0, 5], [6, 1, 4]]
+    assert events.features[..., 1].tolist() == [[3, 1, 1], [2, 2, 5]]
     with pytest.raises(ValueError, match=r"among gap, weight, price, .* did you mean 'price'"):
-        events.features(["prices"])
+        histories.newest(np.array([1]), 3, features=["prices"])
 
 
 def test_context_follows_every_choice_of_rows():

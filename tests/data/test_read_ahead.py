@@ -51,7 +51,7 @@ def test_items_come_once_and_in_their_order(n, n_ahead):
     with read_ahead(source.numbers(), n_ahead=n_ahead) as ahead:
         assert list(ahead) == list(range(n))
         assert list(ahead) == []
-    assert source.closed_in == "read_ahead"
+    assert source.closed_in == "read_ahead_0"
 
 
 def test_batches_read_ahead_are_the_batches():
@@ -117,7 +117,7 @@ def test_leaving_early_stops_the_thread_and_closes_the_items(n_taken, n_ahead):
         for _ in range(n_taken):
             next(ahead)
     assert source.n_made <= n_taken + n_ahead + 2
-    assert source.closed_in == "read_ahead"
+    assert source.closed_in == "read_ahead_0"
     assert list(ahead) == []
 
 
@@ -142,7 +142,7 @@ def test_an_error_of_the_user_is_raised_as_it_is():
     source = Counted(1000)
     with pytest.raises(ZeroDivisionError), read_ahead(source.numbers()) as ahead:
         1 / next(ahead)
-    assert source.closed_in == "read_ahead"
+    assert source.closed_in == "read_ahead_0"
 
 
 def test_an_error_that_nobody_reached_is_not_raised():
@@ -156,7 +156,7 @@ def test_a_user_who_forgets_the_with_is_not_held_up_by_the_thread():
     assert next(context.__enter__()) == 0
     del context
     gc.collect()
-    assert wait_until(lambda: source.closed_in == "read_ahead")
+    assert wait_until(lambda: source.closed_in == "read_ahead_0")
 
 
 def test_tensors_for_the_cpu_are_left_as_they_are():

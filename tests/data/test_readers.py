@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ftmamba.data import readers
 from ftmamba.data.readers import key_texts, numbers, read_table, typed_column
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 TABLE = pa.table({"key": ["001", "002", None], "place": ["NA", "None", 'two\n"lines"']})
 ROWS = TABLE.to_pylist()

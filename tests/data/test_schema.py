@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ftmamba.data.schema import Schema
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 
 def test_the_recipe_form_comes_back_as_it_was(schema):

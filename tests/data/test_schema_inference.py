@@ -10,7 +10,7 @@ import pytest
 from ftmamba.data.readers import read_table
 from ftmamba.data.schema import InteractionSchema
 from ftmamba.data.schema_inference import infer_schema, infer_schema_with_notes
-from modeling_ftmamba.columns import Column
+from modeling_ftmamba.configuration_ftmamba import Column
 
 N = 60
 WORDS = [f"word{row % 7} of text number {row}" for row in range(N)]

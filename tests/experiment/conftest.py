@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 
+from ftmamba.comparison import compare
 from ftmamba.evaluation import make_split
-from ftmamba.experiment import compare
 from ftmamba.recipe import Recipe, recipe_from_dict
 from ftmamba.training.run import train
 from tests.made_up_tables import checkerboard

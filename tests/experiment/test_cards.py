@@ -11,13 +11,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
-from ftmamba.experiment import make_checkpoint
-from ftmamba.experiment.card import card_facts
-from ftmamba.experiment.card_examples import code_hashes, endpoint_facts, typical_record
-from ftmamba.experiment.cost import Cost
-from ftmamba.experiment.rebuild import rebuild_card
-from ftmamba.recipe import Recipe, recipe_from_dict
+from ftmamba.commands.hub import rebuild_card, save_card
+from ftmamba.recipe import recipe_from_dict
+from ftmamba.results import Cost, make_checkpoint
+from hub_cards import with_card
+from hub_cards.card import ENDPOINT_ANSWER, ENDPOINT_ERROR
 from hub_cards.contents import published_files
+from hub_cards.facts import code_hashes, typical_record
 from hub_cards.handler import EndpointHandler
 
 COST = Cost(12.5, "a slow machine", 2, 10**9, 0.001, 0.5, "FRA")
@@ -37,7 +37,7 @@ def saved(run, tmp_path_factory):
     checkpoint = make_checkpoint(
         recipe, run.tables, run.split, run.trained, run.comparison, cost=COST
     )
-    save_checkpoint(folder, checkpoint)
+    save_checkpoint(folder, with_card(checkpoint))
     return folder
 
 
@@ -66,12 +66,12 @@ def test_the_card_says_what_the_run_did(run, saved):
         assert set(result.metric_args["baselines"]) == set(run.comparison.evaluations) - {
             "FT-Mamba"
         }
-    assert f"{len(run.split.train) + len(run.split.validation)} of them" in text
+    assert f"{len(run.split.train) + len(run.split.validation)} of these interactions" in text
     for fact in (
         "Free for all.",
         "| time | 12 s |",
         "| hardware | a slow machine, 2 processes |",
-        "| energy | 1 Wh, by codecarbon; about 0.5 g CO₂",
+        "| energy | 1 Wh, estimated by codecarbon; about 0.5 g CO₂",
         "by `age`",
         "run 42",
     ):
@@ -107,20 +107,23 @@ def test_the_cards_list_of_code_is_the_code_that_is_published(saved):
 
 
 def test_the_endpoint_answers_as_the_card_says(saved, run):
-    facts = endpoint_facts({"age": 40})
+    blocks = re.findall(r"```json\n(.*?)```", (saved / "README.md").read_text(), re.DOTALL)
+    request, answer, error = map(json.loads, blocks[:3])
+    assert (answer, error) == (ENDPOINT_ANSWER, ENDPOINT_ERROR)
+    assert request["inputs"] == {"age": 40}
     handler = EndpointHandler(str(saved))
-    answer = handler(json.loads(facts.request))
-    assert len(answer) == 10
-    assert set(answer[0]) == set(json.loads(facts.answer)[0])
+    found = handler(request)
+    assert len(found) == 10
+    assert set(found[0]) == set(answer[0])
     wrong = handler({"inputs": {"age": 40}, "parameters": {"top_k": 0}})
-    assert set(wrong["error"]) == set(json.loads(facts.error)["error"])
-    assert wrong["error"]["field"] == json.loads(facts.error)["error"]["field"]
-    assert facts.request in (saved / "README.md").read_text()
+    assert set(wrong["error"]) == set(error["error"])
+    assert wrong["error"]["field"] == error["error"]["field"]
 
 
 def test_a_run_that_keeps_its_items_back_has_a_card_without_them(run):
     recipe = replace(run.recipe, push_to_hub=True, hub_model_id="me/films", hub_catalogue=False)
-    card = make_checkpoint(recipe, run.tables, run.split, run.trained, run.comparison).card
+    checkpoint = make_checkpoint(recipe, run.tables, run.split, run.trained, run.comparison)
+    card = with_card(checkpoint).card
     assert "without its items" in card
     assert "handler.py" not in card
     assert 'repo, revision = "me/films", "main"' in card
@@ -129,7 +132,7 @@ def test_a_run_that_keeps_its_items_back_has_a_card_without_them(run):
 def test_no_users_record_is_shown_where_the_recipe_has_no_example(run):
     recipe = replace(run.recipe, examples=replace(run.recipe.examples, record={}))
     checkpoint = make_checkpoint(recipe, run.tables, run.split, run.trained, run.comparison)
-    (record,) = set(re.findall(r"^record = (.*)$", checkpoint.card, re.MULTILINE))
+    (record,) = set(re.findall(r"^record = (.*)$", with_card(checkpoint).card, re.MULTILINE))
     ages = run.tables.users.column("age").to_pylist()
     assert eval(record) == {"age": pytest.approx(sorted(ages)[7], rel=0.2)}
     for row in range(14):
@@ -147,7 +150,9 @@ def test_the_typical_record_is_of_the_most_frequent_values(tiny_checkpoint):
 
 def test_a_card_is_made_anew_from_the_folder_alone(run, saved, monkeypatch):
     checkpoint = load_checkpoint(saved)
-    assert rebuild_card(checkpoint, saved, evaluate=None).card == checkpoint.card
+    again = rebuild_card(checkpoint, saved, evaluate=None)
+    assert again.card == checkpoint.card
+    assert again.pictures.keys() == {"learning_curves.png"}
 
 
 def test_a_rebuilt_card_keeps_what_a_person_wrote(saved):
@@ -171,7 +176,7 @@ def test_a_rebuilt_card_can_judge_another_group(run, saved, monkeypatch, tmp_pat
     assert list(rebuilt.results["user_groups"]) == ["age", "user_id"]
     (group,) = rebuilt.results["user_groups"]["user_id"]
     assert group["models"]["FT-Mamba"]["value"] == pytest.approx(own.mean("NDCG@3"))
-    rebuilt.save(tmp_path)
+    save_card(rebuilt, tmp_path, tmp_path / "README.md")
     written = json.loads((tmp_path / "all_results.json").read_text())
     assert written["user_groups"] == rebuilt.results["user_groups"]
     assert (tmp_path / "README.md").read_text() == rebuilt.card
@@ -198,21 +203,7 @@ def test_a_checkpoint_without_figures_has_no_card(saved):
         rebuild_card(replace(checkpoint, recipe={}), saved, evaluate=None)
 
 
-def test_a_figure_that_is_missing_is_no_figure(run):
-    results = {"models": {"FT-Mamba": {"metrics": {"NDCG@10": 0.1}, "protocol": "", "n_users": 1,
-                                       "n_items": 1}}}  # fmt: skip
-    with pytest.raises(ValueError, match="the results of 'FT-Mamba' lack 'HR@10'"):
-        card_facts(
-            results,
-            Recipe(),
-            config=run.trained.model.config,
-            extractor=run.trained.data.extractor,
-            example={},
-            code={},
-        )
-
-
-def test_a_recipe_carries_what_the_card_needs_to_be_told():
+def test_a_recipe_carries_what_the_card_adds():
     recipe = recipe_from_dict(
         {"card": {"title": "X", "country": "FRA"}, "evaluation": {"user_groups": ["job", "age"]}}
     )

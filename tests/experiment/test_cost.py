@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ftmamba.experiment import measured_cost
+from ftmamba.results import measured_cost
 
 
 class Tracker:

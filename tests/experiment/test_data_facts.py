@@ -9,8 +9,8 @@ import pytest
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
-from ftmamba.experiment.data_facts import describe_column, describe_tables, of_column
-from modeling_ftmamba.columns import Column
+from ftmamba.results import describe_column, describe_tables
+from modeling_ftmamba.configuration_ftmamba import Column
 
 
 def described(values, kind, **fields):
@@ -72,8 +72,8 @@ def tables(times=None):
 def test_interactions_are_summed_up():
     facts = describe_tables(tables(np.array([0, 86_400, 86_400 * 365, 5])))
     assert facts["users"]["rows"] == 2
-    assert of_column(facts, "users", "age")["missing"] == 0.5
-    assert of_column(facts, "users", "popularity_7d") == {}
+    assert facts["users"]["columns"]["age"]["missing"] == 0.5
+    assert "popularity_7d" not in facts["users"]["columns"]
     counted = facts["interactions"]
     assert counted["rows"] == 4
     assert counted["per_user"][1] == 2.0
@@ -98,4 +98,4 @@ def test_the_missing_rate_is_of_the_table_as_it_was_read():
             "interactions": {"user": "u", "item": "i"},
         },
     )
-    assert of_column(describe_tables(read), "users", "age")["missing"] == 0.5
+    assert describe_tables(read)["users"]["columns"]["age"]["missing"] == 0.5

@@ -9,10 +9,10 @@ import pytest
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.comparison import held_out_scorer, ids_only, parse_rivals, rival_recipe
 from ftmamba.evaluation import Protocol, evaluate
-from ftmamba.experiment import make_checkpoint, tell_examples
-from ftmamba.experiment.rivals import held_out_scorer, ids_only, parse_rivals, rival_recipe
 from ftmamba.recipe import ExamplesRecipe
+from ftmamba.results import make_checkpoint, show_examples
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,6 @@ def test_the_checkpoint_holds_results_card_and_what_users_saw(run, checkpoint, t
     own = run.comparison.evaluations["FT-Mamba"]
     assert results["models"]["FT-Mamba"]["metrics"]["NDCG@3"] == own.mean("NDCG@3")
     assert results["training"]["best_epoch"] in (1, 2)
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert all(name in card for name in run.comparison.evaluations)
     user = int(run.split.test.user_ids[0])
     seen = run.split.before_test
     expected = set(seen.item_ids[seen.user_ids == user].tolist())
@@ -103,7 +101,7 @@ def test_evaluating_the_checkpoint_again_gives_the_same_figures(run, checkpoint,
 def test_examples_show_what_was_liked_and_what_is_recommended(run, checkpoint):
     recommender = Recommender(checkpoint)
     known = run.split.before_test
-    text = tell_examples(recommender, run.recipe.examples, run.tables, known)
+    text = show_examples(recommender, run.recipe.examples, run.tables, known)
     first, second = text.split("\n\n")
     row = run.tables.user_row("u2")
     liked = known.item_ids[known.user_ids == row]
@@ -111,10 +109,10 @@ def test_examples_show_what_was_liked_and_what_is_recommended(run, checkpoint):
         assert f"  {run.tables.item_titles[item] or run.tables.item_keys[item]} " in first
     for one in recommender.recommend(user_key="u2", k=10):
         assert one.title or one.item_key in first
-    assert second.startswith("Somebody never seen (age 40)")
+    assert second.startswith("A user never seen (age 40)")
     assert len(second.splitlines()) == 2 + 10
 
 
-def test_no_examples_are_told_where_none_are_asked(run, checkpoint):
+def test_no_examples_are_shown_where_none_are_asked(run, checkpoint):
     known = run.split.before_test
-    assert tell_examples(Recommender(checkpoint), ExamplesRecipe(), run.tables, known) == ""
+    assert show_examples(Recommender(checkpoint), ExamplesRecipe(), run.tables, known) == ""

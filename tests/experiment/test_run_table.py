@@ -4,7 +4,7 @@ import json
 import pytest
 import yaml
 
-from ftmamba.experiment.run_table import as_csv, as_markdown, find_runs, run_table
+from ftmamba.commands.runs import as_csv, as_markdown, find_runs, run_table
 
 
 def write_run(folder, ndcg, *, name="FT-Mamba", others=None, kind="global-time"):

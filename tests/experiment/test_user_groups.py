@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ftmamba.comparison import check_group_columns, group_figures, groups_of_users
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Evaluation, Protocol
-from ftmamba.experiment.user_groups import check_group_columns, group_figures, groups_of_users
 
 N = 24
 JOBS = ["doctor"] * 8 + ["artist"] * 7 + [""] * 5 + ["spy", "judge", "cook", "cook"]

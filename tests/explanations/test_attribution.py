@@ -54,7 +54,7 @@ def make_recommender(user_columns=USER_COLUMNS, item_columns=ITEM_COLUMNS, **arc
     }
     extractor = FTMambaFeatureExtractor(user_columns, item_columns)
     extractor.fit(users, items)
-    sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 12, "projection_size": 8}
+    sizes = {"hidden_size": 16, "head_hidden_size": 12, "projection_size": 8}
     config = FTMambaConfig.from_columns(
         extractor.user_columns, extractor.item_columns, temperature=0.2, **(sizes | architecture)
     )
@@ -137,7 +137,7 @@ def test_columns_that_do_the_same_get_equal_shares(name):
     with torch.no_grad():
         for parameter in (*numeric.embedding.parameters(), numeric.missing):
             parameter[1] = parameter[0]
-    encoder = recommender._extractor._encoders["user"]._encoders
+    encoder = recommender._extractor._encoders["user"]
     encoder["twin"].table[:] = encoder["age"].table
     found = recommender.explain({"age": 31, "twin": 31, "job": "nurse"}, "i3")
     assert abs(found.user["age"]) > 1e-4

@@ -3,18 +3,17 @@
 import numpy as np
 import pytest
 
-from hub_cards import (
+from ftmamba.results import Cost
+from hub_cards.facts import (
     ColumnFacts,
     DataFacts,
-    EndpointFacts,
     Figure,
     GroupRow,
     ModelCardFacts,
-    ModelFacts,
     ResultRow,
-    TrainingFacts,
     UserGroups,
 )
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 
 
 @pytest.fixture
@@ -35,21 +34,14 @@ def facts() -> ModelCardFacts:
             period=("1997-09-20", "1998-04-22"),
             licence="Made up; do as you like",
         ),
-        model=ModelFacts("mamba", 12345, 16, 2, 8),
-        training=TrainingFacts(
-            options={"loss": "in_batch", "learning_rate": 0.001},
-            best_epoch=3,
-            seed=7,
-            seeds={"split": 1, "bootstrap": 0},
-            seconds=61.4,
-            hardware="x86_64 CPU, 2 cores",
-            versions={"torch": "2.13.0"},
-            peak_memory=812_000_000,
-            energy=0.00123,
-            emissions=0.4,
-            country="FRA",
-            curves="learning_curves.png",
-        ),
+        config=FTMambaConfig(hidden_size=16, num_hidden_layers=2, projection_size=8),
+        n_parameters=12345,
+        options={"loss": "in_batch", "learning_rate": 0.001},
+        best_epoch=3,
+        seeds={"run": 7, "split": 1, "bootstrap": 0},
+        cost=Cost(61.4, "x86_64 CPU, 2 cores", 1, 812_000_000, 0.00123, 0.4, "FRA"),
+        versions={"torch": "2.13.0"},
+        curves="learning_curves.png",
         user_key="user_id",
         item_key="item_id",
         user_columns=(
@@ -98,7 +90,4 @@ def facts() -> ModelCardFacts:
         ),
         limits=("Ratings are from 1998.",),
         code={"modeling_ftmamba.py": "ab" * 32, "pipeline_ftmamba.py": "cd" * 32},
-        endpoint=EndpointFacts(
-            '{"inputs": {}}', "[]", '{"error": "…"}', '{"title": "Request"}', "{}"
-        ),
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hub_cards import draw_learning_curves
+from hub_cards.pictures import draw_learning_curves
 
 HISTORY = [{"epoch": n, "loss": 7 / n, "score": 0.1 * n} for n in (1, 2, 3)]
 

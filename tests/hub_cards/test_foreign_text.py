@@ -12,10 +12,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from hub_cards import ColumnFacts, GroupRow, ModelCardFacts, ResultRow, render_model_card
-from hub_cards.markdown import code, code_cell, fenced, one_line, python, text
+from hub_cards import render_model_card
+from hub_cards.card import code, code_cell, fenced, one_line, python, text
+from hub_cards.facts import ColumnFacts, GroupRow, ModelCardFacts, ResultRow
 from hub_cards.merge import parts_of, split_metadata
-from hub_cards.preview import render_preview
+from hub_cards.pictures import render_preview
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -58,14 +59,13 @@ def hostile_facts(facts: ModelCardFacts, bad: str) -> ModelCardFacts:
     rows = [dataclasses.replace(row, name=f"{row.name} {bad}", note=bad) for row in facts.results]
     (groups,) = facts.groups
     group_rows = [*groups.rows, GroupRow(bad, 5, groups.rows[1].own, groups.rows[1].other)]
-    assert facts.endpoint is not None
     return dataclasses.replace(
         facts,
         name=f"A {bad}",
         data=dataclasses.replace(facts.data, name=f"Data {bad}", licence=bad, hub_id=bad),
-        training=dataclasses.replace(
-            facts.training, options={bad: bad}, hardware=bad, versions={bad: bad}, country=bad
-        ),
+        options={bad: bad},
+        cost=dataclasses.replace(facts.cost, hardware=bad, country=bad),
+        versions={bad: bad},
         user_key=bad,
         item_key=bad,
         user_columns=[column],
@@ -78,7 +78,6 @@ def hostile_facts(facts: ModelCardFacts, bad: str) -> ModelCardFacts:
         groups=[dataclasses.replace(groups, column=bad, rows=group_rows, other_name=bad)],
         limits=[bad],
         code={bad: bad},
-        endpoint=dataclasses.replace(facts.endpoint, request=bad, answer=bad),
         licence=bad,
         citation=bad,
     )

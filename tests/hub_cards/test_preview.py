@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from hub_cards import render_model_card
-from hub_cards.preview import render_preview
+from hub_cards.pictures import render_preview
 
 
 def test_the_preview_shows_tables_tags_and_pictures_and_loads_nothing(facts):

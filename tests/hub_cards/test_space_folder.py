@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import RepoCard
 
-from hub_cards.space_folder import (
+from hub_cards.space import (
     GRADIO_VERSION,
     SpaceFacts,
     push_space,
@@ -18,7 +18,7 @@ from hub_cards.space_folder import (
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FACTS = SpaceFacts("somebody/films", COMMIT, {"age": 31, "job": 'a "doctor"'}, licence="mit")
-ALLOWED = {"torch", "transformers", "gradio", "demo"} | set(sys.stdlib_module_names)
+ALLOWED = {"torch", "transformers", "gradio", "page"} | set(sys.stdlib_module_names)
 
 
 def imported_by(source):
@@ -34,7 +34,7 @@ def imported_by(source):
 def test_the_page_needs_nothing_but_gradio_torch_and_transformers():
     files = space_files(FACTS)
     sources = {name: text for name, text in files.items() if name.endswith(".py")}
-    assert len(sources) >= 5
+    assert set(sources) == {"app.py", "page.py"}
     found = {name: imported_by(source) for name, source in sources.items()}
     assert {"torch", "transformers", "gradio"} <= set().union(*found.values())
     for name, imported in found.items():
@@ -43,13 +43,13 @@ def test_the_page_needs_nothing_but_gradio_torch_and_transformers():
 
 def test_the_launcher_names_model_commit_and_example(tmp_path):
     write_space(tmp_path / "out", FACTS)
-    (tmp_path / "out" / "demo" / "app.py").write_text(
+    (tmp_path / "out" / "page.py").write_text(
         "import json\ndef main(model, **rest): print(json.dumps([model, rest]))\n"
     )
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "app.py"], cwd=tmp_path / "out", check=True, capture_output=True, text=True
     ).stdout
-    model, rest = json.loads(told)
+    model, rest = json.loads(printed)
     assert model == "somebody/films"
     assert rest == {"revision": COMMIT, "example": FACTS.example}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from modeling_ftmamba.scans import scan_named
 
 from ftmamba.kernels import states
 from ftmamba.kernels.library import KernelLibrary, library_path
 from modeling_ftmamba import FTMambaTowerConfig
-from modeling_ftmamba.layers import FTMambaLayer
-from modeling_ftmamba.scans import scan_named
+from modeling_ftmamba.network import FTMambaLayer
 
 LIBRARY = Path(os.environ.get("FTMAMBA_TEST_KERNELS") or library_path() or "none built")
 EMULATED_TILES = "emulated_tiles"

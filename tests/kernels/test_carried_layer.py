@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
 from ftmamba.kernels.layer_op import carried_layer
-from modeling_ftmamba.mixer_state import MixerState, Part
+
+from modeling_ftmamba.mixers import MixerState, Part
 
 from .conftest import relative_error, twins
 from .test_layer_op import SHAPES, VALUES, tokens

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from ftmamba.kernels.dropout_op import dropout, seeded_dropout, seeded_dropout_sum
+from modeling_ftmamba.dropout import Dropout
 from torch.nn import functional as F
 
-from ftmamba.kernels.dropout_op import dropout, seeded_dropout, seeded_dropout_sum
 from ftmamba.kernels.library import KernelLibrary
-from modeling_ftmamba.dropout import Dropout
 
 from .conftest import LIBRARY, VARIANTS
 

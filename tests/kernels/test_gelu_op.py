@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from ftmamba.kernels.dropout_op import seeded_dropout
 from ftmamba.kernels.gelu_op import gelu_dropout, seeded_gelu_dropout
 from modeling_ftmamba.dropout import Dropout
+from torch.nn import functional as F
 
 # More than one block of numbers, and no whole number of vectors.
 X = torch.cat([torch.linspace(-12, 12, 2**17 + 5), torch.tensor([0.0, -0.0, 80.0, -80.0])])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from modeling_ftmamba.dropout import Dropout
 from torch.library import opcheck
 
 from ftmamba.kernels import layer_op, states
 from ftmamba.kernels.library import KernelLibrary
-from modeling_ftmamba.dropout import Dropout
-from modeling_ftmamba.layers import FTMambaLayer
+from modeling_ftmamba.network import FTMambaLayer
 
 from .conftest import LIBRARY, gradients, make_layer, relative_error, twins
 

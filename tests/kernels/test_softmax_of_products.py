@@ -7,8 +7,7 @@ import torch
 
 from ftmamba.kernels import softmax_of_products as module
 from ftmamba.kernels.library import KernelLibrary
-from ftmamba.kernels.softmax import Listed
-from ftmamba.kernels.softmax_of_products import has_softmax_of_products, softmax_of_products
+from ftmamba.kernels.softmax import Listed, has_softmax_of_products, softmax_of_products
 
 from .conftest import LIBRARY, VARIANTS, WITH_TILES
 from .test_softmax import lists_of

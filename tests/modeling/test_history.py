@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
-from modeling_ftmamba.columns import column_from_dict
-from modeling_ftmamba.history import Events
+from modeling_ftmamba.configuration_ftmamba import column_from_dict
+from modeling_ftmamba.network import Events
 
 from .conftest import (
     COLUMNS,

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from modeling_ftmamba.scans import scan_named
 from torch import nn
 from torch.nn import functional as F
 
-from modeling_ftmamba import FTMambaConfig, FTMambaModel, FTMambaTowerConfig
-from modeling_ftmamba.layers import FTMambaLayer
-from modeling_ftmamba.scans import scan_named
+from modeling_ftmamba import FTMambaConfig, FTMambaTowerConfig, FTMambaTowerModel
+from modeling_ftmamba.network import FTMambaLayer
 
 from .conftest import COLUMNS, shake
 
@@ -113,7 +113,7 @@ def test_the_head_norm_and_bias_can_be_left_out():
         [], [COLUMNS[1]], num_hidden_layers=0, pooling="mean", hidden_size=8, projection_size=8,
         final_norm=False, with_head=False, category_bias=False,
     )  # fmt: skip
-    tower = FTMambaModel(config.tower("item"))
+    tower = FTMambaTowerModel(config.tower("item"))
     ids = torch.tensor([[4], [8]])
     table = tower.tokenizer.kinds["category_ids"].table.weight
     assert torch.equal(tower(category_ids=ids).embeds, table[ids[:, 0]])
@@ -124,7 +124,7 @@ def test_the_head_norm_and_bias_can_be_left_out():
 
 def test_token_norm_comes_after_token_dropout():
     config = FTMambaTowerConfig(columns=[COLUMNS[1]], token_norm=True, token_dropout=0.5)
-    tokenizer = shake(FTMambaModel(config)).train().tokenizer
+    tokenizer = shake(FTMambaTowerModel(config)).train().tokenizer
     tokens = {"category_ids": torch.tensor([[4], [8]])}
     torch.manual_seed(3)
     out = tokenizer(tokens, 2)
@@ -140,7 +140,7 @@ def test_weights_start_normal_and_biases_at_zero_but_for_the_steps():
     config = FTMambaTowerConfig(
         columns=[COLUMNS[1]], initializer_range=0.02, hidden_size=64, **FED, time_step_max=0.1
     )
-    model = FTMambaModel(config)
+    model = FTMambaTowerModel(config)
     layer, table = model.layers[0], model.tokenizer.kinds["category_ids"].table.weight
     for weight in (layer.mixer.in_proj.weight, layer.feed_forward.up.weight, table[3:]):
         assert 0.015 < weight.std() < 0.025

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from modeling_ftmamba.scans import scan_named
 from torch import nn
 from torch.nn import functional as F
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from modeling_ftmamba import FTMambaTowerConfig, ssd_row_blocks
-from modeling_ftmamba.layers import FTMambaLayer
-from modeling_ftmamba.mixer_ssd import SSDMixer
-from modeling_ftmamba.scans import scan_named
+from modeling_ftmamba.mixers import SSDMixer
+from modeling_ftmamba.network import FTMambaLayer
 
 from .conftest import shake
 

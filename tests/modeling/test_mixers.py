@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from modeling_ftmamba.scans import scan_named
 from torch import nn
 from torch.nn import functional as F
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer as TransformersMambaMixer
 
 from modeling_ftmamba import FTMambaTowerConfig
-from modeling_ftmamba.layers import FTMambaLayer
-from modeling_ftmamba.mixer_mamba import MambaMixer
-from modeling_ftmamba.scans import scan_named
+from modeling_ftmamba.mixers import MambaMixer
+from modeling_ftmamba.network import FTMambaLayer
 
 from .conftest import shake
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling_ftmamba import FTMambaModel, FTMambaTwoTowerModel
+from modeling_ftmamba import FTMambaTowerModel, FTMambaTwoTowerModel
 
 from .conftest import make_batch, make_config, make_tensors, shake
 
@@ -80,9 +80,9 @@ def test_scores_and_loss_by_their_definition(build):
 
 
 def test_one_tower_alone_saves_and_loads(tmp_path):
-    tower = shake(FTMambaModel(make_config().tower("user"))).eval()
+    tower = shake(FTMambaTowerModel(make_config().tower("user"))).eval()
     tower.save_pretrained(tmp_path)
-    loaded = FTMambaModel.from_pretrained(tmp_path)
+    loaded = FTMambaTowerModel.from_pretrained(tmp_path)
     tensors = make_tensors(3)
     assert torch.equal(loaded(**tensors).embeds, tower(**tensors).embeds)
 

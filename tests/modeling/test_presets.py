@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
-from modeling_ftmamba.columns import N_SPECIAL_IDS
-from modeling_ftmamba.configuration_ftmamba import MIXERS
+from modeling_ftmamba.configuration_ftmamba import MIXERS, N_SPECIAL_IDS
 
 from .conftest import COLUMNS
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from modeling_ftmamba import FTMambaModel, FTMambaTowerConfig
+from modeling_ftmamba import FTMambaTowerConfig, FTMambaTowerModel
 
 from .conftest import COLUMNS, make_tensors, shake
 
 
 def tokenizer(columns, **fields):
     config = FTMambaTowerConfig(columns=columns, hidden_size=4, **fields)
-    return shake(FTMambaModel(config)).eval().tokenizer
+    return shake(FTMambaTowerModel(config)).eval().tokenizer
 
 
 def test_a_numeric_token_is_value_times_weight_plus_bias():
@@ -126,7 +126,7 @@ def test_tokens_stand_in_the_order_of_the_columns_and_cls_last():
 def test_special_ids_start_silent_and_training_hides_ids_as_often_as_asked():
     columns = [{"name": "a", "kind": "categorical", "vocabulary_size": 50}]
     config = FTMambaTowerConfig(columns=columns, hidden_size=4, unseen_probability=0.25)
-    group = FTMambaModel(config).tokenizer.kinds["category_ids"]
+    group = FTMambaTowerModel(config).tokenizer.kinds["category_ids"]
     assert (group.table.weight[:3] == 0).all()
     assert (group.table.weight[3:] != 0).any(1).all()
     ids = torch.full((4000, 1), 7)
@@ -151,4 +151,4 @@ def test_tensors_that_do_not_fit_are_refused_by_name(change, message):
     tensors = make_tensors(2)
     change(tensors)
     with pytest.raises(ValueError, match=message):
-        FTMambaModel(config, "user")(**tensors)
+        FTMambaTowerModel(config, "user")(**tensors)

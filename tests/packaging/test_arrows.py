@@ -15,7 +15,7 @@ ARROWS = {
 """What each part may import of the other parts."""
 
 PARTS = {part.removesuffix(".py") for part in ARROWS} | {"tests", "benchmarks", "configuration"}
-MAY_USE_CARDS = ("ftmamba/experiment/", "ftmamba/commands/", "ftmamba/__main__.py")
+MAY_USE_CARDS = ("ftmamba/commands/", "ftmamba/__main__.py")
 """The files in `ftmamba` that may import `hub_cards`: the command line."""
 
 FILES = sorted(

@@ -2,12 +2,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_ftmamba.category_columns import CategoricalEncoder, SetEncoder
-from modeling_ftmamba.columns import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
+from modeling_ftmamba.configuration_ftmamba import MISSING_ID, PADDING_ID, UNSEEN_ID, Column
+from modeling_ftmamba.encoders import CategoryEncoder
 
 
 def fit_set(values, **options):
-    return SetEncoder.fit(Column("x", "categories", **options), "column 'x'", values)
+    return CategoryEncoder.fit(Column("x", "categories", **options), "column 'x'", values)
 
 
 def slow_set_ids(encoder, value):
@@ -22,7 +22,7 @@ def slow_set_ids(encoder, value):
 
 
 def test_categories_are_numbered_by_frequency():
-    encoder = CategoricalEncoder.fit(Column("x", "categorical"), "", ["b", "b", "a", None])
+    encoder = CategoryEncoder.fit(Column("x", "categorical"), "", ["b", "b", "a", None])
     assert encoder.encode(["a", "b", "new", None])[:, 0].tolist() == [4, 3, UNSEEN_ID, MISSING_ID]
     assert encoder.column.vocabulary_size == 5
 
@@ -85,8 +85,8 @@ def test_a_set_column_without_values_warns_and_still_encodes(values):
 
 def test_a_constant_category_warns_and_one_with_gaps_does_not():
     with pytest.warns(UserWarning, match="column 'x' is the same in every training row"):
-        CategoricalEncoder.fit(Column("x", "categorical"), "column 'x'", ["a", "a"])
-    CategoricalEncoder.fit(Column("x", "categorical"), "column 'x'", ["a", None])
+        CategoryEncoder.fit(Column("x", "categorical"), "column 'x'", ["a", "a"])
+    CategoryEncoder.fit(Column("x", "categorical"), "column 'x'", ["a", None])
 
 
 def test_no_rows_give_no_ids():

@@ -36,7 +36,7 @@ def test_changing_what_is_returned_changes_no_vocabulary(extractor):
 @pytest.mark.parametrize(
     ("tower", "name", "message"),
     [
-        ("user", "age", "the users have no column 'age' of categories"),
+        ("user", "age", "the users have no column of categories 'age'"),
         ("user", "jobs", "did you mean 'job'.; they have: job, likes"),
         ("film", "job", "tower must be one of user, item, got 'film'"),
     ],

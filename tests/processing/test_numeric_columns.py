@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_ftmamba.columns import Column
-from modeling_ftmamba.numeric_columns import NumericEncoder
+from modeling_ftmamba.configuration_ftmamba import Column
+from modeling_ftmamba.encoders import NumericEncoder
 
 
 def fit(values, **options):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from modeling_ftmamba import vocabulary_file
+from modeling_ftmamba import processing_ftmamba
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 from .conftest import ITEM_COLUMNS, USER_COLUMNS, make_items, make_users
@@ -88,9 +88,7 @@ def test_it_loads_from_the_hub_cache_at_a_revision_and_in_a_subfolder(fitted, fo
 def test_a_truncated_vocabulary_file_is_noticed(folder, kept):
     path = folder / VOCABULARIES
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(
-        ValueError, match=f"{VOCABULARIES}' is truncated or no safetensors .* again"
-    ):
+    with pytest.raises(ValueError, match=f"{VOCABULARIES}' is no safetensors file .* again"):
         LOAD(folder)
 
 
@@ -104,7 +102,7 @@ def test_a_flipped_bit_is_noticed(folder):
 
 def test_a_truncated_json_file_is_noticed(folder):
     (folder / CONFIG).write_text((folder / CONFIG).read_text()[:-20])
-    with pytest.raises(ValueError, match=f"{CONFIG}' is not a valid JSON file, or truncated"):
+    with pytest.raises(ValueError, match=f"{CONFIG}' is damaged"):
         LOAD(folder)
 
 
@@ -117,15 +115,15 @@ def test_files_of_two_saves_are_noticed(folder, other, tmp_path):
 
 def test_an_absent_vocabulary_file_is_named(folder):
     (folder / VOCABULARIES).unlink()
-    with pytest.raises(FileNotFoundError, match=f"but no {VOCABULARIES}; download or save"):
+    with pytest.raises(FileNotFoundError, match=f"has no {VOCABULARIES}; download or save"):
         LOAD(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version 2, this code reads 1"),
-        ({"hiden": 1}, "no argument 'hiden'"),
+        ({"format_version": 2}, "its format_version must be 1"),
+        ({"user_key": 5}, "user_key must be a str"),
         ({"user_columns": USER_COLUMNS[:1]}, "do not belong together: .* or one was changed"),
         ({"item_columns": []}, "do not belong together: .* or one was changed"),
     ],
@@ -137,13 +135,19 @@ def test_a_changed_json_file_is_refused(folder, change, message):
         LOAD(folder)
 
 
+def test_unknown_keys_of_the_json_file_stop_no_load(fitted, folder):
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**values, "note": "a person's"}))
+    assert_bitwise_equal(encoded(LOAD(folder)), encoded(fitted))
+
+
 def test_a_save_that_fails_leaves_the_old_one_whole(fitted, other, folder, monkeypatch):
     before = sorted(folder.iterdir())
 
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(vocabulary_file.os, "fsync", full_disk)
+    monkeypatch.setattr(processing_ftmamba.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         other.save_pretrained(folder)
     assert sorted(folder.iterdir()) == before
@@ -210,5 +214,5 @@ def test_both_auto_classes_load_it_without_this_project_and_without_arrow(fitted
     auto_map = json.loads((folder / CONFIG).read_text())["auto_map"]
     assert set(auto_map) == {"AutoFeatureExtractor", "AutoProcessor"}
     code_files = {path.name for path in folder.glob("*.py")}
-    assert {"processing_ftmamba.py", "columns.py", "vocabulary.py"} <= code_files
+    assert {"processing_ftmamba.py", "configuration_ftmamba.py", "encoders.py"} <= code_files
     assert {path.name for path in Path(paths[-1]).glob("*.py")} == code_files

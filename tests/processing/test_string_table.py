@@ -1,22 +1,22 @@
 import numpy as np
 import pytest
 
-from modeling_ftmamba.string_table import pack_strings, unpack_strings
+from modeling_ftmamba.encoders import TextTable, text_table
 
 
 @pytest.mark.parametrize(
     "texts", [[], [""], ["", "a", ""], ["plain", "ascii"], ["Ärzte", "日本", "🎬", "\ud800"]]
 )
 def test_texts_survive_packing(texts):
-    packed, offsets = pack_strings(texts)
-    assert packed.dtype == np.uint8
-    assert offsets.dtype == np.int64
-    assert len(offsets) == len(texts) + 1
-    assert unpack_strings(packed, offsets) == texts
+    table = text_table(texts)
+    assert table.packed.dtype == np.uint8
+    assert table.offsets.dtype == np.int64
+    assert list(table) == texts
+    assert table == texts
 
 
 @pytest.mark.parametrize("offsets", [[], [0, 2], [0, 2, 1, 3], [1, 3], [[0, 3]]])
 def test_offsets_that_do_not_fit_the_bytes_are_refused(offsets):
-    packed, _ = pack_strings(["abc"])
+    packed = text_table(["abc"]).packed
     with pytest.raises(ValueError, match="table of texts is damaged"):
-        unpack_strings(packed, np.array(offsets, dtype=np.int64))
+        TextTable(packed, np.array(offsets, dtype=np.int64))

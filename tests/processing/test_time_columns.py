@@ -5,8 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_ftmamba.columns import Column
-from modeling_ftmamba.time_columns import TimestampEncoder, epoch_seconds
+from modeling_ftmamba.configuration_ftmamba import Column
+from modeling_ftmamba.encoders import TimestampEncoder, column_seconds
 
 LEAP_NOON = datetime(2020, 2, 29, 12, tzinfo=UTC)
 SECONDS = LEAP_NOON.timestamp()
@@ -28,8 +28,8 @@ SECONDS = LEAP_NOON.timestamp()
     ],
 )
 def test_every_way_to_write_a_time_is_the_same_time(value):
-    assert epoch_seconds([value, None], "")[0] == SECONDS
-    assert np.isnan(epoch_seconds([value, None], "")[1])
+    assert column_seconds([value, None], "")[0] == SECONDS
+    assert np.isnan(column_seconds([value, None], "")[1])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_every_way_to_write_a_time_is_the_same_time(value):
     ],
 )
 def test_every_container_holds_the_same_times(values):
-    seconds = epoch_seconds(values, "")
+    seconds = column_seconds(values, "")
     assert seconds[0] == SECONDS
     assert np.isnan(seconds[1])
 
@@ -60,7 +60,7 @@ def test_the_machine_s_time_zone_means_nothing(monkeypatch):
     time.tzset()
     try:
         for naive in ("2020-02-29T12:00", LEAP_NOON.replace(tzinfo=None)):
-            assert epoch_seconds([naive, None], "")[0] == SECONDS
+            assert column_seconds([naive, None], "")[0] == SECONDS
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -69,7 +69,7 @@ def test_the_machine_s_time_zone_means_nothing(monkeypatch):
 def test_a_date_is_its_midnight():
     midnight = datetime(2020, 2, 29, tzinfo=UTC).timestamp()
     for values in ([date(2020, 2, 29)], pa.array([date(2020, 2, 29)]), ["2020-02-29"]):
-        assert epoch_seconds(values, "")[0] == midnight
+        assert column_seconds(values, "")[0] == midnight
 
 
 def test_the_calendar_by_hand():
@@ -100,7 +100,7 @@ def test_features_are_exact_far_from_1970():
 def test_milliseconds_are_noticed(value):
     for values in ([0, value], np.array([0.0, value]), pa.array([0.0, value])):
         with pytest.raises(ValueError, match=r"column 'x', row 1 .* \(not milliseconds\), got"):
-            epoch_seconds(values, "column 'x'")
+            column_seconds(values, "column 'x'")
 
 
 def test_a_column_without_spread_warns():

@@ -2,8 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_ftmamba.columns import Column
-from modeling_ftmamba.vector_columns import VectorEncoder
+from modeling_ftmamba.configuration_ftmamba import Column
+from modeling_ftmamba.encoders import VectorEncoder
 
 ROWS = [[1.0, 2.0], None, [3.0, 4.5]]
 NAN = float("nan")

@@ -1,14 +1,14 @@
 import numpy as np
 
-from modeling_ftmamba.columns import MISSING_ID, UNSEEN_ID, Column
-from modeling_ftmamba.vocabulary import Vocabulary, fit_vocabulary, stable_hash
+from modeling_ftmamba.configuration_ftmamba import MISSING_ID, UNSEEN_ID, Column
+from modeling_ftmamba.encoders import Vocabulary, stable_hash
 
 TEXTS = ["rare", "b", "often", "a", None]
 COUNTS = np.array([1, 2, 5, 2, 9])
 
 
 def known(**options):
-    return fit_vocabulary(TEXTS, COUNTS, Column("x", "categorical", **options)).texts
+    return Vocabulary.fit(TEXTS, COUNTS, Column("x", "categorical", **options)).texts
 
 
 def test_the_most_frequent_text_comes_first_and_ties_follow_the_alphabet():
@@ -21,7 +21,7 @@ def test_rare_texts_are_left_out():
 
 
 def test_a_text_that_occurs_in_two_spellings_is_counted_once():
-    both = fit_vocabulary(["a", "b", "a"], np.array([2, 3, 2]), Column("x", "categorical"))
+    both = Vocabulary.fit(["a", "b", "a"], np.array([2, 3, 2]), Column("x", "categorical"))
     assert both.texts == ["a", "b"]
 
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from ftmamba.checkpoint import PUBLISHED_FILES
-from ftmamba.commands import push
+from ftmamba.commands.hub import add_push_arguments
 from ftmamba.flags import load_recipe
 
 TEXT = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ LINES = [
 
 def test_the_commands_that_push_are_understood():
     parser = ArgumentParser()
-    push.add_arguments(parser)
+    add_push_arguments(parser)
     commands = [line for line in LINES if line.startswith("python -m ftmamba push ")]
     assert len(commands) >= 4
     for command in commands:

@@ -13,7 +13,7 @@ from tests.hub.accounts import READ_TOKEN, STRANGER_TOKEN
 REPO = "tester/films"
 NEEDED = {
     "config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors",
-    "modeling_ftmamba.py", "columns.py", "catalogue.safetensors", "README.md", "all_results.json",
+    "modeling_ftmamba.py", "network.py", "catalogue.safetensors", "README.md", "all_results.json",
     "recipe.yaml",
 }  # fmt: skip
 

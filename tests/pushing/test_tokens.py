@@ -16,7 +16,7 @@ from tests.hub.accounts import READ_TOKEN, TOKEN
 from tests.hub.messages import json_answer
 
 REPO = "tester/films"
-TEXTS = ["README.md", "recipe.yaml", "all_results.json", "columns.py"]
+TEXTS = ["README.md", "recipe.yaml", "all_results.json", "network.py"]
 
 
 @pytest.mark.parametrize("name", TEXTS)

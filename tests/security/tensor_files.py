@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from modeling_ftmamba.catalogue import weights_fingerprint
-from modeling_ftmamba.vocabulary_file import fingerprint_of
+from modeling_ftmamba.processing_ftmamba import fingerprint_of
 
 
 @dataclass

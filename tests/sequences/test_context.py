@@ -12,17 +12,16 @@ from accelerate import Accelerator
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
+from ftmamba.comparison import compare, held_out_scorer
 from ftmamba.data.encoded import encode
 from ftmamba.data.histories import histories_of
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation import evaluate
-from ftmamba.experiment.comparison import compare
-from ftmamba.experiment.finish import make_checkpoint
-from ftmamba.experiment.rivals import held_out_scorer
+from ftmamba.results import make_checkpoint
 from ftmamba.streaming import CheckpointObserver, Event
 from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
 from ftmamba.training.run import make_protocol, split_tables, train
-from modeling_ftmamba.columns import history_of
+from modeling_ftmamba.configuration_ftmamba import history_of
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 
 from .conftest import ring_recipe

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import save_checkpoint
-from ftmamba.experiment.comparison import compare
-from ftmamba.experiment.finish import make_checkpoint
+from ftmamba.comparison import compare
+from ftmamba.results import make_checkpoint
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 
 from .conftest import N_ITEMS

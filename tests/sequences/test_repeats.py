@@ -12,12 +12,11 @@ from accelerate import Accelerator
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.comparison import compare, held_out_scorer
 from ftmamba.data.interactions import ItemsByUser
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
-from ftmamba.experiment.comparison import compare
-from ftmamba.experiment.finish import make_checkpoint
-from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.recipe import recipe_from_dict
+from ftmamba.results import make_checkpoint
 from ftmamba.training.run import read_tables, split_tables, train
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from ftmamba.comparison import held_out_scorer
 from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import popularity_column
 from ftmamba.evaluation import evaluate
-from ftmamba.experiment.rivals import held_out_scorer
 from ftmamba.losses.sequences import fused_linear_cross_entropy
 from ftmamba.training import precision, sequence_objectives
 from ftmamba.training.run import make_accelerator, make_protocol, split_tables, train

@@ -22,7 +22,7 @@ import torch
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.table_embedding import embed_catalogue
-from hub_cards.space_folder import SpaceFacts, write_space
+from hub_cards.space import SpaceFacts, write_space
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor

@@ -4,8 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hub_cards.space.drawings import draw_items, draw_map, draw_message, draw_shares
-from hub_cards.space.engine import Item, Point
+from hub_cards.space_page import Item, Point, draw_items, draw_map, draw_message, draw_shares
 
 BAD = "\"'><img src=x onerror=alert(1)></script><b>"
 FOUND = {
@@ -70,15 +69,15 @@ def test_shares_go_both_ways_and_the_sum_is_shown():
     elements = Elements(draw_shares(FOUND))
     assert elements.of_class("plus")[0]["style"] == "width:50.0%"
     assert elements.of_class("minus")[0]["style"] == "width:16.7%"
-    assert "1.00 when nothing is known +2.00 from the columns = 3.00, the score" in elements.text
+    assert "1.00 with all columns missing +2.00 from the columns = 3.00, the score" in elements.text
     assert float(elements.of_class("sum")[0]["data-gap"]) == pytest.approx(-1e-4)
-    assert "±" not in elements.text
+    assert "standard error" not in elements.text
     assert elements.text.index("age") < elements.text.index("job")
     assert "+0.00" in elements.text
 
 
 def test_estimated_shares_say_how_well_they_are_known():
-    assert "a share is known to ±0.031" in draw_shares({**FOUND, "standard_error": 0.0312})
+    assert "standard error of a share 0.031" in draw_shares({**FOUND, "standard_error": 0.0312})
 
 
 def test_a_tower_without_columns_has_no_heading():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hub_cards.space.engine import MOST_CHOICES, Demo, Field, plane_of
+from hub_cards.space_page import MOST_CHOICES, Demo, Field, plane_of
 from tests.space.conftest import HOSTILE_JOB, JOB, N_ITEMS
 
 
@@ -22,7 +22,7 @@ def test_the_fields_are_the_users_columns_with_their_known_values(demo):
 
 
 def test_a_column_of_too_many_values_is_typed_not_picked(demo, monkeypatch):
-    monkeypatch.setattr("hub_cards.space.engine.MOST_CHOICES", 2)
+    monkeypatch.setattr("hub_cards.space_page.MOST_CHOICES", 2)
     again = Demo.__new__(Demo)
     again._pipeline = demo._pipeline
     assert again.fields[1].choices == ()
@@ -74,7 +74,7 @@ def test_the_nearest_are_those_of_the_largest_cosines_without_the_item_itself(de
 
 
 def test_the_map_holds_a_sample_and_the_items_that_are_asked_for(demo, monkeypatch):
-    monkeypatch.setattr("hub_cards.space.engine.MOST_ON_MAP", 5)
+    monkeypatch.setattr("hub_cards.space_page.MOST_ON_MAP", 5)
     again = Demo.__new__(Demo)
     again._pipeline, again._catalogue, again.items_IE = (
         demo._pipeline, demo._catalogue, demo.items_IE

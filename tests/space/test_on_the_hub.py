@@ -34,9 +34,7 @@ def test_a_pushed_space_holds_its_page_and_pins_the_models_commit(
     assert SPACE in done.stdout
     repository = hub.repositories[f"spaces/{SPACE}"]
     files = hub.files(f"spaces/{SPACE}")
-    assert {"app.py", "README.md", "requirements.txt", "demo/app.py", "demo/style.css"} <= set(
-        files
-    )
+    assert {"app.py", "README.md", "requirements.txt", "page.py", "page.css"} <= set(files)
     (pinned,) = re.findall(r'revision="([0-9a-f]{40})"', files["app.py"].decode())
     assert pinned == hub.api().model_info(MODEL).sha
     assert repository.private
@@ -57,7 +55,7 @@ def test_a_space_of_somebody_else_is_not_written(hub, hub_environment, commit, t
 
 
 def test_the_example_is_made_up_of_frequent_values(hub, commit, model_folder):
-    from ftmamba.experiment.space import space_of
+    from hub_cards.space import space_of
 
     facts = space_of(str(model_folder))
     assert set(facts.example) <= set(EXAMPLE)

@@ -13,7 +13,7 @@ import torch
 
 from ftmamba.checkpoint import load_to_recommend
 from ftmamba.streaming import CheckpointObserver, Rules, consume
-from ftmamba.streaming.places import Reading, open_source, open_store
+from ftmamba.streaming.opening import Reading, open_source, open_store
 
 
 class Fuse:

@@ -7,18 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from ftmamba.__main__ import main
-from ftmamba.commands import stream
-from ftmamba.commands.command import Command
-from ftmamba.streaming.places import Reading, open_source, open_store
+from ftmamba.streaming.opening import Reading, open_source, open_store
 
 from .history_checkpoint import make_events, write_events
-
-
-@pytest.fixture(autouse=True)
-def _command(monkeypatch):
-    """Known to the program, whether or not it lists the command yet."""
-    assert isinstance(stream.COMMAND, Command)
-    monkeypatch.setitem(main.__globals__["COMMANDS"], "stream", stream.COMMAND)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from ftmamba.streaming import (
     Stored,
     consume,
 )
-from ftmamba.streaming.memory import MemoryStore
-from ftmamba.streaming.rules import in_order
+from ftmamba.streaming.consumer import in_order
+from ftmamba.streaming.stores import MemoryStore
 
 from .history_checkpoint import HISTORY, make_checkpoint, make_events
 
@@ -179,7 +179,7 @@ def late_events():
 def test_a_late_event_is_refused_and_told_once(observer):
     events, late = late_events()
     told = []
-    store, counts = run(observer, [*late, replace(events[LATE], event_id="x")], tell=told.append)
+    store, counts = run(observer, [*late, replace(events[LATE], event_id="x")], report=told.append)
     expected, _ = run(observer, late[:-1])
     assert (counts.late, counts.observed, len(told)) == (2, 29, 1)
     assert "older than the user's newest" in told[0]
@@ -218,7 +218,7 @@ def test_events_of_unknown_items_are_skipped_and_told_once(observer):
     events = make_events(10, n_users=2)
     odd = [Event("u0", "nothing", f"x{n}", time=10**9) for n in range(3)]
     told = []
-    store, counts = run(observer, [*events[:5], *odd, *events[5:]], tell=told.append)
+    store, counts = run(observer, [*events[:5], *odd, *events[5:]], report=told.append)
     expected, _ = run(observer, events)
     assert (counts.unknown_items, counts.observed, len(told)) == (3, 10, 1)
     assert "item 'nothing' is not among the 20 of the catalogue" in told[0]
@@ -254,7 +254,7 @@ def test_a_record_of_wrong_values_is_skipped_and_told(observer, field):
     wrong = replace(
         wrong, **{field: {"item_record": {"year": "x"}, "user_record": {"age": "x"}}[field]}
     )
-    store, counts = run(observer, [wrong, *make_events(3)], tell=told.append)
+    store, counts = run(observer, [wrong, *make_events(3)], report=told.append)
     assert (counts.malformed, counts.observed, len(told)) == (1, 3, 1)
     assert store.get(["u"]) == [None]
 
@@ -292,9 +292,9 @@ def test_a_known_user_goes_on_from_what_the_checkpoint_knows(checkpoint, observe
 def test_messages_that_are_no_events_are_counted_and_told_once(observer):
     told = []
     source = ListSource(make_events(2), ["line 1: bad", "line 2: bad"])
-    counts = consume(source, MemoryStore(), observer, tell=told.append)
+    counts = consume(source, MemoryStore(), observer, report=told.append)
     assert (counts.messages, counts.malformed, counts.observed) == (4, 2, 2)
-    assert told == ["line 1: bad; skipped and counted, as further ones will be without a word"]
+    assert told == ["line 1: bad; skipped and counted, further ones will not be reported"]
 
 
 class Meddling(MemoryStore):
@@ -368,7 +368,7 @@ def test_states_of_other_weights_are_refused_with_their_user(observer):
     events = make_events(5, n_users=1)
     store, _ = run(other, events[:2])
     with pytest.raises(
-        ValueError, match=r"of user 'u0' .* made by other weights .* store of its own"
+        ValueError, match=r"of user 'u0' .* made by other weights .* one store per model"
     ):
         consume(ListSource(events[2:]), store, observer)
 

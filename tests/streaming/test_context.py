@@ -8,9 +8,8 @@ import torch
 
 from ftmamba.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ftmamba.streaming import CheckpointObserver, Event, Rules, consume
-from ftmamba.streaming.file_history import FileHistory
-from ftmamba.streaming.memory import MemoryStore
-from ftmamba.streaming.sources import JsonLinesSource
+from ftmamba.streaming.sources import FileHistory, JsonLinesSource
+from ftmamba.streaming.stores import MemoryStore
 
 from .history_checkpoint import PROFILE, make_checkpoint, make_events, write_events
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ftmamba.streaming import Rules, consume
-from ftmamba.streaming.memory import MemoryStore
-from ftmamba.streaming.places import open_store
+from ftmamba.streaming.opening import open_store
 from ftmamba.streaming.sources import JsonLinesSource
+from ftmamba.streaming.stores import MemoryStore
 
 from .history_checkpoint import make_events, write_events
 

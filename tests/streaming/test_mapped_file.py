@@ -4,9 +4,8 @@ import shutil
 
 import pytest
 
-from ftmamba.streaming.mapped_file import MappedFileStore
-from ftmamba.streaming.mapped_slots import FILE_HEADER_BYTES
-from ftmamba.streaming.store import ABSENT, Put, Stored
+from ftmamba.streaming.mapped_file import FILE_HEADER_BYTES, MappedFileStore
+from ftmamba.streaming.stores import ABSENT, Put, Stored
 
 OLD, NEW = Stored(1, b"old" * 300, ("e1",)), Stored(2, b"new" * 300, ("e1", "e2"))
 
@@ -115,7 +114,7 @@ def test_deleted_and_expired_users_leave_their_room(tmp_path):
 def test_a_state_that_no_slot_can_hold_is_refused_and_the_old_one_stays(tmp_path):
     store = MappedFileStore(tmp_path / "states", slot_bytes=4096)
     assert store.put("u", OLD, ABSENT)
-    with pytest.raises(ValueError, match=r"user 'u' .* takes \d+ bytes, half a slot .* has 2048"):
+    with pytest.raises(ValueError, match=r"user 'u' .* has \d+ bytes, half a slot .* has 2048"):
         store.put("u", Stored(2, bytes(3000)), 1)
     assert store.get(["u"]) == [OLD]
     store.close()
@@ -124,9 +123,9 @@ def test_a_state_that_no_slot_can_hold_is_refused_and_the_old_one_stays(tmp_path
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"PK\x03\x04" + data[4:], "is no file of users' states"),
-        (lambda data: data[:100], "is no file of users' states"),
-        (lambda data: bytes(len(data)), "is no file of users' states"),
+        (lambda data: b"PK\x03\x04" + data[4:], "is not a file of users' states"),
+        (lambda data: data[:100], "is not a file of users' states"),
+        (lambda data: bytes(len(data)), "is not a file of users' states"),
         (lambda data: data[:12] + b"\xff" + data[13:], "has a damaged header"),
     ],
 )
@@ -140,7 +139,7 @@ def test_another_file_is_refused_and_not_written_to(tmp_path, damage, message):
 
 
 def test_a_file_of_a_later_format_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("ftmamba.streaming.mapped_slots.FORMAT_VERSION", 2)
+    monkeypatch.setattr("ftmamba.streaming.mapped_file.FORMAT_VERSION", 2)
     path = written(tmp_path / "states")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has format 2, this ftmamba reads 1"):

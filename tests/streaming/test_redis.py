@@ -5,10 +5,8 @@ import time
 
 import pytest
 
-from ftmamba.streaming.redis_connection import RedisConnection
-from ftmamba.streaming.redis_store import RedisStore
-from ftmamba.streaming.redis_stream import Member, RedisStreamSource
-from ftmamba.streaming.store import ABSENT, Put, Stored
+from ftmamba.streaming.redis_backend import Member, RedisConnection, RedisStore, RedisStreamSource
+from ftmamba.streaming.stores import ABSENT, Put, Stored
 
 from .history_checkpoint import make_events
 
@@ -61,7 +59,7 @@ def test_what_others_keep_under_a_key_is_refused(client, store):
     client.hset("ftmamba:state:odd", mapping={"version": "one"})
     with pytest.raises(ValueError, match=r"refuses \(.*WRONGTYPE"):
         store.get(["text"])
-    with pytest.raises(ValueError, match="keeps of user 'odd' is no state"):
+    with pytest.raises(ValueError, match=r"user 'odd' in Redis .* is not a state"):
         store.get(["odd"])
 
 
@@ -73,7 +71,7 @@ def test_a_script_that_the_server_forgot_is_sent_again(client, store):
 
 def test_a_server_that_comes_back_has_lost_nothing(own_redis_server):
     told = []
-    store = RedisStore(own_redis_server.url, tell=told.append)
+    store = RedisStore(own_redis_server.url, report=told.append)
     assert all(store.put_many([Put(f"u{row}", STATE, ABSENT) for row in range(50)]))
     own_redis_server.stop()
     back = threading.Timer(0.3, own_redis_server.start)
@@ -85,16 +83,15 @@ def test_a_server_that_comes_back_has_lost_nothing(own_redis_server):
     store.close()
 
 
-def test_a_server_that_stays_away_is_told_after_some_tries(own_redis_server):
+def test_a_server_that_stays_away_is_told_after_some_tries(own_redis_server, monkeypatch):
     waits, told = [], []
+    monkeypatch.setattr("redis.retry.sleep", waits.append)
     url = own_redis_server.url.replace("//", "//user:secret@")
     own_redis_server.stop()
-    store = RedisStore(url, tries=4, wait=waits.append, tell=told.append)
-    with pytest.raises(
-        ConnectionError, match=r"did not answer 4 times .* nothing is lost"
-    ) as caught:
+    store = RedisStore(url, retries=3, report=told.append)
+    with pytest.raises(ConnectionError, match=r"did not answer 4 times .* comes again") as caught:
         store.put("u", STATE, ABSENT)
-    assert len(waits) == len(told) == 3
+    assert (len(waits), len(told)) == (3, 4)
     assert waits[0] < waits[2]
     assert "secret" not in f"{caught.value} {told}"
     store.close()
@@ -109,10 +106,11 @@ def test_a_full_server_is_told(own_redis_server):
     store.close()
 
 
-def test_a_wrong_password_is_told_at_once(own_redis_server):
+def test_a_wrong_password_is_told_at_once(own_redis_server, monkeypatch):
+    monkeypatch.setattr("redis.retry.sleep", pytest.fail)
     with redis.Redis.from_url(own_redis_server.url) as client:
         client.config_set("requirepass", "right")
-    store = RedisStore(own_redis_server.url.replace("//", "//:wrong@"), wait=pytest.fail)
+    store = RedisStore(own_redis_server.url.replace("//", "//:wrong@"))
     with pytest.raises(ValueError, match=r"refuses .* check the URL's user, password"):
         store.get(["u"])
     store.close()

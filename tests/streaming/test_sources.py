@@ -6,8 +6,7 @@ import json
 import pytest
 
 from ftmamba.streaming import Event, parse_event
-from ftmamba.streaming.file_history import FileHistory
-from ftmamba.streaming.sources import JsonLinesSource, StandardInputSource
+from ftmamba.streaming.sources import FileHistory, JsonLinesSource, StandardInputSource
 
 from .history_checkpoint import make_events, write_events
 

@@ -6,9 +6,8 @@ from itertools import count
 import pytest
 
 from ftmamba.streaming.mapped_file import MappedFileStore
-from ftmamba.streaming.memory import MemoryStore
-from ftmamba.streaming.redis_store import RedisStore
-from ftmamba.streaming.store import ABSENT, Put, Stored, next_version
+from ftmamba.streaming.redis_backend import RedisStore
+from ftmamba.streaming.stores import ABSENT, MemoryStore, Put, Stored, next_version
 
 STATE = bytes(range(256)) * 4
 

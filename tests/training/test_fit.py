@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
-from ftmamba.kernels.softmax_of_products import seconds_of_products
+from ftmamba.kernels.softmax import seconds_of_products
 from ftmamba.training import catalogue_embeddings, fit, precision, user_embeddings
 from ftmamba.training.checkpoints import CheckpointStore
 from ftmamba.training.optimizer import decay_groups, make_optimizer

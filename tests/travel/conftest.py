@@ -110,7 +110,7 @@ def make_checkpoint(**architecture: Any) -> Checkpoint:
     users, items = make_users(), make_items()
     extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS, "user_id", "item_id")
     extractor.fit(pa.table(users), items)
-    sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 16, "projection_size": 8}
+    sizes = {"hidden_size": 16, "head_hidden_size": 16, "projection_size": 8}
     config = FTMambaConfig.from_columns(
         extractor.user_columns,
         extractor.item_columns,

@@ -68,7 +68,7 @@ def text_of(path: Path) -> str:
 
 
 def test_there_is_code_to_look_at():
-    assert len(SOURCES) > 15
+    assert len(SOURCES) > 8
     assert {"modeling_ftmamba", "processing_ftmamba", "configuration_ftmamba"} <= SIBLINGS
     assert sum(len(imports_of(ast.parse(text_of(path)))) for path in SOURCES) > 100
 
@@ -86,7 +86,7 @@ def test_a_file_imports_only_what_is_there_on_arrival(path):
         "from ..ftmamba import x",
         "from .no_such_file import x",
         "from ftmamba.data import x",
-        "import modeling_ftmamba.columns",
+        "import modeling_ftmamba.configuration_ftmamba",
         "import scipy",
         "def f():\n    import pyarrow as pa",
         "if TYPE_CHECKING:\n    from datasets import Dataset",

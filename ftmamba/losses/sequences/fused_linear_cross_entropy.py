@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftmamba.kernels.softmax import Listed, exponentiate
-from ftmamba.kernels.softmax_of_products import (
+from ftmamba.kernels.linears import product_into
+from ftmamba.kernels.softmax import (
+    Listed,
     SoftmaxOfProducts,
+    exponentiate,
     has_softmax_of_products,
     softmax_of_products,
 )
 from ftmamba.losses.sequences.prefixes import Prefixes, TakenBefore
-from modeling_ftmamba.linears import product_into
 
 LOGIT_BYTES_AT_ONCE = 2**23
 """What a chunk writes is still in the cache when it is read."""

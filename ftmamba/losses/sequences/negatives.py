@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modeling_ftmamba.columns import near
+from modeling_ftmamba.configuration_ftmamba import near
 
 NEGATIVES = ("uniform", "popularity", "mixed")
 """How negatives may be drawn."""

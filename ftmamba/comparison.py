@@ -1,0 +1,356 @@
+"""A recipe's model beside rivals and baselines, under one protocol, on the test part.
+
+The test part is read here and nowhere else. Shapes: U test users.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from ftmamba.data.histories import histories_of
+from ftmamba.data.schema import Schema
+from ftmamba.data.tables import Tables
+from ftmamba.evaluation import (
+    EmbeddingScorer,
+    Evaluation,
+    Split,
+    evaluate,
+    make_baseline,
+    paired_test,
+    tune,
+)
+from ftmamba.evaluation.protocol import Scorer
+from ftmamba.evaluation.result import PairedComparison
+from ftmamba.evaluation.tuning import GRIDS
+from ftmamba.recipe import (
+    ModelRecipe,
+    Recipe,
+    TrainingRecipe,
+    build,
+    lay_over,
+    load_preset,
+    to_plain,
+)
+from ftmamba.training.run import Trained, embedding_scorer, make_protocol, train
+from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
+
+logger = logging.getLogger(__name__)
+
+NAMES = {"mamba": "FT-Mamba", "ssd": "FT-Mamba-2", "attention": "FT-Transformer"}
+RIVAL_COLUMNS = ("all", "ids")
+
+LEAST_USERS = 5
+"""Smaller groups are put together: their figures mean little, and could point at a person."""
+
+MOST_GROUPS, N_BANDS, N_RESAMPLES = 12, 4, 2_000
+OTHERS, MISSING = "all others", "(missing)"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations by model, the recipe's own first.
+
+    Attributes:
+        evaluations: model -> its evaluation on the test part.
+        metric: which metric picked epochs and options, and is tested.
+        options: baseline -> the options that validation chose.
+        seconds: model -> wall time of fitting, choosing and scoring.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    metric: str
+    options: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+    @property
+    def own(self) -> str:
+        """Name of the recipe's own model."""
+        return next(iter(self.evaluations))
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        own = self.evaluations[self.own]
+        return own.protocol.describe(own.n_items)
+
+    def paired(self) -> dict[str, PairedComparison]:
+        """Test the recipe's own model against each other model, user by user."""
+        own, *others = self.evaluations
+        return {
+            other: paired_test(self.evaluations[own], self.evaluations[other], self.metric)
+            for other in others
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "models": {name: one.to_dict() for name, one in self.evaluations.items()},
+            "metric": self.metric,
+            "differences": {name: asdict(one) for name, one in self.paired().items()},
+            "options": dict(self.options),
+            "seconds": dict(self.seconds),
+        }
+
+
+def compare(
+    recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
+) -> Comparison:
+    """Evaluate the trained model, then every rival and baseline of the recipe.
+
+    A baseline is fitted on train + validation with the options that were best on validation; a
+    rival is trained by the same loop as the model, its epoch picked by validation. Processes other
+    than the main one train the rivals too and leave the baselines out.
+    """
+    protocol = make_protocol(recipe.evaluation)
+    evaluations: dict[str, Evaluation] = {}
+    options: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    for name, scorer, chosen in _scorers(recipe, tables, split, trained, accelerator):
+        evaluations[name] = evaluate(
+            scorer, test=split.test, seen=split.before_test, protocol=protocol
+        )
+        if chosen:
+            options[name] = chosen
+        seconds[name] = round(time.perf_counter() - start, 3)
+        start = time.perf_counter()
+    return Comparison(evaluations, recipe.evaluation.selection_metric, options, seconds)
+
+
+def check_rivals_and_baselines(recipe: Recipe) -> None:
+    """Raise ValueError for what `compare` could not make, before anything is trained."""
+    for rival in parse_rivals(recipe.evaluation.rivals):
+        rival_recipe(rival, recipe)
+    options = recipe.evaluation.baseline_options
+    for name in (*recipe.evaluation.baselines, *options):
+        make_baseline(name, options.get(name))
+
+
+def _scorers(
+    recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
+) -> Iterator[tuple[str, Scorer, str]]:
+    """Yield each model's name, fitted scorer and, if it was tuned, the options chosen."""
+    config, plan = trained.model.config, recipe.evaluation
+    own = NAMES[config.mixer] if config.num_hidden_layers else "MLP"
+    yield own, held_out_scorer(trained, split), ""
+    for rival in parse_rivals(plan.rivals):
+        logger.info("rival: %s", rival.name)
+        columns = tables
+        if rival.columns == "ids":
+            columns = replace(tables, schema=ids_only(tables.schema))
+        rival_trained = train(rival_recipe(rival, recipe), columns, split, accelerator)
+        yield rival.name, held_out_scorer(rival_trained, split), ""
+    if not accelerator.is_main_process:
+        # Rivals need every process; a baseline is fitted once.
+        return
+    for name in plan.baselines:
+        baseline, chosen = make_baseline(name, plan.baseline_options.get(name)), ""
+        if name in GRIDS and plan.tune_baselines and len(split.validation):
+            logger.info("baseline: %s, tuned on validation", name)
+            protocol, metric = make_protocol(plan), plan.selection_metric
+            baseline = tune(GRIDS[name], split, protocol=protocol, metric=metric).best
+            chosen = str(baseline)
+        else:
+            logger.info("baseline: %s", name)
+        yield baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen
+
+
+def held_out_scorer(trained: Trained, split: Split) -> EmbeddingScorer:
+    """Embed the users of the test part and, as of the test, every item."""
+    user_ids = np.unique(split.test.user_ids)
+    histories = None
+    if trained.data.histories is not None:
+        histories = histories_of(split.before_test)
+    return embedding_scorer(
+        trained.model, trained.data, split.test_time, user_ids=user_ids, histories=histories
+    )
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another network under the same recipe: the same data, split, loop, loss and budget.
+
+    Attributes:
+        name: its row in the table of results.
+        preset: its architecture.
+        overrides: fields that replace the preset's.
+        training: options that replace the recipe's.
+        columns: `all` of the recipe's, or only the `ids` of users and items.
+    """
+
+    name: str
+    preset: str
+    overrides: Mapping[str, Any]
+    training: Mapping[str, Any]
+    columns: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.columns not in RIVAL_COLUMNS:
+            raise ValueError(
+                f"rival {self.name!r}: columns must be one of {', '.join(RIVAL_COLUMNS)}, "
+                f"got {self.columns!r}{near(self.columns, RIVAL_COLUMNS)}"
+            )
+
+
+def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
+    """Read the recipe's `evaluation.rivals`.
+
+    Raises:
+        ValueError: an unknown key, or no preset.
+    """
+    known = ("preset", "overrides", "training", "columns")
+    rivals = []
+    for name, options in values.items():
+        for key in options:
+            if key not in known:
+                raise ValueError(
+                    f"rival {name!r} has an unknown key {key!r}{near(key, known)}; "
+                    f"it may have: {', '.join(known)}"
+                )
+        if "preset" not in options:
+            raise ValueError(f"rival {name!r} needs a preset, e.g. preset: ft-transformer-small")
+        rivals.append(Rival(name=name, **{"overrides": {}, "training": {}, **options}))
+    return rivals
+
+
+def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
+    """Return the recipe with the rival's network and training options in place of its own.
+
+    Raises:
+        FileNotFoundError: there is no such preset.
+        ValueError: an unknown field or option, or a value that it cannot have.
+    """
+    FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
+    own = {**to_plain(recipe.training), "checkpointing_steps": "", "resume_from_checkpoint": ""}
+    training = build(
+        TrainingRecipe,
+        lay_over(TrainingRecipe, own, rival.training),
+        f"rivals.{rival.name}.training",
+    )
+    return replace(
+        recipe, model=ModelRecipe(rival.preset, dict(rival.overrides)), training=training
+    )
+
+
+def ids_only(schema: Schema) -> Schema:
+    """Return the schema of a model that reads nothing of users and items but their keys."""
+    users, items = (
+        replace(table, columns=(Column(table.key, "categorical"),))
+        for table in (schema.users, schema.items)
+    )
+    return replace(schema, users=users, items=items)
+
+
+def group_figures(
+    evaluations: Mapping[str, Evaluation], tables: Tables, *, columns: Sequence[str], metric: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Return, for each column, its groups of test users with every model's mean and interval.
+
+    A category is a group; numbers are cut into quarters of the test users; of a set, each member
+    is a group, so that a user may be in several.
+
+    Raises:
+        ValueError: the table of users has no such column, or one that makes no groups.
+    """
+
+    def figure(evaluation: Evaluation) -> dict[str, Any]:
+        low, high = evaluation.interval(metric, n_resamples=N_RESAMPLES)
+        return {"value": evaluation.mean(metric), "interval": [low, high]}
+
+    own = next(iter(evaluations.values()))
+    return {
+        name: [
+            {
+                "group": group,
+                "n_users": int(is_in_U.sum()),
+                "models": {model: figure(one.of(is_in_U)) for model, one in evaluations.items()},
+            }
+            for group, is_in_U in groups_of_users(tables, name, own.user_ids)
+        ]
+        for name in columns
+    }
+
+
+def check_group_columns(columns: Sequence[str], tables: Tables) -> None:
+    """Raise ValueError for a column that makes no groups, before anything is trained."""
+    for name in columns:
+        _group_column(tables, name)
+
+
+def groups_of_users(
+    tables: Tables, name: str, user_ids_U: NDArray[np.int64]
+) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Return groups as masks (U,): the largest first, bands in order, small ones together last."""
+    column = _group_column(tables, name)
+    values = tables.users.column(name).take(pa.array(user_ids_U))
+    if column.kind == "numeric":
+        groups = list(_bands(values))
+    else:
+        sets = [_members(value, column) for value in values.to_pylist()]
+        groups = [
+            (member, np.array([member in each for each in sets], bool))
+            for member in sorted(set().union(*sets))
+        ]
+        groups.sort(key=lambda group: -group[1].sum())
+    large = [group for group in groups if group[1].sum() >= LEAST_USERS][:MOST_GROUPS]
+    rest = ~np.logical_or.reduce([mask for _, mask in large] or [np.zeros(len(user_ids_U), bool)])
+    if rest.sum() >= LEAST_USERS:
+        large.append((OTHERS, rest))
+    return large
+
+
+def _group_column(tables: Tables, name: str) -> Column:
+    known = {column.name: column for column in tables.schema.users.raw_columns}
+    if name not in known:
+        raise ValueError(
+            f"user_groups: the users have no column {name!r}{near(name, known)}; "
+            f"they have: {', '.join(known) or 'none'}"
+        )
+    if known[name].kind not in ("numeric", "categorical", "categories"):
+        raise ValueError(
+            f"user_groups: column {name!r} is of kind {known[name].kind!r}, which makes no groups; "
+            "name a numeric or categorical column, or one of categories"
+        )
+    return known[name]
+
+
+def _members(value: Any, column: Column) -> set[str]:
+    if value is None or value == "":
+        return {MISSING}
+    if column.kind == "categorical":
+        return {str(value)}
+    parts = value.split(column.separator) if isinstance(value, str) else value
+    return {str(part).strip() for part in parts} - {""} or {MISSING}
+
+
+def _bands(values: pa.ChunkedArray) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield a group for each quarter of the numbers; equal numbers stay together.
+
+    The outer bands are open: the least and the greatest number may be one person's.
+    """
+    numbers_U = pc.fill_null(values.cast(pa.float64()), np.nan).to_numpy()
+    known = numbers_U[~np.isnan(numbers_U)]
+    if len(known) < len(numbers_U):
+        yield MISSING, np.isnan(numbers_U)
+    inner = np.linspace(0, 1, N_BANDS + 1)[1:-1]
+    ends = np.unique(np.quantile(known, inner, method="higher")) if len(known) else known
+    ends = ends[ends < known.max()] if len(known) else ends
+    for start, end in pairwise([-np.inf, *ends, np.inf]):
+        is_in_U = (numbers_U > start) & (numbers_U <= end)
+        if not is_in_U.any():
+            continue
+        least = f"{numbers_U[is_in_U].min():g}"
+        if np.isinf(start):
+            name = "any number" if np.isinf(end) else f"up to {end:g}"
+        else:
+            name = f"{least} and over" if np.isinf(end) else f"{least} to {end:g}"
+        yield name, is_in_U

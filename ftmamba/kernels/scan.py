@@ -1,0 +1,139 @@
+"""The selective scan alone: by the C kernel on CPUs, and by mamba_ssm's on GPUs that have it.
+
+For mixers that a fused layer does not take: a part has a hook or an adapter, or steps depend on
+gaps. Each has the signature of the model's `selective_scan`, without a state ahead.
+
+Shapes: B batch, L tokens, E inner channels, N state.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import ScanCall, as_pointers, check_scan, float32, is_kept, library, state_shape
+
+NAMES = ("u", "dt", "A", "B", "C")
+HOW = "pip install mamba-ssm, with a CUDA toolkit, and MAMBA_FORCE_BUILD=TRUE where no wheel fits"
+
+
+@torch.library.custom_op("ftmamba::selective_scan", mutates_args=(), device_types="cpu")
+def scan_op(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, keep_states: bool
+) -> tuple[Tensor, Tensor]:
+    """Return y (B, L, E), and the states to keep."""
+    call, _alive = _call([u, dt, A, B, C])
+    y, states = _empty_outputs(u, A, keep_states=keep_states)
+    if y.numel():
+        call.y, call.states = y.data_ptr(), states.data_ptr() or None
+        library().run("scan_forward", call)
+    return y, states
+
+
+@scan_op.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(inputs[0], inputs[2], keep_states=inputs[5])
+
+
+@torch.library.custom_op("ftmamba::selective_scan_backward", mutates_args=(), device_types="cpu")
+def scan_backward(d_y: Tensor, states: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """Return the gradients of u, dt, A, B and C."""
+    if not tensors[0].numel():
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    gradients = [tensor.new_empty(tensor.shape) for tensor in tensors]
+    call, _alive = _call(tensors)
+    d_y = d_y.contiguous()
+    call.d_y, call.states = d_y.data_ptr(), states.data_ptr() or None
+    for name, gradient in zip(NAMES, gradients, strict=True):
+        setattr(call, f"d_{name}", gradient.data_ptr())
+    library().run("scan_backward", call)
+    return gradients
+
+
+@scan_backward.register_fake
+def _(_d_y: Tensor, _states: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in tensors]
+
+
+def _empty_outputs(u: Tensor, A: Tensor, *, keep_states: bool) -> tuple[Tensor, Tensor]:
+    shape = state_shape(*u.shape[:2], *A.shape) if keep_states else (0,)
+    return u.new_empty(u.shape), u.new_empty(shape)
+
+
+def _call(tensors: list[Tensor]) -> tuple[ScanCall, list[Tensor]]:
+    named = dict(zip(NAMES, tensors, strict=True))
+    check_scan(named, last=False)
+    pointers, alive = as_pointers(named)
+    (rows, length, inner), state = tensors[0].shape, tensors[2].shape[1]
+    threads = min(max(rows, 1), library().threads_for(rows * length * inner * state))
+    call = ScanCall(rows=rows, length=length, inner=inner, state=state, threads=threads, **pointers)
+    return call, alive
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5], output[1])
+
+
+def _backward(ctx: Any, d_y: Tensor | None, _d_states: None) -> tuple[Any, ...]:
+    *tensors, states = ctx.saved_tensors
+    gradients = [None] * 5 if d_y is None else scan_backward(d_y, states, tensors)
+    return (*gradients, None)
+
+
+scan_op.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def cpu_scan(u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
+    """Return y (B, L, E) of u's type, computed in float32.
+
+    Raises:
+        RuntimeError: a tensor is not on the CPU.
+        TypeError: a tensor is not of floating point, or float64.
+        ValueError: shapes do not fit each other.
+    """
+    tensors = [float32(tensor) for tensor in (u_BLE, dt_BLE, A_EN, B_BLN, C_BLN)]
+    y_BLE: Tensor = scan_op(*tensors, is_kept(*tensors))[0]
+    return y_BLE.to(u_BLE.dtype)
+
+
+def mamba_ssm_missing() -> str | None:
+    """Return why mamba_ssm's scan cannot run on this machine, with the remedy, or None."""
+    try:
+        _mamba_ssm_kernel()
+    except ImportError as error:
+        return f"the mamba_ssm scan cannot run here: {error}; {HOW}, or model.set_scan('auto')"
+    if not torch.cuda.is_available():
+        return "the mamba_ssm scan cannot run here: it needs a GPU; model.set_scan('auto')"
+    return None
+
+
+def mamba_ssm_scan(
+    u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor
+) -> Tensor:
+    """Return y (B, L, E) of u's type by mamba_ssm's kernel, with the state in float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit each other.
+        ImportError: mamba_ssm, or its kernel, is not installed.
+    """
+    tensors = (u_BLE, dt_BLE, B_BLN, C_BLN)
+    check_scan(dict(zip(NAMES, (u_BLE, dt_BLE, A_EN, B_BLN, C_BLN), strict=True)), last=False)
+    # Their kernel takes channels and states ahead of tokens, and one type for all but A.
+    common = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    u_BEL, dt_BEL, B_BNL, C_BNL = (x.to(common).mT.contiguous() for x in tensors)
+    y_BEL: Tensor = _mamba_ssm_kernel()(u_BEL, dt_BEL, A_EN.float(), B_BNL, C_BNL)
+    return y_BEL.mT.to(u_BLE.dtype)
+
+
+def _mamba_ssm_kernel() -> Callable[..., Tensor]:
+    try:
+        from mamba_ssm.ops import selective_scan_interface
+    except ImportError as error:
+        raise ImportError(f"mamba_ssm does not import ({error})") from error
+    if getattr(selective_scan_interface, "selective_scan_cuda", True) is None:
+        raise ImportError("mamba_ssm is installed without its kernel selective_scan_cuda")
+    kernel: Callable[..., Tensor] = selective_scan_interface.selective_scan_fn
+    return kernel

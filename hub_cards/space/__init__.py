@@ -1,1 +1,0 @@
-"""A demonstration of a recommender as a Gradio page; it travels to a Space without this project."""

@@ -1,0 +1,931 @@
+"""Raw values to arrays: one conversion of a value, tables of texts, vocabularies, column encoders.
+
+A column's values are a list, a numpy array or, where pyarrow is installed, an Arrow array. What
+has to be converted in Python is first reduced to its distinct values.
+
+Shapes: R rows, V distinct values, F members of all rows' lists, M members kept of one set, W
+numbers of one vector, N texts, Z bytes.
+"""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from functools import cached_property, partial
+from hashlib import blake2b
+from itertools import chain, pairwise, repeat
+from types import NoneType
+from typing import Any, ClassVar, Self, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .configuration_ftmamba import (
+    MISSING_ID,
+    N_SPECIAL_IDS,
+    PADDING_ID,
+    TIMESTAMP_DIMENSION,
+    UNSEEN_ID,
+    Column,
+)
+
+try:
+    import pyarrow as pa
+except ImportError:  # a checkpoint's user may not have it
+    pa = None
+
+LONGEST_KEY = 4096
+"""Bytes."""
+N_BINS = 48
+N_QUANTILES = 1000
+TEXT_RULE = "must be a single text, number, true/false or date"
+NUMBER_RULE = "must be a finite number"
+TIME_RULE = (
+    "must be a time between the years 1 and 9999: ISO 8601 text, a date, or seconds since 1970 in "
+    "UTC (not milliseconds)"
+)
+_SMALLEST_BIN = 1e-4
+_LARGEST_32_BIT_CHUNK = 2**31 - 1
+_DAY = 86_400
+_YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBERS = (int, float, Decimal, np.number, np.bool_)
+_AROUND_MEMBERS = " \t\r\n"
+_PIECE = 4096
+
+
+class WrongValueError(ValueError):
+    """One value breaks its column's rule.
+
+    Attributes:
+        name: the column in words.
+        row: of the value, the first is 0.
+        value: the value.
+        rule: what it had to be.
+    """
+
+    def __init__(self, name: str, row: int, value: object, *, rule: str) -> None:
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {shown}")
+        self.name, self.row, self.value, self.rule = name, row, value, rule
+
+
+def is_missing(value: object) -> bool:
+    """Tell whether a value is None, NaN, NaT or pandas' NA."""
+    if isinstance(value, float | Decimal | np.floating):
+        return bool(value != value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def text_of(value: object) -> str | None:
+    """Return the one text of a raw value: of a key, a category or a member of a set.
+
+    The same for a file, a record, a data frame and a stream. Whole numbers have no point: 36, 36.0,
+    `np.int8(36)` and "36" are "36". Other numbers are written as Python writes a float, truth is
+    "true" or "false", bytes are read as UTF-8, dates are ISO 8601, times with an offset in UTC.
+    None, NaN, NaT, NA and the empty text are missing, which is None.
+
+    Raises:
+        TypeError, ValueError: the value has no such text.
+    """
+    if isinstance(value, str):
+        return str(value) or None
+    if isinstance(value, np.generic):
+        value = _python_value(value)
+    if isinstance(value, bytes):
+        return value.decode() or None
+    if is_missing(value):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float | Decimal):
+        if value in (math.inf, -math.inf):
+            return str(float(value))
+        return str(int(value)) if value == int(value) else repr(float(value))
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(UTC).replace(tzinfo=None)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no text")
+
+
+def seconds_of(value: object) -> float:
+    """Return the UTC seconds since 1970 of a raw time, NaN where it is missing.
+
+    The same for a file, a record, a data frame and a stream. A time without an offset is in UTC.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the value breaks `TIME_RULE`.
+    """
+    if isinstance(value, np.generic):
+        value = _python_value(value)
+    if is_missing(value) or (isinstance(value, str) and not value):
+        return math.nan
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime):
+        seconds = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
+        return seconds.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise TypeError(f"{type(value).__name__} is no time")
+    if not _YEAR_1 <= value < _YEAR_10_000:
+        raise ValueError("too far away")
+    return float(value)
+
+
+def _python_value(value: np.generic) -> object:
+    is_time = isinstance(value, np.datetime64)
+    return (value.astype("datetime64[us]") if is_time else value).item()
+
+
+def number_of(value: object) -> float:
+    """Return a raw number, NaN where it is missing.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the value breaks `NUMBER_RULE`.
+    """
+    if is_missing(value):
+        return math.nan
+    if not isinstance(value, _NUMBERS):
+        raise TypeError(f"{type(value).__name__} is no number")
+    number = float(value)
+    if math.isinf(number):
+        raise ValueError("not finite")
+    return number
+
+
+def column_texts(values: Any, name: str) -> tuple[NDArray[np.int64], list[str | None]]:
+    """Return codes (R,) into texts, -1 for null, and the texts (V,), of which the last is None.
+
+    A text may occur twice, where two values are written alike; None and "" are missing.
+
+    Raises:
+        WrongValueError: a value has no text; see `text_of`.
+    """
+    return _converted(values, text_of, name, TEXT_RULE)
+
+
+def column_seconds(values: Any, name: str) -> NDArray[np.float64]:
+    """Return UTC seconds since 1970 (R,), NaN for missing.
+
+    Raises:
+        WrongValueError: a value is no time; see `seconds_of`.
+    """
+    seconds_R = _plain_seconds(values)
+    if seconds_R is None:
+        codes, seconds_V = _converted(values, seconds_of, name, TIME_RULE)
+        return np.array(seconds_V, dtype=np.float64)[codes]
+    with np.errstate(invalid="ignore"):
+        far_R = (seconds_R < _YEAR_1) | (seconds_R >= _YEAR_10_000)
+    if far_R.any():
+        row = int(np.argmax(far_R))
+        raise WrongValueError(name, row, float(seconds_R[row]), rule=TIME_RULE)
+    return seconds_R
+
+
+def column_numbers(values: Any, name: str) -> NDArray[np.float64]:
+    """Return numbers (R,) in 64 bits, NaN for missing.
+
+    Raises:
+        WrongValueError: a value is no number, or infinite; see `number_of`.
+    """
+    if is_arrow(values):
+        array = _one_array(values)
+        numbers_R = _arrow_numbers(array)
+        if numbers_R is None:
+            raise WrongValueError(name, *_first_value(array), rule=NUMBER_RULE)
+    elif isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.ndim == 1:
+        numbers_R = values.astype(np.float64)
+    else:
+        rows = list(values)
+        if set(map(type, rows)) <= {float, NoneType}:
+            numbers_R = np.array(rows, dtype=np.float64)
+        else:
+            numbers_R = np.array(_each(rows, number_of, name, NUMBER_RULE), dtype=np.float64)
+    infinite_R = np.isinf(numbers_R)
+    if infinite_R.any():
+        row = int(np.argmax(infinite_R))
+        raise WrongValueError(name, row, float(numbers_R[row]), rule=NUMBER_RULE)
+    return numbers_R
+
+
+def _each(values: Sequence[Any], convert: Callable[[Any], Any], name: str, rule: str) -> list[Any]:
+    converted: list[Any] = []
+    try:
+        converted.extend(map(convert, values))
+    except (TypeError, ValueError, ArithmeticError):
+        row = len(converted)
+        raise WrongValueError(name, row, values[row], rule=rule) from None
+    return converted
+
+
+def _converted(
+    values: Any, convert: Callable[[Any], Any], name: str, rule: str
+) -> tuple[NDArray[np.int64], list[Any]]:
+    """Return codes (R,), -1 for null, into the converted distinct values, and these, None last."""
+    if is_arrow(values):
+        codes, distinct = _arrow_distinct(_one_array(values), name, rule)
+    elif isinstance(values, np.ndarray) and values.dtype.kind in "biufM" and values.ndim == 1:
+        is_time = values.dtype.kind == "M"
+        plain = values.astype("datetime64[us]") if is_time else values
+        unique, codes = np.unique(plain, return_inverse=True)
+        distinct = unique.tolist()
+    else:
+        rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        # To Python True and 1 are the same key.
+        mixed = not set(map(type, rows)) <= {str, NoneType}
+        keys = list(zip(map(type, rows), rows, strict=True)) if mixed else rows
+        try:
+            codes_of = dict(zip(dict.fromkeys(keys), range(len(keys)), strict=False))
+            codes = np.fromiter(map(codes_of.__getitem__, keys), np.int64, len(keys))
+        except TypeError:  # a value without a hash, such as a list
+            _each(rows, convert, name, rule)
+            raise
+        distinct = [key[1] for key in codes_of] if mixed else list(codes_of)
+    try:
+        return codes, [*_each(distinct, convert, name, rule), convert(None)]
+    except WrongValueError as error:
+        row = int(np.argmax(codes == error.row))
+        raise WrongValueError(name, row, error.value, rule=rule) from None
+
+
+def _plain_seconds(values: Any) -> NDArray[np.float64] | None:
+    """Return the times of a container that needs no Python for each, None of any other."""
+    if is_arrow(values):
+        array = _one_array(values)
+        is_bool = pa.types.is_boolean(array.type)
+        return None if is_bool else _arrow_seconds(array)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf":
+        return values.astype(np.float64)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind == "M":
+        micro = values.astype("datetime64[us]")
+        return np.where(np.isnat(micro), np.nan, micro.astype(np.int64) / 1e6)
+    is_plain = isinstance(values, list) and set(map(type, values)) <= {float, NoneType}
+    return np.array(values, dtype=np.float64) if is_plain else None
+
+
+def is_arrow(values: object) -> bool:
+    """Tell whether the values are an Arrow array, in one chunk or several."""
+    return pa is not None and isinstance(values, pa.Array | pa.ChunkedArray)
+
+
+def _one_array(values: Any) -> Any:
+    """Return the column as one Arrow array of its storage type."""
+    if isinstance(values, pa.ChunkedArray):
+        if values.nbytes > _LARGEST_32_BIT_CHUNK and pa.types.is_string(values.type):
+            values = values.cast(pa.large_string())
+        values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+    if isinstance(values, pa.ExtensionArray):
+        return values.storage
+    return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
+
+
+def _first_value(array: Any) -> tuple[int, object]:
+    """Return the row of the first value that is not null, and the value."""
+    row = int(np.argmax(array.is_valid().to_numpy(zero_copy_only=False)))
+    return row, array[row].as_py()
+
+
+def _arrow_distinct(array: Any, name: str, rule: str) -> tuple[NDArray[np.int64], list[Any]]:
+    if array.null_count == len(array):
+        return np.full(len(array), -1), []
+    if pa.types.is_nested(array.type):
+        raise WrongValueError(name, *_first_value(array), rule=rule)
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    distinct = encoded.dictionary
+    if pa.types.is_timestamp(distinct.type):
+        distinct = distinct.cast(pa.timestamp("us", distinct.type.tz), safe=False)
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes.astype(np.int64, copy=False), distinct.to_pylist()
+
+
+def _arrow_numbers(array: Any) -> NDArray[np.float64] | None:
+    """Return numbers (R,), NaN for null, or None where the type is no number."""
+    if array.null_count == len(array):
+        return np.full(len(array), np.nan)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    if not any(test(array.type) for test in tests):
+        return None
+    numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return np.asarray(numbers, dtype=np.float64)
+
+
+def _arrow_seconds(array: Any) -> NDArray[np.float64] | None:
+    """Return UTC seconds (R,), NaN for null, of numbers, timestamps, dates and plain ISO texts."""
+    kind = array.type
+    zone = kind.tz if pa.types.is_timestamp(kind) else None
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or _is_text(kind)):
+        return _arrow_numbers(array)
+    try:
+        times = array.cast(pa.timestamp("us", zone), safe=False)
+    except pa.ArrowInvalid:  # a text with an offset, among others
+        return None
+    seconds = times.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) / 1e6
+    seconds[times.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return np.asarray(seconds, dtype=np.float64)
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _arrow_lists(array: Any) -> tuple[Any, NDArray[np.int64]] | None:
+    """Return the members of all lists (F,) and the lengths (R,), -1 for null; None of no lists."""
+    kind = array.type
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(test(kind) for test in tests):
+        return None
+    lengths = array.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
+    return _one_array(array.flatten()), lengths.astype(np.int64)
+
+
+class TextTable(Sequence[str]):
+    """Texts that stay packed until they are read; equal to any sequence of the same texts.
+
+    Args:
+        packed: the texts' UTF-8 bytes end to end (Z,).
+        offsets: where each begins and ends (N + 1,).
+
+    Raises:
+        ValueError: the two arrays do not fit each other.
+    """
+
+    def __init__(self, packed: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        fits = packed.dtype == np.uint8 and offsets.dtype == np.int64 and len(offsets) > 0
+        fits = fits and packed.ndim == offsets.ndim == 1 and offsets[0] == 0
+        if not fits or offsets[-1] != len(packed) or (offsets[1:] < offsets[:-1]).any():
+            raise ValueError(
+                "a table of texts is damaged: its offsets must rise from 0 to its number of "
+                f"bytes, {packed.size}; download or save the file again"
+            )
+        self.packed, self.offsets = packed, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return tuple(self.take(np.arange(*index.indices(len(self)))))
+        return self.take(np.array([range(len(self))[index]]))[0]
+
+    def take(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the texts of some rows."""
+        bounds = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
+        blob = self.packed.data
+        return [str(blob[start:end], "utf-8", "surrogatepass") for start, end in bounds]
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _PIECE):
+            bounds = self.offsets[first : first + _PIECE + 1]
+            blob = self.packed[bounds[0] : bounds[-1]].tobytes()
+            pairs = pairwise((bounds - bounds[0]).tolist())
+            if blob.isascii():
+                text = blob.decode("ascii")
+                yield from [text[start:end] for start, end in pairs]
+            else:
+                yield from [blob[a:b].decode("utf-8", "surrogatepass") for a, b in pairs]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return NotImplemented
+        other = text_table(other)
+        return np.array_equal(self.offsets, other.offsets) and np.array_equal(
+            self.packed, other.packed
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"TextTable({list(self[:3])!r:.80}, {len(self)} texts)"
+
+
+def text_table(texts: Sequence[str]) -> TextTable:
+    """Return texts as a table; a table is returned as it is."""
+    if isinstance(texts, TextTable):
+        return texts
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
+    return TextTable(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
+
+
+class KeyIndex:
+    """Finds the rows of millions of keys by a hash of their bytes, without an object for each.
+
+    The hash is no secret, so a person may choose keys that share one; then a dict does it.
+
+    Attributes:
+        repeated: a key that occurs twice, None where there is none.
+
+    Raises:
+        ValueError: a key is longer than `LONGEST_KEY`.
+    """
+
+    def __init__(self, keys: TextTable) -> None:
+        self._keys = keys
+        lengths_N = np.diff(keys.offsets)
+        if len(keys) and lengths_N.max() > LONGEST_KEY:
+            row = int(lengths_N.argmax())
+            raise ValueError(
+                f"the key in row {row} has {lengths_N[row]} bytes, of {LONGEST_KEY} at most; give "
+                "shorter keys"
+            )
+        hash_N = _hashes(keys)
+        self._order_N = np.argsort(hash_N)
+        self._sorted_N = hash_N[self._order_N]
+        self._row_of: dict[str, int] | None = None
+        self.repeated: str | None = None
+        if (self._sorted_N[1:] == self._sorted_N[:-1]).any():
+            self._row_of = {key: row for row, key in enumerate(keys)}
+            self.repeated = next((k for row, k in enumerate(keys) if self._row_of[k] != row), None)
+
+    def rows(self, keys: Iterable[str]) -> list[int | None]:
+        """Return the row of each key, None where there is none."""
+        if self._row_of is not None:
+            return list(map(self._row_of.get, keys))
+        asked = list(keys)
+        if not len(self._keys):
+            return [None] * len(asked)
+        index = np.searchsorted(self._sorted_N, _hashes(text_table(asked)))
+        found = self._order_N[np.minimum(index, len(self._keys) - 1)]
+        pairs = zip(found.tolist(), self._keys.take(found), asked, strict=True)
+        return [row if own == key else None for row, own, key in pairs]
+
+
+def _hashes(keys: TextTable) -> NDArray[np.uint64]:
+    """Return a hash of each key's bytes (N,), read eight at a time."""
+    starts_N, lengths_N = keys.offsets[:-1], np.diff(keys.offsets)
+    padded = np.concatenate([keys.packed, np.zeros(8, np.uint8)])
+    # The eight bytes from each byte on, as one number.
+    words = np.ndarray(len(keys.packed) + 1, np.dtype("<u8"), padded.data, strides=(1,))
+    hash_N = lengths_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    longer = np.argsort(lengths_N, kind="stable")
+    for start in range(0, int(lengths_N.max(initial=0)), 8):
+        longer = longer[np.searchsorted(lengths_N[longer], start, side="right") :]
+        absent = np.maximum(start + 8 - lengths_N[longer], 0).astype(np.uint64) * np.uint64(8)
+        word = words[starts_N[longer] + start] << absent
+        mixed = (hash_N[longer] ^ word) * np.uint64(0xD6E8FEB86659FD93)
+        hash_N[longer] = mixed ^ (mixed >> np.uint64(32))
+    return hash_N
+
+
+class Vocabulary:
+    """The known texts of one column, the most frequent first, and the ids of any text.
+
+    Ids 0, 1 and 2 are padding, missing and unseen; then come the known texts; then, if asked for,
+    the hash buckets that rare and unseen texts share.
+    """
+
+    def __init__(self, texts: Sequence[str], hash_buckets: int) -> None:
+        self.texts, self.hash_buckets = texts, hash_buckets
+        self.first_bucket = N_SPECIAL_IDS + len(texts)
+        self.size = self.first_bucket + hash_buckets
+
+    @classmethod
+    def fit(cls, texts: list[str | None], counts: NDArray[np.int64], column: Column) -> Self:
+        """Choose the texts (V,) that occur often enough in training; ties in order of the text."""
+        count_of: dict[str, int] = {}
+        for text, count in zip(texts, counts.tolist(), strict=True):
+            if text and count:
+                count_of[text] = count_of.get(text, 0) + count
+        known = [text for text, count in count_of.items() if count >= column.min_count]
+        known.sort(key=lambda text: (-count_of[text], text))
+        return cls(known[: column.max_vocabulary or None], column.hash_buckets)
+
+    @cached_property
+    def _id_of(self) -> dict[str | None, int]:
+        ids: dict[str | None, int] = {None: MISSING_ID, "": MISSING_ID}
+        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self.first_bucket), strict=True))
+        return ids
+
+    def ids(self, texts: list[str | None]) -> NDArray[np.int64]:
+        """Return the ids (V,) of texts, of which None is a missing one."""
+        ids_V = np.fromiter(map(self._id_of.get, texts, repeat(UNSEEN_ID)), np.int64, len(texts))
+        if self.hash_buckets:
+            for index in np.flatnonzero(ids_V == UNSEEN_ID).tolist():
+                bucket = stable_hash(str(texts[index])) % self.hash_buckets
+                ids_V[index] = self.first_bucket + bucket
+        return ids_V
+
+    def words(self, one: int) -> str:
+        """Return an id in words."""
+        if one < N_SPECIAL_IDS:
+            return {MISSING_ID: "missing", UNSEEN_ID: "never seen in training"}.get(one, "none")
+        return self.texts[one - N_SPECIAL_IDS] if one < self.first_bucket else "rare"
+
+
+def stable_hash(text: str) -> int:
+    """Return 64 bits of a text, the same in every process and on every machine (BLAKE2b)."""
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class ColumnEncoder(ABC):
+    """A fitted column: R raw values in, an array of (R, `column.width`) out.
+
+    Attributes:
+        column: with its fitted fields.
+        name: of the column and its tower, for errors.
+        arrays: what is saved.
+
+    Raises:
+        ValueError: an array is absent, or does not fit the column.
+    """
+
+    types: ClassVar[Mapping[str, type[np.generic]]] = {}
+
+    def __init__(self, column: Column, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.column, self.name, self.arrays = column, name, arrays
+        found = {part: array.dtype.type for part, array in arrays.items()}
+        if found != self.types or not self._fits():
+            shapes = {part: (str(x.dtype), x.shape) for part, x in arrays.items()}
+            raise ValueError(
+                f"{name}: its saved arrays {shapes!r:.200} are damaged or of another column; "
+                "download or save the checkpoint again"
+            )
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, column: Column, name: str, values: Any) -> Self:
+        """Learn from the training rows; warn of a column that says nothing."""
+
+    @abstractmethod
+    def encode(self, values: Any) -> NDArray[Any]:
+        """Encode a list, a numpy array or an Arrow array of R values."""
+
+    @abstractmethod
+    def words(self, slots: NDArray[np.generic]) -> str:
+        """Return the encoded value of one record in words."""
+
+    @abstractmethod
+    def _fits(self) -> bool:
+        """Read the arrays; tell whether they fit the column."""
+
+
+class NumericEncoder(ColumnEncoder):
+    """One scaled number a row; NaN is missing.
+
+    The table is one line, `(x - mean) * slope`, or (2, T) numbers and their normal scores, between
+    which the scaled value is interpolated; beyond them it stays at the end values (`quantile`).
+    """
+
+    types: ClassVar = {"table": np.float64}
+
+    @classmethod
+    def fit(cls, column: Column, name: str, values: Any) -> Self:
+        numbers_R = column_numbers(values, name)
+        known = numbers_R[~np.isnan(numbers_R)]
+        column = replace(column, edges=())
+        if column.scaling == "none":
+            table = np.array([0.0, 1.0])
+        elif len(known) == 0 or known.min() == known.max():
+            table = np.array([known[0] if len(known) else 0.0, 0.0])
+        elif column.scaling == "quantile":
+            table = _normal_scores(known)
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, spread = known.mean(), known.std()
+            if not (np.isfinite(mean) and np.isfinite(spread) and spread > 0):
+                raise ValueError(
+                    f"{name} cannot be standardised, its values lie between {known.min():g} and "
+                    f"{known.max():g}; give the column scaling 'quantile'"
+                )
+            table = np.array([mean, 1 / spread])
+        encoder = cls(column, name, {"table": table})
+        if len(known) == 0 or known.min() == known.max():
+            what = f"is constant ({known[0]:g})" if len(known) else "has no value at all"
+            then = "it is kept" if column.scaling == "none" else "every value becomes 0"
+            warnings.warn(f"{name} {what} in the training rows; {then}", stacklevel=2)
+            return encoder
+        edges = quantile_edges(encoder._scaled(known).astype(np.float32))
+        return cls(replace(column, edges=edges), name, encoder.arrays)
+
+    def _fits(self) -> bool:
+        self.table = table = self.arrays["table"]
+        is_table = table.ndim == 2 and len(table) == 2 and table.shape[1] > 0
+        rises = is_table and bool((table[:, 1:] >= table[:, :-1]).all())
+        return (rises or table.shape == (2,)) and bool(np.isfinite(table).all())
+
+    def encode(self, values: Any) -> NDArray[np.float32]:
+        numbers_R = column_numbers(values, self.name)
+        with np.errstate(over="ignore"):
+            scaled_R = self._scaled(numbers_R).astype(np.float32)
+        if np.isinf(scaled_R).any():
+            row = int(np.argmax(np.isinf(scaled_R)))
+            rule = "must fit in 32 bits once scaled"
+            raise WrongValueError(self.name, row, float(numbers_R[row]), rule=rule)
+        return scaled_R[:, None]
+
+    def words(self, slots: NDArray[np.generic]) -> str:
+        if np.isnan(slots[0]):
+            return "missing"
+        if self.table.ndim == 2:
+            number = float(np.interp(slots[0], self.table[1], self.table[0]))
+        else:
+            number = _unscaled(float(slots[0]), self.table)
+        if days := self.column.popularity_days:
+            return f"{round(math.expm1(number))} in {days} day{'' if days == 1 else 's'}"
+        return f"{number:.6g}"
+
+    def _scaled(self, numbers_R: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.table.ndim == 1:
+            mean, slope = self.table
+            return (numbers_R - mean) * slope
+        return np.interp(numbers_R, self.table[0], self.table[1])
+
+
+def _unscaled(scaled: float, mean_and_slope: NDArray[np.float64]) -> float:
+    mean, slope = mean_and_slope.tolist()
+    return scaled / slope + mean if slope else mean
+
+
+def quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
+    """Return up to `N_BINS` + 1 rising bin edges, at the quantiles of the training values."""
+    candidates = np.unique(np.quantile(scaled.astype(np.float64), np.linspace(0, 1, N_BINS + 1)))
+    smallest = _SMALLEST_BIN * (candidates[-1] - candidates[0])
+    edges = [candidates[0]]
+    for candidate in candidates[1:]:
+        if candidate - edges[-1] > smallest:
+            edges.append(candidate)
+    return tuple(map(float, edges))
+
+
+def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (2, T): values, and the normal score of the middle of each one's ranks."""
+    distinct_V, counts_V = np.unique(known, return_counts=True)
+    kept = np.arange(len(distinct_V))
+    if len(distinct_V) > N_QUANTILES:
+        kept = np.unique(np.linspace(0, len(known) - 1, N_QUANTILES).round().astype(np.int64))
+        kept = np.unique(np.searchsorted(np.cumsum(counts_V), kept, side="right"))
+    ranks_V = (np.cumsum(counts_V) - counts_V / 2) / len(known)
+    scores = torch.special.ndtri(torch.from_numpy(ranks_V[kept])).numpy()
+    return np.stack([distinct_V[kept], scores])
+
+
+class CategoryEncoder(ColumnEncoder):
+    """One id a row of a `categorical` column, or the ids of a set's members.
+
+    A set's ids ascend, each once, then comes padding; the order of the members means nothing. A
+    set with more members than slots keeps the most frequent ones; the unseen id comes last. A
+    missing set is `[MISSING_ID]`, an empty one padding alone.
+    """
+
+    types: ClassVar = {"bytes": np.uint8, "offsets": np.int64}
+
+    @classmethod
+    def fit(cls, column: Column, name: str, values: Any) -> Self:
+        members = codes_R, lengths_V, codes_F, texts = _members(values, column, name)
+        counts_V = np.bincount(codes_R % len(lengths_V), minlength=len(lengths_V))
+        counts_F = np.repeat(counts_V, np.maximum(lengths_V, 0))
+        counts = np.bincount(codes_F % len(texts), counts_F, len(texts)).astype(np.int64)
+        vocabulary = Vocabulary.fit(texts, counts, column)
+        if column.kind == "categories":
+            longest = max(1, int(lengths_V.max(initial=1)))
+            column = replace(column, max_length=column.max_length or longest)
+        column = replace(column, vocabulary_size=vocabulary.size)
+        table = text_table(vocabulary.texts)
+        encoder = cls(column, name, {"bytes": table.packed, "offsets": table.offsets})
+        ids_RM = encoder._ids(*members)
+        if (ids_RM == ids_RM[0]).all():
+            what = "has no value" if ids_RM[0, 0] == MISSING_ID else "is the same"
+            warnings.warn(f"{name} {what} in every training row; it is kept", stacklevel=2)
+        return encoder
+
+    def _fits(self) -> bool:
+        texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
+        self.vocabulary = Vocabulary(texts, self.column.hash_buckets)
+        return self.vocabulary.size == self.column.vocabulary_size
+
+    def encode(self, values: Any) -> NDArray[np.int64]:
+        return self._ids(*_members(values, self.column, self.name))
+
+    def _ids(
+        self,
+        codes_R: NDArray[np.int64],
+        lengths_V: NDArray[np.int64],
+        codes_F: NDArray[np.int64],
+        texts: list[str | None],
+    ) -> NDArray[np.int64]:
+        ids_F = self.vocabulary.ids(texts)[codes_F]
+        if self.column.kind == "categorical":
+            return ids_F[codes_R, None]
+        last = self.vocabulary.size
+        ids_F[ids_F == UNSEEN_ID] = last
+        keys_F = np.repeat(np.arange(len(lengths_V)) * (last + 1), np.maximum(lengths_V, 0)) + ids_F
+        keys_F = np.unique(keys_F[ids_F != MISSING_ID])  # a member without a text is none
+        rows_F, ids_F = np.divmod(keys_F, last + 1)
+        ids_F[ids_F == last] = UNSEEN_ID
+        first_V = np.searchsorted(rows_F, np.arange(len(lengths_V)))
+        slots_F = np.arange(len(rows_F)) - first_V[rows_F]
+        kept_F = slots_F < self.column.max_length
+        ids_VM = np.full((len(lengths_V), self.column.max_length), PADDING_ID, dtype=np.int64)
+        ids_VM[lengths_V < 0, 0] = MISSING_ID
+        ids_VM[rows_F[kept_F], slots_F[kept_F]] = ids_F[kept_F]
+        return ids_VM[codes_R]
+
+    def words(self, slots: NDArray[np.generic]) -> str:
+        ids = [int(one) for one in slots if one != PADDING_ID]
+        return ", ".join(map(self.vocabulary.words, ids)) or "none"
+
+
+def _members(
+    values: Any, column: Column, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str | None]]:
+    """Return codes (R,) into V sets, their lengths (-1 for missing), and all members.
+
+    The members are codes (F,) into texts. A categorical value is a set of one member.
+    """
+    if column.kind == "categorical":
+        codes_R, texts = column_texts(values, name)
+        return codes_R, np.ones(len(texts), np.int64), np.arange(len(texts)), texts
+    rule = "must be a list of texts; to split a text, give the column a separator"
+    if column.separator:
+        rule = f"must be a list of texts, or one text with {column.separator!r} between its members"
+    array = _one_array(values) if is_arrow(values) else None
+    lists = None if array is None else _arrow_lists(array)
+    if lists is not None:
+        members, lengths_V = lists
+        codes_R = np.arange(len(lengths_V))
+    else:
+        if array is not None:
+            codes_R, rows = _arrow_distinct(array, name, rule)
+            rows = [*rows, None]
+        else:
+            rows = list(values)
+            codes_R = np.arange(len(rows))
+            if column.separator and set(map(type, rows)) <= {str, NoneType}:
+                codes_R, rows = column_texts(rows, name)
+        try:
+            sets = _each(rows, partial(_set_of, separator=column.separator), name, rule)
+        except WrongValueError as error:
+            row = int(np.argmax(codes_R == error.row))
+            raise WrongValueError(name, row, error.value, rule=rule) from None
+        lengths_V = np.array([-1 if one is None else len(one) for one in sets], dtype=np.int64)
+        members = list(chain.from_iterable(one or () for one in sets))
+    try:
+        return codes_R, lengths_V, *column_texts(members, name)
+    except WrongValueError as error:
+        code = np.searchsorted(np.cumsum(np.maximum(lengths_V, 0)), error.row, side="right")
+        row = int(np.argmax(codes_R == code))
+        raise WrongValueError(name, row, error.value, rule=f"a member {error.rule}") from None
+
+
+def _set_of(value: Any, separator: str) -> Any:
+    """Return the members of one raw set, None of a missing one.
+
+    Raises:
+        TypeError: the value is no set.
+    """
+    if isinstance(value, list):
+        return value
+    if is_missing(value) or (isinstance(value, str) and not value):
+        return None
+    if isinstance(value, str) and separator:
+        members = [member.strip(_AROUND_MEMBERS) for member in value.split(separator)]
+        return [member for member in members if member]
+    if isinstance(value, tuple | set | frozenset) or np.ndim(value) == 1:
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no set")
+
+
+class TimestampEncoder(ColumnEncoder):
+    """Seven numbers a row: the standardised time, then sine and cosine of its calendar phases."""
+
+    types: ClassVar = {"mean_and_slope": np.float64}
+
+    @classmethod
+    def fit(cls, column: Column, name: str, values: Any) -> Self:
+        seconds_R = column_seconds(values, name)
+        known = seconds_R[~np.isnan(seconds_R)]
+        if len(known) == 0 or known.min() == known.max():
+            what = "is always the same" if len(known) else "has no value at all"
+            warnings.warn(f"{name} {what} in the training rows; its time becomes 0", stacklevel=2)
+            line = np.array([known[0] if len(known) else 0.0, 0.0])
+        else:
+            line = np.array([known.mean(), 1 / known.std()])
+        column = replace(column, dimension=TIMESTAMP_DIMENSION)
+        return cls(column, name, {"mean_and_slope": line})
+
+    def _fits(self) -> bool:
+        self.line = line = self.arrays["mean_and_slope"]
+        is_line = line.shape == (2,) and bool(np.isfinite(line).all())
+        return is_line and self.column.dimension == TIMESTAMP_DIMENSION
+
+    def encode(self, values: Any) -> NDArray[np.float32]:
+        """Return features (R, 7)."""
+        seconds_R = column_seconds(values, self.name)
+        missing_R = np.isnan(seconds_R)
+        features = np.empty((len(seconds_R), TIMESTAMP_DIMENSION), dtype=np.float32)
+        features[:, 0] = (seconds_R - self.line[0]) * self.line[1]
+        for index, phase_R in enumerate(_calendar_phases(np.where(missing_R, 0.0, seconds_R))):
+            features[:, 1 + 2 * index] = np.sin(2 * np.pi * phase_R)
+            features[:, 2 + 2 * index] = np.cos(2 * np.pi * phase_R)
+        features[missing_R] = np.nan
+        return features
+
+    def words(self, slots: NDArray[np.generic]) -> str:
+        if np.isnan(slots[0]):
+            return "missing"
+        time = _EPOCH + timedelta(seconds=_unscaled(float(slots[0]), self.line))
+        return time.strftime("%Y-%m-%d")
+
+
+def _calendar_phases(seconds_R: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Return how much of its UTC day, week (from Monday) and year has passed, each in [0, 1)."""
+    days_R = seconds_R / _DAY
+    whole_R = np.floor(days_R).astype(np.int64)
+    years_R = whole_R.view("datetime64[D]").astype("datetime64[Y]")
+    start_R = years_R.astype("datetime64[D]").astype(np.int64)
+    end_R = (years_R + 1).astype("datetime64[D]").astype(np.int64)
+    thursday = 3  # 1970 began on one
+    year_R = (days_R - start_R) / (end_R - start_R)
+    return days_R - whole_R, np.mod(days_R + thursday, 7) / 7, year_R
+
+
+class VectorEncoder(ColumnEncoder):
+    """W numbers a row as they are, all NaN where the vector is missing."""
+
+    @classmethod
+    def fit(cls, column: Column, name: str, values: Any) -> Self:
+        lengths_R = _vectors(values, name)[1]
+        dimension = column.dimension or int(lengths_R[np.argmax(lengths_R >= 0)])
+        if not (lengths_R >= 0).any():
+            dimension = max(1, column.dimension)
+            warnings.warn(f"{name} has no vector in the training rows; it is kept", stacklevel=2)
+        encoder = cls(replace(column, dimension=dimension), name, {})
+        encoder.encode(values)
+        return encoder
+
+    def _fits(self) -> bool:
+        return self.column.dimension > 0
+
+    def encode(self, values: Any) -> NDArray[np.float32]:
+        flat, lengths_R = _vectors(values, self.name)
+        width = self.column.dimension
+        wrong_R = (lengths_R >= 0) & (lengths_R != width)
+        vectors_RW = np.full((len(lengths_R), width), np.nan, dtype=np.float32)
+        if not wrong_R.any():
+            with np.errstate(over="ignore"):
+                vectors_RW[lengths_R >= 0] = flat.reshape(-1, width)
+            finite_RW = np.isfinite(vectors_RW)
+            wrong_R = ~np.isnan(vectors_RW).all(axis=1) & ~finite_RW.all(axis=1)
+        if wrong_R.any():
+            row = int(np.argmax(wrong_R))
+            value = values[row].as_py() if is_arrow(values) else values[row]
+            rule = f"must be a vector of {width} finite numbers"
+            raise WrongValueError(self.name, row, value, rule=rule)
+        return vectors_RW
+
+    def words(self, slots: NDArray[np.generic]) -> str:
+        return "missing" if np.isnan(slots).any() else f"a vector of {len(slots)}"
+
+
+def _vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the numbers of all vectors end to end and the length of each (R,), -1 for missing."""
+    rule = "must be a list of numbers"
+    if is_arrow(values):
+        array = _one_array(values)
+        if array.null_count == len(array):
+            return np.empty(0), np.full(len(array), -1)
+        lists = _arrow_lists(array)
+        numbers = None if lists is None else _arrow_numbers(lists[0])
+        if lists is None or numbers is None:
+            raise WrongValueError(name, *_first_value(array), rule=rule)
+        return numbers, lists[1]
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf":
+        return values.reshape(-1), np.full(len(values), values.shape[1])
+    vectors = _each(list(values), _vector_of, name, rule)
+    known = [vector for vector in vectors if vector is not None]
+    lengths_R = np.array([-1 if one is None else len(one) for one in vectors], dtype=np.int64)
+    return np.concatenate(known) if known else np.empty(0), lengths_R
+
+
+def _vector_of(value: Any) -> NDArray[Any] | None:
+    if is_missing(value):
+        return None
+    vector = np.asarray(value)
+    if vector.ndim != 1 or vector.dtype.kind not in "biuf":
+        raise TypeError("no vector")
+    return vector
+
+
+ENCODERS: Mapping[str, type[ColumnEncoder]] = {
+    "numeric": NumericEncoder,
+    "categorical": CategoryEncoder,
+    "categories": CategoryEncoder,
+    "timestamp": TimestampEncoder,
+    "vector": VectorEncoder,
+}

@@ -1,0 +1,601 @@
+"""What mixes tokens: the scans in plain torch, the mixers around them, and the feed-forward.
+
+`selective_scan_reference` is the definition. Every other form of the scan equals it, values and
+gradients, and keeps its state in float32 at least.
+
+Shapes: B batch, L tokens, D hidden, E inner channels, N numbers of state a channel, R rank of dt,
+X convolved channels, J tokens that the convolution keeps (its kernel's width less one), O window
+(J + L), H heads, P channels a head, G chunks of T tokens, S states (L + 1), Q chunk starts (G + 1).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .configuration_ftmamba import FTMambaTowerConfig
+
+# Numbers of a scan's states that are computed at a time: a few megabytes, to stay in the cache.
+_NUMBERS_AT_A_TIME = 2**20
+# Tokens of a chunk of the SSD scan: longer ones cost more pairs, shorter ones more states.
+_CHUNK = 48
+# Decays below exp(-60) are nothing beside a token's own exp(0); lower ones would soon be denormal
+# numbers, which make exp and products a hundred times slower.
+_LOWEST_EXPONENT = -60.0
+
+
+class MixerState(NamedTuple):
+    """What a mixer keeps of the tokens behind it.
+
+    It is exact: read in any number of parts, a sequence gives what it gives in one.
+
+    Attributes:
+        conv: the newest inputs of the convolution (B, X, J), oldest first.
+        scan: state of the scan (B, E, N).
+    """
+
+    conv: Tensor
+    scan: Tensor
+
+
+class Part(NamedTuple):
+    """What belongs to the tokens of one part, beside the tokens.
+
+    Attributes:
+        lengths: tokens of each row (B,); None means all.
+        gaps: log(1 + seconds) ahead of each token (B, L), or None.
+    """
+
+    lengths: Tensor | None = None
+    gaps: Tensor | None = None
+
+
+def selective_scan_reference(
+    u_BLE: Tensor,
+    dt_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    state_BEN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t h_t, as the definition reads.
+
+    Gu & Dao 2023, equations 1 and 2; Algorithm 2. The skip connection D u and the gate belong to
+    the mixer.
+
+    Args:
+        u_BLE: input, after convolution and SiLU.
+        dt_BLE: time steps, after softplus, so not negative; a step of 0 leaves the state alone.
+        A_EN: negative decay rates.
+        B_BLN: input matrix of each token.
+        C_BLN: output matrix of each token.
+        state_BEN: ahead of the first token, None for zeros.
+
+    Returns:
+        y (B, L, E) of u's type, and the state (B, E, N) after the last token.
+    """
+    u, dt, A, B, C, state_BEN = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
+    outputs = [u[:, :0]]
+    for u_BE, dt_BE, B_BN, C_BN in zip(*(x.unbind(1) for x in (u, dt, B, C)), strict=True):
+        decay_BEN = torch.exp(dt_BE[:, :, None] * A)
+        state_BEN = decay_BEN * state_BEN + (dt_BE * u_BE)[:, :, None] * B_BN[:, None, :]
+        outputs.append(torch.einsum("ben,bn->be", state_BEN, C_BN)[:, None])
+    return torch.cat(outputs, 1).to(u_BLE.dtype), state_BEN
+
+
+def selective_scan(
+    u_BLE: Tensor,
+    dt_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    state_BEN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute `selective_scan_reference` in time and memory linear in L, backward too.
+
+    On a GPU it is the kernel of the Hub or of mamba_ssm, where Transformers finds one.
+    """
+    if u_BLE.is_cuda and state_BEN is None and u_BLE.dtype is not torch.float64 and u_BLE.numel():
+        common = functools.reduce(torch.promote_types, (x.dtype for x in (u_BLE, dt_BLE, B_BLN)))
+        u, dt, B, C = (x.to(common).mT.contiguous() for x in (u_BLE, dt_BLE, B_BLN, C_BLN))
+        y_BEL, state_BEN = _kernel_of_transformers()(u, dt, A_EN, B, C, return_last_state=True)
+        return y_BEL.mT.to(u_BLE.dtype), state_BEN
+    return _scan_in_parts(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
+
+
+def selective_scan_last(
+    u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BN: Tensor
+) -> Tensor:
+    """Return the last output (B, E) of `selective_scan`, of at least one token, in closed form.
+
+    With S_t the sum of dt after token t, y = sum_t (C . B_t exp(S_t A)) dt_t u_t. The exponents are
+    never positive, so nothing overflows.
+    """
+    u, dt, A, B, C, _ = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BN, None)
+    decay_BLNE = torch.exp(_sum_after(dt)[:, :, None] * A.t())
+    weight_BLE = ((C[:, None] * B)[:, :, None] @ decay_BLNE)[:, :, 0]
+    return (weight_BLE * dt * u).sum(1).to(u_BLE.dtype)
+
+
+def ssd(
+    u_BLHP: Tensor,
+    dt_BLH: Tensor,
+    A_H: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    state_BEN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scan with one decay a head by matrix products over chunks (Dao & Gu 2024, section 6).
+
+    It equals `selective_scan_reference` with each head's dt and A repeated for its channels.
+
+    Returns:
+        y (B, L, H, P) of u's type, and the state (B, E, N) after the last token.
+    """
+    rows, length, heads, width = u_BLHP.shape
+    u, dt, A, B, C, start = _widened(u_BLHP, dt_BLH, A_H, B_BLN, C_BLN, state_BEN)
+    start_BHPN = start.view(rows, heads, width, B.shape[-1])
+    if not length:
+        return u_BLHP, start
+    n_chunks = -(-length // _CHUNK)
+    padding = -length % n_chunks
+    # Chunks of equal length; a token of padding has a step of 0.
+    u, dt, B, C = (
+        F.pad(x, (0, 0) * (x.ndim - 2) + (0, padding)).unflatten(1, (n_chunks, -1))
+        for x in (u, dt, B, C)
+    )
+    step_BGHT = (dt * A).transpose(2, 3)
+    # At (i, j) the sum of the steps after j up to i. Never the difference of two running sums,
+    # which loses the small one.
+    later_TT = torch.ones(step_BGHT.shape[-1:] * 2, device=u.device, dtype=torch.bool).tril(-1)
+    steps_BGHTT = step_BGHT[..., None].expand(*step_BGHT.shape, later_TT.shape[0])
+    sums_BGHTT = steps_BGHTT.masked_fill(~later_TT, 0).cumsum(-2)
+    decay_BGHTT = _decay(sums_BGHTT).tril()
+    dtu_BGTHP = dt[..., None] * u
+    mixing_BGHTT = decay_BGHTT * (C @ B.mT)[:, :, None]
+    y = torch.einsum("bghij,bgjhp->bgihp", mixing_BGHTT, dtu_BGTHP)
+    # What each chunk adds to the state at its end, then the state ahead of each chunk.
+    added = torch.einsum("bghj,bgjhp,bgjn->bghpn", decay_BGHTT[..., -1, :], dtu_BGTHP, B)
+    kept_BGHT = _decay(step_BGHT.cumsum(-1))
+    states = [start_BHPN]
+    for kept_BH, added_BHPN in zip(kept_BGHT[..., -1].unbind(1), added.unbind(1), strict=True):
+        states.append(kept_BH[..., None, None] * states[-1] + added_BHPN)
+    if n_chunks > 1 or state_BEN is not None:
+        before = torch.stack(states[:-1], 1)
+        y = y + torch.einsum("bgin,bghi,bghpn->bgihp", C, kept_BGHT, before)
+    return y.flatten(1, 2)[:, :length].to(u_BLHP.dtype), states[-1].flatten(1, 2)
+
+
+def ssd_last(u_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLN: Tensor, C_BN: Tensor) -> Tensor:
+    """Return the last output (B, H, P) of `ssd`, of at least one token, in closed form."""
+    u, dt, A, B, C, _ = _widened(u_BLHP, dt_BLH, A_H, B_BLN, C_BN, None)
+    weight_BLH = _decay(_sum_after(dt) * A) * dt * (B @ C[..., None])
+    return torch.einsum("blh,blhp->bhp", weight_BLH, u).to(u_BLHP.dtype)
+
+
+def _widened(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state_BEN: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return all in float32 at least, and zeros for no state."""
+    wide = torch.promote_types(u.dtype, torch.float32)
+    if state_BEN is None:
+        state_BEN = u.new_zeros(len(u), u[0, :1].numel() if u.shape[1] else A.shape[0], B.shape[-1])
+    u, dt, A, B, C, state_BEN = (x.to(wide) for x in (u, dt, A, B, C, state_BEN))
+    return u, dt, A, B, C, state_BEN
+
+
+def _sum_after(dt_BLE: Tensor) -> Tensor:
+    """Return sum_{s > t} dt_s, added up from the end, so that it is zero at the last token."""
+    return dt_BLE.flip(1).cumsum(1).flip(1) - dt_BLE
+
+
+def _decay(exponent: Tensor) -> Tensor:
+    return exponent.clamp(min=_LOWEST_EXPONENT).exp()
+
+
+def _scan_in_parts(
+    u_BLE: Tensor,
+    dt_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    state_BEN: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    u, dt, A, B, C, state_BEN = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
+    size = max(16, _NUMBERS_AT_A_TIME // max(1, state_BEN.numel()))
+    outputs = [u[:, :0]]
+    for parts in zip(*(x.split(size, 1) for x in (u, dt, B, C)), strict=True):
+        if parts[0].shape[1]:
+            y, state_BEN = _Scan.apply(*parts[:2], A, *parts[2:], state_BEN)
+            outputs.append(y)
+    y_BLE = outputs[-1] if len(outputs) == 2 else torch.cat(outputs, 1)
+    return y_BLE.to(u_BLE.dtype), state_BEN
+
+
+@functools.cache
+def _kernel_of_transformers() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return mamba_ssm's `selective_scan_fn` as Transformers finds it, or plain torch behind it."""
+
+    def selective_scan_fn(
+        u_BEL: Tensor,
+        delta_BEL: Tensor,
+        A_EN: Tensor,
+        B_BNL: Tensor,
+        C_BNL: Tensor,
+        return_last_state: bool = True,  # noqa: ARG001 - of mamba_ssm's function
+    ) -> tuple[Tensor, Tensor]:
+        y_BLE, state_BEN = _scan_in_parts(u_BEL.mT, delta_BEL.mT, A_EN, B_BNL.mT, C_BNL.mT, None)
+        return y_BLE.mT, state_BEN
+
+    try:
+        from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
+    except ImportError:
+        return selective_scan_fn
+    find = use_kernel_func_from_hub_with_fallback("selective_scan_fn", "mamba_ssm")
+    found: Callable[..., tuple[Tensor, Tensor]] = find(selective_scan_fn)
+    return found
+
+
+class _Scan(torch.autograd.Function):
+    """The selective scan with its gradient written out.
+
+    Autograd through the definition keeps every intermediate of every step. Here all decays are
+    computed at once, the recurrence runs in place over time-major memory, of which the channels are
+    the vector axis, and the backward runs the adjoint recurrence
+    g_t = C_t dy_t + decay_{t+1} g_{t+1} in place in turn.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u_BLE: Tensor,
+        dt_BLE: Tensor,
+        A_EN: Tensor,
+        B_BLN: Tensor,
+        C_BLN: Tensor,
+        state_BEN: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        u_LBE, dt_LBE, B_LBN, C_LBN = (x.transpose(0, 1) for x in (u_BLE, dt_BLE, B_BLN, C_BLN))
+        A_NE = A_EN.t().contiguous()
+        decay_LBNE = torch.exp_(dt_LBE[:, :, None, :] * A_NE)
+        state_SBNE = u_BLE.new_empty(len(u_LBE) + 1, *decay_LBNE.shape[1:])
+        state_SBNE[0] = state_BEN.mT
+        torch.mul((dt_LBE * u_LBE)[:, :, None, :], B_LBN[..., None], out=state_SBNE[1:])
+        for t in range(len(decay_LBNE)):
+            state_SBNE[t + 1].addcmul_(decay_LBNE[t], state_SBNE[t])
+        y_LBE = torch.matmul(C_LBN[:, :, None, :], state_SBNE[1:]).squeeze(2)
+        ctx.save_for_backward(u_BLE, dt_BLE, A_NE, B_BLN, C_BLN, decay_LBNE, state_SBNE)
+        return y_LBE.transpose(0, 1), state_SBNE[-1].mT.contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BLE: Tensor, d_state_BEN: Tensor) -> tuple[Tensor, ...]:
+        u_BLE, dt_BLE, A_NE, B_BLN, C_BLN, decay_LBNE, state_SBNE = ctx.saved_tensors
+        u_LBE, dt_LBE, B_LBN, C_LBN, dy_LBE = (
+            x.transpose(0, 1) for x in (u_BLE, dt_BLE, B_BLN, C_BLN, dy_BLE)
+        )
+        dC_LBN = torch.matmul(state_SBNE[1:], dy_LBE[..., None]).squeeze(3)
+        adjoint_LBNE = dy_LBE[:, :, None, :] * C_LBN[..., None]
+        adjoint_LBNE[-1] += d_state_BEN.mT
+        for t in range(len(adjoint_LBNE) - 2, -1, -1):
+            adjoint_LBNE[t].addcmul_(decay_LBNE[t + 1], adjoint_LBNE[t + 1])
+        dB_LBN = torch.matmul(adjoint_LBNE, (dt_LBE * u_LBE)[..., None]).squeeze(3)
+        d_dtu_LBE = torch.matmul(B_LBN[:, :, None, :], adjoint_LBNE).squeeze(2)
+        d_before_BNE = decay_LBNE[0] * adjoint_LBNE[0]
+        # d loss / d (dt_t A)
+        exponent_LBNE = adjoint_LBNE.mul_(decay_LBNE).mul_(state_SBNE[:-1])
+        d_dt_LBE = (exponent_LBNE * A_NE).sum(2).addcmul_(d_dtu_LBE, u_LBE)
+        dA_NE = torch.einsum("lbne,lbe->ne", exponent_LBNE, dt_LBE)
+        # Contiguous: compiled graphs trust that a gradient has its input's strides.
+        return (
+            (d_dtu_LBE * dt_LBE).transpose(0, 1).contiguous(),
+            d_dt_LBE.transpose(0, 1).contiguous(),
+            dA_NE.t(),
+            dB_LBN.transpose(0, 1),
+            dC_LBN.transpose(0, 1),
+            d_before_BNE.mT,
+        )
+
+
+def causal_conv_silu(
+    x_BLX: Tensor,
+    conv1d: nn.Conv1d,
+    kept_BXJ: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Convolve each channel over the tokens up to the present one, then apply SiLU.
+
+    Args:
+        x_BLX: tokens.
+        conv1d: with as many groups as channels.
+        kept_BXJ: inputs ahead of the first token, None for zeros.
+        lengths_B: tokens of each row, None for all.
+
+    Returns:
+        The outputs (B, L, X), and each row's newest inputs (B, X, J), to go on from.
+    """
+    n_kept = conv1d.kernel_size[0] - 1
+    x_BXL = x_BLX.transpose(1, 2)
+    if kept_BXJ is None:
+        window_BXO = F.pad(x_BXL, (n_kept, 0))
+    else:
+        window_BXO = torch.cat([kept_BXJ.to(x_BXL.dtype), x_BXL], 2)
+    y_BLX = F.silu(conv1d(window_BXO)).transpose(1, 2)
+    if lengths_B is None:
+        return y_BLX, window_BXO[..., x_BXL.shape[2] :]
+    newest_BJ = lengths_B[:, None] + torch.arange(n_kept, device=lengths_B.device)
+    newest_BXJ = newest_BJ[:, None].expand(-1, window_BXO.shape[1], -1)
+    return y_BLX, window_BXO.gather(2, newest_BXJ)
+
+
+def time_steps(
+    raw: Tensor, gap_weight: Tensor | None, gaps_BL: Tensor | None, lengths_B: Tensor | None
+) -> Tensor:
+    """Return dt (B, L, E), or (B, L, H), longer or shorter by what the gaps say.
+
+    A channel (`ssd`: head) learns w of dt * exp(w * gap), so that a pause of the user is a long
+    step. A token beyond its row's end has a step of 0, which neither decays the state nor adds to
+    it.
+
+    Args:
+        raw: before softplus.
+        gap_weight: w of each channel; None where gaps are not read.
+        gaps_BL: log(1 + seconds) ahead of each token, or None for no gap at all.
+        lengths_B: tokens of each row, None for all.
+    """
+    dt = F.softplus(raw)
+    if gaps_BL is not None and gap_weight is not None:
+        dt = dt * torch.exp(gaps_BL[..., None].to(dt.dtype) * gap_weight)
+    if lengths_B is None:
+        return dt
+    own_BL = torch.arange(dt.shape[1], device=dt.device) < lengths_B[:, None]
+    return dt * own_BL[..., None]
+
+
+def decay_rates(A_log: Tensor) -> Tensor:
+    """Return A = -exp(A_log), in float32 at least: a small error in A is compounded."""
+    return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
+
+
+PLAIN_SCANS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "sequential": selective_scan, "reference": selective_scan_reference,
+}  # fmt: skip
+
+
+def _initial_steps(config: FTMambaTowerConfig, size: int) -> Tensor:
+    """Draw dt log-uniform in its range and return the inverse of softplus of it."""
+    low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+    dt = torch.empty(size).uniform_(low, high).exp().clamp(min=config.time_step_floor)
+    return dt + torch.log(-torch.expm1(-dt))
+
+
+class MambaMixer(nn.Module):
+    """Mix tokens from left to right: linear, causal convolution, selective scan, gate, linear.
+
+    The Mamba-1 mixer (Gu & Dao 2023, section 3.4). Weights move between this module and
+    `mamba_ssm.Mamba` unchanged.
+    """
+
+    def __init__(self, config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        inner, state, rank = config.inner_size, config.state_size, config.dt_rank
+        self.config = config
+        self.plain_scan = "sequential"
+        self.splits = [rank, state, state]
+        self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, config.conv_kernel, groups=inner)
+        self.x_proj = nn.Linear(inner, sum(self.splits), bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, state))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.gap_weight = nn.Parameter(torch.empty(inner)) if config.decays_with_time else None
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Initialise as mamba-ssm does: A = -(1..N), D = 1, dt log-uniform in its range."""
+        inner, state = self.A_log.shape
+        init.copy_(self.A_log, torch.arange(1, state + 1).log().expand(inner, state))
+        init.ones_(self.D)
+        if self.gap_weight is not None:
+            init.zeros_(self.gap_weight)
+        if self.config.initializer_range:
+            init.normal_(self.dt_proj.weight, std=self.config.initializer_range)
+        else:
+            bound = self.dt_proj.in_features**-0.5
+            init.uniform_(self.dt_proj.weight, -bound, bound)
+        # NOTE[DIFF]: Mamba4Rec sets every bias of a linear map to 0, this one too, which makes all
+        # steps as large as 0.7 and forgets what a channel saw a few tokens ago.
+        init.copy_(self.dt_proj.bias, _initial_steps(self.config, inner))
+
+    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the mixed tokens (B, L, D); see `time_steps` for the gaps."""
+        return self._mix(hidden_BLD, None, Part(None, gaps_BL))[0]
+
+    def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the selective scan; see `selective_scan_reference`."""
+        return PLAIN_SCANS[self.plain_scan](*inputs)
+
+    def scan_name(self) -> str:
+        """Return the name of the scan in use."""
+        return self.plain_scan
+
+    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
+        if self.plain_scan == "reference":
+            return self.forward(hidden_BLD, gaps_BL)[:, -1]
+        x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
+        u_BLE, _ = causal_conv_silu(x_BLE, self.conv1d)
+        low_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
+        dt_BLE = time_steps(self.dt_proj(low_BLR), self.gap_weight, gaps_BL, None)
+        y_BE = selective_scan_last(u_BLE, dt_BLE, decay_rates(self.A_log), B_BLN, C_BLN[:, -1])
+        y_BE = (y_BE + self.D * u_BLE[:, -1]) * F.silu(gate_BLE[:, -1])
+        return self.out_proj(y_BE.to(hidden_BLD.dtype))
+
+    def advance(
+        self, hidden_BLD: Tensor, state: MixerState, part: Part
+    ) -> tuple[Tensor, MixerState]:
+        """Mix more tokens (B, L, D) after those that left the state; return them and the state."""
+        return self._mix(hidden_BLD, state, part)
+
+    def _mix(
+        self, hidden_BLD: Tensor, state: MixerState | None, part: Part
+    ) -> tuple[Tensor, MixerState]:
+        kept_BXJ, before_BEN = (None, None) if state is None else state
+        x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
+        u_BLE, conv_BXJ = causal_conv_silu(x_BLE, self.conv1d, kept_BXJ, part.lengths)
+        low_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
+        dt_BLE = time_steps(self.dt_proj(low_BLR), self.gap_weight, part.gaps, part.lengths)
+        y_BLE, after_BEN = self.scan(
+            u_BLE, dt_BLE, decay_rates(self.A_log), B_BLN, C_BLN, before_BEN
+        )
+        y_BLE = (y_BLE + self.D * u_BLE) * F.silu(gate_BLE)
+        return self.out_proj(y_BLE.to(hidden_BLD.dtype)), MixerState(conv_BXJ, after_BEN)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm of y * silu(gate), over all channels."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        """Return (..., E) of y's type, computed in float32 at least."""
+        wide = torch.promote_types(y.dtype, torch.float32)
+        gated = y.to(wide) * F.silu(gate.to(wide))
+        return F.rms_norm(gated, y.shape[-1:], self.weight.to(wide), self.eps).to(y.dtype)
+
+
+class SSDMixer(nn.Module):
+    """Mix tokens from left to right: linear, causal convolution, SSD scan, gated norm, linear.
+
+    The Mamba-2 mixer (Dao & Gu 2024, section 7.1). Weights move between this module,
+    `mamba_ssm.Mamba2` (one group) and the `Mamba2Mixer` of Transformers unchanged.
+    """
+
+    def __init__(self, config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        inner, state, heads = config.inner_size, config.state_size, config.n_ssd_heads
+        self.config = config
+        self.n_heads = heads
+        self.splits = [inner, inner + 2 * state, heads]
+        self.xBC_splits = [inner, state, state]
+        self.in_proj = nn.Linear(config.hidden_size, sum(self.splits), bias=False)
+        convolved = sum(self.xBC_splits)
+        self.conv1d = nn.Conv1d(convolved, convolved, config.conv_kernel, groups=convolved)
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.gap_weight = nn.Parameter(torch.empty(heads)) if config.decays_with_time else None
+        self.norm = GatedRMSNorm(inner, config.layer_norm_eps)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Initialise as mamba-ssm does: -A uniform in 1..16, D = 1, dt log-uniform in its range."""
+        init.copy_(self.A_log, torch.empty(self.n_heads).uniform_(1, 16).log())
+        init.ones_(self.D)
+        init.ones_(self.norm.weight)
+        if self.gap_weight is not None:
+            init.zeros_(self.gap_weight)
+        init.copy_(self.dt_bias, _initial_steps(self.config, self.n_heads))
+
+    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the mixed tokens (B, L, D); see `time_steps` for the gaps."""
+        return self.advance(hidden_BLD, None, Part(None, gaps_BL))[0]
+
+    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
+        gate_BLE, u_BLHP, dt_BLH, B_BLN, C_BLN, _ = self._inputs(
+            hidden_BLD, None, Part(None, gaps_BL)
+        )
+        y_BHP = ssd_last(u_BLHP, dt_BLH, decay_rates(self.A_log), B_BLN, C_BLN[:, -1])
+        y_BHP = y_BHP + self.D[:, None] * u_BLHP[:, -1]
+        y_BE = self.norm(y_BHP.flatten(1), gate_BLE[:, -1])
+        return self.out_proj(y_BE.to(hidden_BLD.dtype))
+
+    def advance(
+        self, hidden_BLD: Tensor, state: MixerState | None, part: Part
+    ) -> tuple[Tensor, MixerState]:
+        """Mix more tokens (B, L, D) after those that left the state; return them and the state."""
+        gate_BLE, u_BLHP, dt_BLH, B_BLN, C_BLN, conv_BXJ = self._inputs(hidden_BLD, state, part)
+        before_BEN = None if state is None else state.scan
+        y_BLHP, after_BEN = ssd(u_BLHP, dt_BLH, decay_rates(self.A_log), B_BLN, C_BLN, before_BEN)
+        y_BLHP = y_BLHP + self.D[:, None] * u_BLHP
+        y_BLE = self.norm(y_BLHP.flatten(2), gate_BLE).to(hidden_BLD.dtype)
+        return self.out_proj(y_BLE), MixerState(conv_BXJ, after_BEN)
+
+    def _inputs(
+        self, hidden_BLD: Tensor, state: MixerState | None, part: Part
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return gate, u, dt, B and C of the scan, and what the convolution keeps."""
+        gate_BLE, xBC_BLX, raw_BLH = self.in_proj(hidden_BLD).split(self.splits, -1)
+        kept_BXJ = None if state is None else state.conv
+        xBC_BLX, conv_BXJ = causal_conv_silu(xBC_BLX, self.conv1d, kept_BXJ, part.lengths)
+        u_BLE, B_BLN, C_BLN = xBC_BLX.split(self.xBC_splits, -1)
+        dt_BLH = time_steps(raw_BLH + self.dt_bias, self.gap_weight, part.gaps, part.lengths)
+        u_BLHP = u_BLE.unflatten(-1, (self.n_heads, -1))
+        return gate_BLE, u_BLHP, dt_BLH, B_BLN, C_BLN, conv_BXJ
+
+
+class AttentionMixer(nn.Module):
+    """Multi-head self-attention, through SDPA: over every token or, if causal, none later.
+
+    The FT-Transformer's (Gorishniy et al. 2021, section 3.3); it keeps no state.
+    """
+
+    def __init__(self, config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_attention_heads
+        self.dropout = config.attention_dropout
+        self.causal = config.causal_attention
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return the mixed tokens (B, L, D); gaps are not read."""
+        return self._attend(hidden_BLD, hidden_BLD, causal=self.causal)
+
+    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return the last mixed token (B, D): one query, all keys."""
+        return self._attend(hidden_BLD[:, -1:], hidden_BLD, causal=False)[:, 0]
+
+    def _attend(self, asking_BTD: Tensor, hidden_BLD: Tensor, *, causal: bool) -> Tensor:
+        query_BHTP, key_BHLP, value_BHLP = (
+            x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for x in (self.query(asking_BTD), *self.key_value(hidden_BLD).chunk(2, -1))
+        )
+        rate = self.dropout if self.training else 0.0
+        mixed_BHTP = F.scaled_dot_product_attention(
+            query_BHTP, key_BHLP, value_BHLP, dropout_p=rate, is_causal=causal
+        )
+        return self.out_proj(mixed_BHTP.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with ReGLU (Shazeer 2020), ReLU or GELU between them."""
+
+    def __init__(self, config: FTMambaTowerConfig) -> None:
+        super().__init__()
+        size = config.feed_forward_size
+        self.kind = config.feed_forward
+        self.up = nn.Linear(config.hidden_size, 2 * size if self.kind == "reglu" else size)
+        self.dropout = nn.Dropout(config.feed_forward_dropout)
+        self.down = nn.Linear(size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return a tensor of the input's shape (..., D)."""
+        up = self.up(hidden)
+        if self.kind == "reglu":
+            value, gate = up.chunk(2, -1)
+            up = value * torch.relu(gate)
+        else:
+            up = torch.relu(up) if self.kind == "relu" else F.gelu(up)
+        return self.down(self.dropout(up))
