@@ -5,7 +5,7 @@ Shapes: U users, I items, E embedding, S slots of an encoded record, K ranks.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,58 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from .configuration_ftmamba import near
-from .encoders import KeyIndex, TextTable, text_table
+from .encoders import TextTable, text_table
 
 CATALOGUE_VERSION = 1
+LONGEST_KEY = 4096
+"""Bytes."""
 GROUP_SIZE = 32
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
 _RECORDS = "records/"
 _MOST_TO_SUGGEST_FROM = 50_000
+
+
+class KeyIndex:
+    """Finds rows by a hash of the keys' bytes; `repeated` is a key that occurs twice, or None."""
+
+    def __init__(self, keys: TextTable) -> None:
+        longest = np.diff(keys.offsets).max(initial=0)
+        if longest > LONGEST_KEY:
+            raise ValueError(f"a key has {longest} bytes, at most {LONGEST_KEY} are read")
+        hash_N = _hashes(keys)
+        self._keys, self._order_N = keys, np.argsort(hash_N)
+        self._sorted_N = hash_N[self._order_N]
+        # Anyone can choose keys that share a hash; then a dict finds the rows.
+        has_alike = bool((self._sorted_N[1:] == self._sorted_N[:-1]).any())
+        self._row_of = {key: row for row, key in enumerate(keys)} if has_alike else {}
+        repeats = (key for row, key in enumerate(keys) if self._row_of[key] != row)
+        self.repeated = next(repeats, None) if has_alike else None
+
+    def rows(self, keys: Iterable[str]) -> list[int | None]:
+        """Return the row of each key, None where there is none."""
+        asked = list(keys)
+        if self._row_of or not len(self._keys):
+            return [self._row_of.get(key) for key in asked]
+        index = np.searchsorted(self._sorted_N, _hashes(text_table(asked)))
+        found = self._order_N[np.minimum(index, len(self._keys) - 1)]
+        rows = zip(found.tolist(), self._keys.take(found), asked, strict=True)
+        return [row if own == key else None for row, own, key in rows]
+
+
+def _hashes(keys: TextTable) -> NDArray[np.uint64]:
+    """Return a hash of each key (N,), read eight bytes at a time."""
+    starts_N, lengths_N = keys.offsets[:-1], np.diff(keys.offsets)
+    # The eight bytes from each byte on, as one number.
+    padded = np.concatenate([keys.packed, np.zeros(8, np.uint8)])
+    words = np.ndarray(len(keys.packed) + 1, np.dtype("<u8"), padded.data, strides=(1,))
+    hash_N = lengths_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for start in range(0, lengths_N.max(initial=0), 8):
+        rows = np.flatnonzero(lengths_N > start)
+        absent = np.maximum(start + 8 - lengths_N[rows], 0).astype(np.uint64) * np.uint64(8)
+        word = words[starts_N[rows] + start] << absent
+        mixed = (hash_N[rows] ^ word) * np.uint64(0xD6E8FEB86659FD93)
+        hash_N[rows] = mixed ^ (mixed >> np.uint64(32))
+    return hash_N
 
 
 @dataclass(frozen=True)

@@ -565,7 +565,7 @@ class FTMambaTowerConfig(FTMambaArchitecture):
         `numeric_embedding` and `category_bias` are never among them: a preset sets them for
         whatever columns there will be.
         """
-        kinds = {column.kind for column in self.parsed_columns()}
+        kinds = set(KINDS if self.columns is None else [one.kind for one in self.parsed_columns()])
         layers, attention = self.num_hidden_layers != 0, self.mixer == "attention"
         scans = layers and not attention
         feeds = layers and (attention or self.mixer_feed_forward)

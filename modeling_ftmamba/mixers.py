@@ -11,7 +11,7 @@ X convolved channels, J tokens that the convolution keeps (its kernel's width le
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transformers import initialization as init
 
 from .configuration_ftmamba import FTMambaTowerConfig
 
+Inputs, Outputs = ParamSpec("Inputs"), TypeVar("Outputs")
 # Numbers of a scan's states that are computed at a time: a few megabytes, to stay in the cache.
 _NUMBERS_AT_A_TIME = 2**20
 # Tokens of a chunk of the SSD scan: longer ones cost more pairs, shorter ones more states.
@@ -56,6 +57,19 @@ class Part(NamedTuple):
     gaps: Tensor | None = None
 
 
+def _in_wide_types(scan: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:
+    """Let a scan ignore autocast, whose products would be in 16 bits."""
+
+    @functools.wraps(scan)
+    def run(*inputs: Inputs.args, **more: Inputs.kwargs) -> Outputs:
+        assert isinstance(inputs[0], Tensor)
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return scan(*inputs, **more)
+
+    return run
+
+
+@_in_wide_types
 def selective_scan_reference(
     u_BLE: Tensor,
     dt_BLE: Tensor,
@@ -89,6 +103,7 @@ def selective_scan_reference(
     return torch.cat(outputs, 1).to(u_BLE.dtype), state_BEN
 
 
+@_in_wide_types
 def selective_scan(
     u_BLE: Tensor,
     dt_BLE: Tensor,
@@ -109,6 +124,7 @@ def selective_scan(
     return _scan_in_parts(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
 
 
+@_in_wide_types
 def selective_scan_last(
     u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BN: Tensor
 ) -> Tensor:
@@ -123,6 +139,7 @@ def selective_scan_last(
     return (weight_BLE * dt * u).sum(1).to(u_BLE.dtype)
 
 
+@_in_wide_types
 def ssd(
     u_BLHP: Tensor,
     dt_BLH: Tensor,
@@ -172,6 +189,7 @@ def ssd(
     return y.flatten(1, 2)[:, :length].to(u_BLHP.dtype), states[-1].flatten(1, 2)
 
 
+@_in_wide_types
 def ssd_last(u_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLN: Tensor, C_BN: Tensor) -> Tensor:
     """Return the last output (B, H, P) of `ssd`, of at least one token, in closed form."""
     u, dt, A, B, C, _ = _widened(u_BLHP, dt_BLH, A_H, B_BLN, C_BN, None)

@@ -865,7 +865,7 @@ class TowerNetwork(ScanChoice):
         with torch.no_grad():
             if times is not None:
                 events = _with_gaps(state, events, times, tokenizer.features)
-                last_time_B = _newest(times.clamp(min=NO_TIME), lengths, state.last_time)
+                last_time_B = _newest(times, lengths, state.last_time).clamp(min=NO_TIME)
             events = replace(events, history=history.to(next(self.parameters()).dtype))
             tokens_BTD, gaps_BT = tokenizer(events)
             read = self._read(state, self.tokenizer.finish(tokens_BTD), Part(lengths, gaps_BT))

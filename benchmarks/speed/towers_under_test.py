@@ -38,10 +38,9 @@ def own_tower(
         mixer=mixer,
         hidden_size=size,
         num_hidden_layers=n_layers,
-        state_size=state_size,
-        num_attention_heads=max(1, size // 32),
         head_hidden_size=0,
         projection_size=size,
+        **({} if mixer == "attention" else {"state_size": state_size}),
         **fields,
     )
     model = FTMambaTowerModel(config)

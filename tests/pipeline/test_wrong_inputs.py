@@ -6,9 +6,9 @@ import pandas
 import pyarrow as pa
 import pytest
 import torch
-from modeling_ftmamba.configuration_ftmamba import UNSEEN_ID
 
 from ftmamba.checkpoint import load_checkpoint
+from modeling_ftmamba.configuration_ftmamba import UNSEEN_ID
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline, WrongInputError
 
 WRONG = [
