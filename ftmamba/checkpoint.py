@@ -39,9 +39,9 @@ from ftmamba.checks import (
 )
 from ftmamba.hub import ERROR_OF_CLIENT, download_checkpoint, hide_tokens, known_tokens
 from ftmamba.known_users import KnownUsers, load_known_users
-from modeling_ftmamba.catalogue import Catalogue, load_catalogue
+from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue, load_catalogue
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, near
-from modeling_ftmamba.processing_ftmamba import CATALOGUE_NAME, FTMambaFeatureExtractor
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 if TYPE_CHECKING:
     from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from modeling_ftmamba.catalogue import Catalogue, weights_fingerprint
+from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue, weights_fingerprint
 from modeling_ftmamba.configuration_ftmamba import (
     TENSOR_OF_KIND,
     TOWERS,
@@ -32,7 +32,6 @@ from modeling_ftmamba.configuration_ftmamba import (
     columns_of_tensor,
 )
 from modeling_ftmamba.network import TwoTowers
-from modeling_ftmamba.processing_ftmamba import CATALOGUE_NAME
 
 logger = logging.getLogger(__name__)
 

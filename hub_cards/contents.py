@@ -23,7 +23,8 @@ from ftmamba.checkpoint import (
 )
 from ftmamba.checks import LOCAL_FOLDER
 from ftmamba.hub import hide_tokens
-from modeling_ftmamba.processing_ftmamba import CATALOGUE_NAME, FTMambaFeatureExtractor
+from modeling_ftmamba.catalogue import CATALOGUE_NAME
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from ftmamba.training.checkpoints import Progress, TrainingCheckpoint
 from hub_cards.contents import TRAINING_FOLDER, list_contents, personal_warning, published_files
 from hub_cards.merge import PROVISIONAL_TITLE, UNDER_WAY, section
 from hub_cards.push import MAIN, Destination, hub_errors, prepare, push_checkpoint
-from modeling_ftmamba.processing_ftmamba import CATALOGUE_NAME
+from modeling_ftmamba.catalogue import CATALOGUE_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .configuration_ftmamba import near
 from .encoders import TextTable, text_table
 
+CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1
 LONGEST_KEY = 4096
 """Bytes."""

@@ -16,10 +16,10 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
-from .catalogue import Catalogue, load_catalogue, top_k, weights_fingerprint
+from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k, weights_fingerprint
 from .configuration_ftmamba import near
 from .encoders import text_table
-from .processing_ftmamba import CATALOGUE_NAME, HistoryReader, name_of
+from .processing_ftmamba import HistoryReader, name_of
 
 TASK = "recommendation"
 _PARAMETERS = ("top_k", "exclude")
