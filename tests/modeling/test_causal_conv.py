@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from modeling_ftmamba.causal_conv import causal_conv_silu
+from torch.nn import functional as F
 
 
 def definition(x, weight, bias):

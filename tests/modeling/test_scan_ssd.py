@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from modeling_ftmamba.scan_ssd import LONGEST_ON_CPU, SSDInputs, ssd, ssd_last, ssd_reference
 
 # Rows, tokens, heads, channels a head, state; one chunk, whole chunks, and a last one in part.

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from modeling_ftmamba import scans
 from modeling_ftmamba.scan_reference import selective_scan as definition
 from modeling_ftmamba.scans import CPU_CONTRACT, SCANS, AutoScan, CannotRun, scan_named
+
+from modeling_ftmamba import scans
 
 ON_CPU = ("reference", "sequential", "cpu")
 IN_TYPES = [
