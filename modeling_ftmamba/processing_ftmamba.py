@@ -620,7 +620,7 @@ class HistoryReader:
 
     def _rows(self, items: Sequence[Any]) -> list[int | None]:
         """Return the rows of the catalogue that items are, None for what is not in it."""
-        found = self._catalogue.rows_or_none(one if isinstance(one, str) else "" for one in items)
+        found = self._catalogue.index.rows(one if isinstance(one, str) else "" for one in items)
         pairs = zip(items, found, strict=True)
         return [item if isinstance(item, int) else row for item, row in pairs]
 
