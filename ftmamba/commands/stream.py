@@ -122,7 +122,7 @@ def _printer(checkpoint: "Checkpoint", k: int) -> "Callable[[Sequence[str], Tens
     """Return a function that prints the best items of users."""
     import torch
 
-    from modeling_ftmamba.ranking import top_k
+    from modeling_ftmamba.catalogue import top_k
 
     model: Any = checkpoint.model
     catalogue = checkpoint.catalogue

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ftmamba.checks import parse_json
 from ftmamba.streaming.stores import LONGEST_USER_KEY
-from modeling_ftmamba.catalogue_file import LONGEST_KEY
-from modeling_ftmamba.checked_files import parse_json
+from modeling_ftmamba.catalogue import LONGEST_KEY
 from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT
 from modeling_ftmamba.encoders import number_of, seconds_of, text_of
 from modeling_ftmamba.processing_ftmamba import Event

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ftmamba.atomic import whole_file
+from ftmamba.checks import read_json
 from ftmamba.streaming.events import UserEvent, parse_event
-from modeling_ftmamba.checked_files import read_json
 
 MOST_LINE_BYTES = 2**20
 POLL_SECONDS = 0.2
