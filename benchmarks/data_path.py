@@ -6,8 +6,8 @@
 `category_ids`, packed in two fixed-size lists, 120 bytes a row, read in shuffled batches on one
 core. `uncached` is the first epoch after asking the system to drop the file from memory.
 
-`interactions`: user and item ids with three popularity columns, and to each the rows of a table of
-users and one of items, 20 columns each: what a step of training with in-batch negatives needs.
+`interactions`: user and item ids and times, and to each the rows of a table of users and one of
+items, 20 columns each: what a step of training with in-batch negatives needs.
 `step` is the same with the time of a step beside it, and how long the step waited for its batch.
 
 Rates are of wall time; `a_cpu_second` is the median by this process's CPU time, which a busy
@@ -28,19 +28,16 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ftmamba.data.arrow_files import read_tensors, write_arrays
+from ftmamba.data.arrow_files import write_arrays
 from ftmamba.data.batches import TableBatches, make_batches
 from ftmamba.data.encoded import EncodedData
-from ftmamba.data.interactions import Interactions
-from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.read_ahead import read_ahead
-from ftmamba.recipe import TrainingRecipe
+from ftmamba.recipe import LossRecipe, TrainingRecipe
 from ftmamba.training.objective import Objective, Prepared
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 N_NUMERIC = N_CATEGORICAL = 10
-N_POPULARITY = 3
 VOCABULARY = 1000
 N_RECORDS = 100_000
 
@@ -166,31 +163,24 @@ def step_times(path: Path, options: argparse.Namespace) -> dict[str, object]:
 
 def make_objective(path: Path, **fields: object) -> Objective:
     """Return an objective over made-up tables of users and items."""
-    columns = [{"name": f"number_{place}", "kind": "numeric"} for place in range(N_NUMERIC)] + [
-        {"name": f"category_{place}", "kind": "categorical", "vocabulary_size": VOCABULARY}
-        for place in range(N_CATEGORICAL)
+    columns = [{"name": f"number_{index}", "kind": "numeric"} for index in range(N_NUMERIC)] + [
+        {"name": f"category_{index}", "kind": "categorical", "vocabulary_size": VOCABULARY}
+        for index in range(N_CATEGORICAL)
     ]
     torch.manual_seed(0)
     model = FTMambaTwoTowerModel(FTMambaConfig.from_columns(columns, columns, **fields))
-    slots = tuple(range(N_NUMERIC - N_POPULARITY, N_NUMERIC))
-    columns_R = (
-        one.numpy() for one in read_tensors(path, ["user_ids", "item_ids", "times"]).values()
-    )
-    interactions = Interactions(*columns_R, None, N_RECORDS, N_RECORDS)
     data = EncodedData(
-        extractor=SimpleNamespace(encode_numeric=lambda *given: given[-1]),
+        extractor=SimpleNamespace(columns=lambda _: (), numeric_slots=lambda *_: []),
         users=records(),
         items=records(),
         interactions=path,
-        popularity_slots=slots,
-        popularity_names=tuple(columns[slot]["name"] for slot in slots),
-        popularity_days=(1, 7, 30),
-        popularity_history=PopularityHistory(interactions),
+        popularity_history=None,
         item_counts=np.ones(N_RECORDS, np.int64),
         as_of=None,
         n_users=N_RECORDS,
     )
-    return Objective(model, data, TrainingRecipe(), seed=0)
+    recipe = TrainingRecipe(loss=LossRecipe("in_batch", time_buckets=1))
+    return Objective(model, data, recipe, seed=0)
 
 
 def records() -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from ftmamba.data.tables import load_tables
 from ftmamba.recipe import TrainingRecipe, build, upgraded
 from ftmamba.training.loop import TrainingLoop
 from ftmamba.training.objective import Objective
-from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, column_from_dict
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 N_USERS, N_ITEMS = 16, 20
@@ -50,16 +50,17 @@ def encoded(folder: Path, *, with_popularity: bool = False) -> EncodedData:
     train = checkerboard()
     history = PopularityHistory(train) if with_popularity else None
     arrays = {"user_ids": train.user_ids, "item_ids": train.item_ids, "times": train.times}
-    if history is not None:
-        arrays["popularity"] = history.columns(train.item_ids, train.times, [7])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"interactions-{with_popularity}.arrow"
     if not path.exists():
         write_arrays(path, arrays)
     popularity = [{"name": "popularity", "kind": "numeric", "popularity_days": 7}]
+    item_columns = _columns("item", N_ITEMS) + popularity * with_popularity
     extractor = SimpleNamespace(
         user_columns=_columns("user", N_USERS),
-        item_columns=_columns("item", N_ITEMS) + popularity * with_popularity,
+        item_columns=item_columns,
+        columns=lambda _tower: tuple(map(column_from_dict, item_columns)),
+        numeric_slots=lambda _tower, names: [1] * len(names),
         encode_numeric=lambda *arguments: arguments[-1].astype(np.float32),
     )
     return EncodedData(
@@ -67,9 +68,6 @@ def encoded(folder: Path, *, with_popularity: bool = False) -> EncodedData:
         users=_tensors(N_USERS, 1),
         items=_tensors(N_ITEMS, 1 + with_popularity),
         interactions=path,
-        popularity_slots=(1,) * with_popularity,
-        popularity_names=("popularity",) * with_popularity,
-        popularity_days=(7,) * with_popularity,
         popularity_history=history,
         item_counts=np.bincount(train.item_ids, minlength=N_ITEMS),
         as_of=int(train.times.max()) + 1,
