@@ -203,7 +203,7 @@ def _widened(
     """Return all in float32 at least, and zeros for no state."""
     wide = torch.promote_types(u.dtype, torch.float32)
     if state_BEN is None:
-        state_BEN = u.new_zeros(len(u), u[0, :1].numel() if u.shape[1] else A.shape[0], B.shape[-1])
+        state_BEN = u.new_zeros(len(u), u.shape[2:].numel(), B.shape[-1])
     u, dt, A, B, C, state_BEN = (x.to(wide) for x in (u, dt, A, B, C, state_BEN))
     return u, dt, A, B, C, state_BEN
 

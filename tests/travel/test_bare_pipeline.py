@@ -10,8 +10,8 @@ import pytest
 import hub_cards
 from ftmamba import Recommender
 from ftmamba.checkpoint import save_checkpoint
-from tests.hub.accounts import TOKEN
 from tests.hub.processes import run_python
+from tests.hub.server import TOKEN
 from tests.travel.conftest import HERE, make_checkpoint
 
 HANDLER = Path(hub_cards.__file__).with_name("handler.py")
