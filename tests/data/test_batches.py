@@ -313,9 +313,8 @@ def test_batches_hold_windows_of_like_length():
     histories = histories_of(Interactions(users, users, None, None, 400, 400))
     column = Column("history", "history", max_length=100)
     n_slots = n_inputs = 0
-    for batch in SequenceBatches(histories, column, batch_size=16, seed=1, windows="every").epoch(
-        0
-    ):
+    batches = SequenceBatches(histories, column, batch_size=16, seed=1, windows="every")
+    for batch in batches.epoch(0):
         n_slots += batch.history_ids.numel()
         n_inputs += int(batch.lengths.sum())
     assert n_inputs == counts.sum() - 400
