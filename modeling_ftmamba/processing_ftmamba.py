@@ -131,14 +131,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                 }
 
     def __repr__(self) -> str:
-        towers = []
+        text = f"{type(self).__name__}("
         for tower, columns in self._columns.items():
             kinds = [column.kind for column in columns]
             counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
-            towers.append(f"{tower}: {', '.join(counts) or 'no columns'}")
-        sizes = [c.vocabulary_size for columns in self._columns.values() for c in columns]
-        state = f"{sum(sizes):,} categories" if self._encoders else "not fitted"
-        return f"{type(self).__name__}({'; '.join(towers)}; {state})"
+            text += f"{tower}: {', '.join(counts) or 'no columns'}; "
+        size = sum(c.vocabulary_size for columns in self._columns.values() for c in columns)
+        return text + (f"{size:,} categories)" if self._encoders else "not fitted)")
 
     @property
     def user_columns(self) -> list[dict[str, Any]]:
@@ -294,6 +293,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         source = str(given.parent if given.is_file() else pretrained_model_name_or_path)
         name = given.name if given.is_file() else FEATURE_EXTRACTOR_NAME
         path = _find(source, name, hub)
+        # The other files of the same commit, also if the branch moves on meanwhile.
+        hub |= {"revision": extract_commit_hash(str(path), None) or hub.get("revision")}
+        vocabularies = _find(source, VOCABULARY_NAME, hub)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             for key, kind in _JSON_TYPES.items():
@@ -301,22 +303,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                     raise ValueError(f"{key} must be a {kind.__name__}")
             if values["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"its format_version must be {FORMAT_VERSION}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r} is damaged ({error!s:.200}); {_AGAIN}") from None
-        # The other files of the same commit, also if the branch moves on meanwhile.
-        hub |= {"revision": extract_commit_hash(str(path), None) or hub.get("revision")}
-        vocabularies = _find(source, VOCABULARY_NAME, hub)
-        try:
             arrays = load_file(vocabularies)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            problem = f"is no safetensors file ({error!s:.200})"
-            raise ValueError(f"{str(vocabularies)!r} {problem}; {_AGAIN}") from None
-        columns = [values["user_columns"], values["item_columns"]]
-        if fingerprint_of(arrays, columns) != values["fingerprint"]:
-            raise ValueError(
-                f"{str(vocabularies)!r} and the {name} beside it do not belong together: they are "
-                f"of two saves, or one was changed; {_AGAIN}"
-            )
+            columns = [values["user_columns"], values["item_columns"]]
+            if fingerprint_of(arrays, columns) != values["fingerprint"]:
+                raise ValueError("they are of two saves, or one was changed")
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            files = f"{str(path)!r} or the {VOCABULARY_NAME} beside it"
+            raise ValueError(f"{files} is damaged ({error!s:.200}); {_AGAIN}") from None
         # A pipeline does not know revision and token, the extractor does.
         options = {"_raise_exceptions_for_missing_entries": False, **hub}
         catalogue = (
