@@ -9,12 +9,7 @@ import pytest
 
 import hub_cards.handler
 from ftmamba.checkpoint import load_checkpoint
-from hub_cards.handler import (
-    ANSWER_SCHEMA,
-    MOST_RECORDS,
-    REQUEST_SCHEMA,
-    EndpointHandler,
-)
+from hub_cards.handler import ANSWER_SCHEMA, MOST_RECORDS, REQUEST_SCHEMA, EndpointHandler
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
 

@@ -8,13 +8,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import RepoCard
 
-from hub_cards.space import (
-    GRADIO_VERSION,
-    SpaceFacts,
-    push_space,
-    space_files,
-    write_space,
-)
+from hub_cards.space import GRADIO_VERSION, SpaceFacts, push_space, space_files, write_space
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FACTS = SpaceFacts("somebody/films", COMMIT, {"age": 31, "job": 'a "doctor"'}, licence="mit")

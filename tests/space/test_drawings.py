@@ -23,7 +23,7 @@ FOUND = {
 class Elements(HTMLParser):
     """Collects the elements and the text of a piece of HTML."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
         self.found: list[tuple[str, dict]] = []
         self.text = ""
