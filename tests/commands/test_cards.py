@@ -1,11 +1,7 @@
 """Commands about runs: cards, tables of runs, a page."""
 
 import json
-import re
-import shlex
 import shutil
-from argparse import ArgumentParser
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +11,6 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
 from ftmamba.__main__ import main
-from ftmamba.commands import COMMANDS
-from ftmamba.recipe import recipe_from_dict
 
 SCHEMA = {
     "users": {"key": "user_id", "columns": {"age": "numeric", "gender": "categorical"}},
@@ -129,31 +123,3 @@ def test_space_writes_a_page_that_names_the_checkpoint(run, tmp_path, capsys):
 def test_a_space_on_the_hub_needs_a_model_there(run, capsys):
     assert main(["space", str(run), "--space", "me/demo"]) == 2
     assert "push it first, then give its Hub id" in capsys.readouterr().err
-
-
-DOCS = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
-
-
-def test_what_the_document_says_to_type_is_understood():
-    parser = ArgumentParser()
-    commands = parser.add_subparsers(dest="command")
-    for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name))
-    lines = [
-        shlex.split(line, comments=True)[3:]
-        for line in DOCS.splitlines()
-        if line.startswith("python -m ftmamba ")
-    ]
-    shown = {parser.parse_args(line).command for line in lines}
-    assert {"card", "dataset-card", "runs", "space"} <= shown
-
-
-def test_the_recipe_in_the_document_is_one_and_its_pictures_are_there():
-    (block,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
-    recipe = recipe_from_dict(yaml.safe_load(block))
-    assert recipe.card.country == "FRA"
-    assert recipe.evaluation.user_groups == ("occupation", "age")
-    pictures = re.findall(r'src="([^"]+)"', DOCS)
-    assert len(pictures) == 3
-    for name in pictures:
-        assert (Path(__file__).parents[2] / "docs" / name).is_file()

@@ -62,7 +62,6 @@ def test_a_picture_is_drawn_where_it_is_asked_for(checkpoint_folder, capsys, tmp
     ("arguments", "message"),
     [
         (("--user", "u3", "--item", "i99"), "no item 'i99' among the 20"),
-        (("--user", "u33", "--item", "i05"), "no user 'u33' among the 12 known users"),
         (("--record", "{", "--item", "i05"), "--record is not JSON"),
     ],
 )
