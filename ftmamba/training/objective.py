@@ -191,8 +191,8 @@ class Objective(nn.Module):
                 queries_CD,
                 targets_C,
                 items_ND,
-                inputs.get("log_weights"),
-                loss.label_smoothing,
+                log_weights_I=inputs.get("log_weights"),
+                label_smoothing=loss.label_smoothing,
                 weights_M=None if weights_M is None else weights_M[at],
                 seen=seen,
                 repeat_bias=None if bias is None else bias / self.model.temperature,
@@ -398,7 +398,7 @@ class Objective(nn.Module):
 
 
 def _excluded(seen: SeenItems, inputs: Inputs) -> Callable[[Tensor], Tensor]:
-    """Return what tells, of positions, which of their negatives they have seen."""
+    """Return the function from numbers of positions to which of their negatives are seen items."""
     columns, n_candidates = inputs["columns_of_negatives"], len(inputs["candidate_ids"])
 
     def excluded(index_C: Tensor) -> Tensor:
