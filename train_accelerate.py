@@ -48,8 +48,8 @@ def run(recipe: Recipe) -> None:
     split = split_tables(tables, recipe)
     with pushing(recipe, tables, is_main=accelerator.is_main_process) as hub:
         with measured_cost(recipe.card.country) as cost:
-            watch = None if hub is None else hub.on_save
-            trained = train(recipe, tables, split, accelerator, watch=watch)
+            on_checkpoint = None if hub is None else hub.on_save
+            trained = train(recipe, tables, split, accelerator, on_checkpoint=on_checkpoint)
         comparison = compare(recipe, tables, split, trained, accelerator)
         if accelerator.is_main_process:
             checkpoint = make_checkpoint(recipe, tables, split, trained, comparison, cost=cost)

@@ -6,8 +6,8 @@
 `category_ids`, packed in two fixed-size lists, 120 bytes a row, read in shuffled batches on one
 core. `uncached` is the first epoch after asking the system to drop the file from memory.
 
-`interactions`: user and item ids with three popularity columns, and to each the rows of a table of
-users and one of items, 20 columns each: what a step of training with in-batch negatives needs.
+`interactions`: user and item ids and times, and to each the rows of a table of users and one of
+items, 20 columns each: what a step of training with in-batch negatives needs.
 `step` is the same with the time of a step beside it, and how long the step waited for its batch.
 
 Rates are of wall time; `a_cpu_second` is the median by this process's CPU time, which a busy
@@ -23,22 +23,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from ftmamba.data.arrow_files import write_arrays
-from ftmamba.data.batches import InteractionBatches, TableBatches
+from ftmamba.data.batches import TableBatches, make_batches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.read_ahead import read_ahead
-from ftmamba.training.embedding import PairEmbedder
-from ftmamba.training.feed import feed
-from ftmamba.training.objectives import InBatchObjective
+from ftmamba.recipe import TrainingRecipe
+from ftmamba.training.objective import Objective, Prepared
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 N_NUMERIC = N_CATEGORICAL = 10
-N_POPULARITY = 3
 VOCABULARY = 1000
 N_RECORDS = 100_000
 
@@ -104,24 +103,25 @@ def table_rates(path: Path, options: argparse.Namespace) -> dict[str, dict[str, 
 def interaction_rates(path: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure interactions alone, and with the records of both tables gathered to them."""
     generator = np.random.default_rng(0)
-    write_arrays(
-        path,
-        {
-            "user_ids": generator.integers(N_RECORDS, size=options.rows),
-            "item_ids": generator.integers(N_RECORDS, size=options.rows),
-            "times": np.sort(generator.integers(10**8, size=options.rows)),
-            "popularity": generator.standard_normal((options.rows, N_POPULARITY), dtype=np.float32),
-        },
-    )
+    arrays = {
+        "user_ids": generator.integers(N_RECORDS, size=options.rows),
+        "item_ids": generator.integers(N_RECORDS, size=options.rows),
+        "times": np.sort(generator.integers(10**8, size=options.rows)),
+    }
+    write_arrays(path, arrays)
     objective = make_objective(path, num_hidden_layers=0, pooling="mean")
-    batches = InteractionBatches(path, batch_size=options.batch_size, seed=0)
+    batches = make_batches(objective.data, sequences="", batch_size=options.batch_size, seed=0)
+
+    def rows(epoch: int) -> Iterable[dict[str, torch.Tensor]]:
+        for batch in batches.epoch(epoch):
+            yield {"rows": batch.rows}
 
     def prepared(epoch: int) -> Iterable[dict[str, torch.Tensor]]:
         for batch in batches.epoch(epoch):
-            yield dict(objective.prepare(batch, 0).inputs)
+            yield {"rows": batch.rows, **objective.prepare(batch, 0).inputs}
 
     return {
-        "interactions": rates(batches.epoch, options.epochs),
+        "interactions": rates(rows, options.epochs),
         "interactions_with_records": rates(prepared, max(1, options.epochs // 4)),
     }
 
@@ -129,13 +129,17 @@ def interaction_rates(path: Path, options: argparse.Namespace) -> dict[str, dict
 def step_times(path: Path, options: argparse.Namespace) -> dict[str, object]:
     """Time forward and backward passes fed by the thread, and their waiting for a batch."""
     objective = make_objective(path, num_hidden_layers=4, hidden_size=64)
-    batches = InteractionBatches(path, batch_size=options.batch_size, seed=0)
-    device = torch.device("cpu")
+    batches = make_batches(objective.data, sequences="", batch_size=options.batch_size, seed=0)
+
+    def all_prepared() -> Iterable[Prepared]:
+        for batch in batches.epoch(0):
+            yield objective.prepare(batch, 0)
+
     waits, steps = [], []
-    with feed(objective, ((batch, 0) for batch in batches.epoch(0)), device) as fed:
+    with read_ahead(all_prepared()) as ahead:
         for _ in range(options.steps + 1):
             started = time.perf_counter()
-            prepared = next(fed)
+            prepared = next(ahead)
             begun = time.perf_counter()
             objective(prepared).backward()
             waits.append(begun - started)
@@ -157,30 +161,25 @@ def step_times(path: Path, options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def make_objective(path: Path, **fields: object) -> InBatchObjective:
+def make_objective(path: Path, **fields: object) -> Objective:
     """Return an objective over made-up tables of users and items."""
-    columns = [{"name": f"number_{place}", "kind": "numeric"} for place in range(N_NUMERIC)] + [
-        {"name": f"category_{place}", "kind": "categorical", "vocabulary_size": VOCABULARY}
-        for place in range(N_CATEGORICAL)
+    columns = [{"name": f"number_{index}", "kind": "numeric"} for index in range(N_NUMERIC)] + [
+        {"name": f"category_{index}", "kind": "categorical", "vocabulary_size": VOCABULARY}
+        for index in range(N_CATEGORICAL)
     ]
     torch.manual_seed(0)
     model = FTMambaTwoTowerModel(FTMambaConfig.from_columns(columns, columns, **fields))
-    slots = tuple(range(N_NUMERIC - N_POPULARITY, N_NUMERIC))
     data = EncodedData(
-        extractor=None,  # type: ignore[arg-type] - the tables are encoded already
+        extractor=SimpleNamespace(columns=lambda _: (), numeric_slots=lambda *_: []),
         users=records(),
         items=records(),
         interactions=path,
-        popularity_slots=slots,
-        popularity_names=tuple(columns[slot]["name"] for slot in slots),
-        popularity_days=(1, 7, 30),
         popularity_history=None,
         item_counts=np.ones(N_RECORDS, np.int64),
         as_of=None,
         n_users=N_RECORDS,
     )
-    embedder = PairEmbedder(model, model, data, torch.device("cpu"))
-    return InBatchObjective(embedder, 0, None, None)
+    return Objective(model, data, TrainingRecipe(), seed=0)
 
 
 def records() -> dict[str, torch.Tensor]:

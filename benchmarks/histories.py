@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from benchmarks.speed.results import environment
 from benchmarks.streaming import WIDTH
 from ftmamba.flags import load_recipe
-from ftmamba.losses.sequences import fused_linear_cross_entropy
 from ftmamba.recipe import load_preset
+from ftmamba.training.fused_cross_entropy import fused_linear_cross_entropy
 from ftmamba.training.run import make_accelerator, read_tables, split_tables, train
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
 
@@ -104,9 +105,10 @@ def long_histories(threads: int) -> dict[str, float]:
     item_ids = torch.arange(N_ITEMS)[:, None]
     history_BT = torch.randint(N_ITEMS, (LONG_BATCH, LONG))
     started = time.perf_counter()
-    output = model(item_category_ids=item_ids, user_history_places=history_BT, all_positions=True)
-    positions_MD = output.user_embeds[:, 1:-1].reshape(-1, WIDTH)
-    loss = fused_linear_cross_entropy(positions_MD, history_BT[:, 1:].flatten(), output.item_embeds)
+    items_ID = model.get_item_embeddings(item_category_ids=item_ids)
+    history_BTD = F.embedding(history_BT, items_ID)
+    positions_MD = model.get_user_positions(user_history=history_BTD)[:, 1:-1].reshape(-1, WIDTH)
+    loss = fused_linear_cross_entropy(positions_MD, history_BT[:, 1:].flatten(), items_ID)
     loss.backward()
     trained = time.perf_counter()
     model.eval()

@@ -23,10 +23,10 @@ import numpy as np
 from transformers.utils import logging
 
 from benchmarks.speed.results import environment
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
-from modeling_ftmamba.catalogue_file import Catalogue
+from modeling_ftmamba.catalogue import Catalogue
 
 TARGETS = {"ready": 3.0, "after imports": 0.5, "catalogue": 2.0}
 """Seconds."""
@@ -43,7 +43,7 @@ print(json.dumps({"seconds": seconds, "n_items": len(recommender.catalogue)}))
 READ = """
 import json, sys, time
 from pathlib import Path
-from modeling_ftmamba.catalogue_file import load_catalogue
+from modeling_ftmamba.catalogue import load_catalogue
 started = time.perf_counter()
 catalogue = load_catalogue(Path(sys.argv[1]))
 catalogue.embeddings[len(catalogue) // 2].sum(), catalogue.keys[len(catalogue) // 2]

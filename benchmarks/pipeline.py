@@ -23,10 +23,11 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.speed.results import environment
-from ftmamba.catalogue import embed_catalogue
+from ftmamba.explanations import explain
+from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
+from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
-from modeling_ftmamba.ranking import top_k
 
 TARGET = 0.20
 USER_COLUMNS = [
@@ -124,7 +125,9 @@ def compare(
         "bare_model": bare,
         "tower": tower,
         "encoding": lambda: recommend.preprocess(records),
-        "explanation": lambda: recommend.explain(records[0], "item 3"),
+        "explanation": lambda: explain(
+            model, recommend.feature_extractor, recommend.catalogue, records[0], "item 3"
+        ),
     }
     times = interleaved(calls, n_rounds)
     ratios = {

@@ -1,13 +1,49 @@
-"""Why an item is recommended to a user: what each column of both adds to the score."""
+"""Why an item is recommended to a user: what each column of both adds to the score.
 
-from collections.abc import Mapping
+The baseline is the score when every column of both is missing, as the extractor encodes it. Each
+column gets its Shapley value (Shapley 1953): what the score rises by as the column comes, on
+average over all orders in which the columns of both towers can come. Baseline and shares add up to
+the score.
+
+Ours rather than captum's or shap's, because the score is bilinear: each tower is played alone, how
+the two orders interleave is summed in closed form, and all 2**(n + m) coalitions cost
+2**n + 2**m embeddings.
+
+Shapes: N coalitions, C columns of a tower, S slots of a tensor or indices in an order, T = C + 1
+numbers of columns that have come, E embedding, P orders, G groups of orders.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ftmamba.checks import check_item_records
+from modeling_ftmamba.catalogue import Catalogue
+from modeling_ftmamba.configuration_ftmamba import columns_of_tensor, history_of
+from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
+
 TOWERS = ("user", "item")
+MOST_EXACT = 10
+"""Columns of a tower up to which all coalitions are embedded; beyond, orders are drawn."""
+
+N_GROUPS = 8
+ORDERS_A_GROUP = 8
+"""Half of them drawn, half their reverses."""
+
+_COALITIONS_AT_ONCE = 1024
 _COLOURS = {"user": "#2f6fab", "item": "#c46a1b"}
 _MOST_LETTERS = 40
+
+Inputs = Mapping[str, Tensor]
+"""Encoded records as the extractor names them, such as `user_numeric`."""
+
+Embed = Callable[[Tensor], Tensor]
+"""Embeds coalitions, bool (N, C), True where the column has come; returns (N, E)."""
 
 
 @dataclass(frozen=True)
@@ -110,3 +146,252 @@ def _label(column: str, value: str) -> str:
     # A dollar sign would start a formula.
     text = text.replace("$", r"\$")
     return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"
+
+
+def explain(
+    model: Any,
+    extractor: Any,
+    catalogue: Catalogue,
+    record: Mapping[str, Any],
+    item_key: str,
+    events: Sequence[Event] | None = None,
+) -> Explanation:
+    """Explain the score of one item for one user.
+
+    Args:
+        model: both towers, in evaluation mode.
+        extractor: of the same checkpoint.
+        catalogue: of the same checkpoint.
+        record: raw columns of the user.
+        item_key: of the item.
+        events: the user's history, in place of the record's; it counts as one column.
+
+    Raises:
+        ValueError: there is no such item, a value has the wrong type, or the catalogue does not
+            hold its items' records.
+    """
+    row = catalogue.row(item_key)
+    users, items = extractor.columns("user"), extractor.columns("item")
+    if items and not catalogue.records:
+        raise ValueError(
+            f"the catalogue holds embeddings only, so the score of item {item_key!r} cannot be "
+            "taken apart: its records were too wide to be kept; use narrower columns"
+        )
+    check_item_records(catalogue, items, slice(row, row + 1))
+    item = {
+        name: torch.from_numpy(record_IS[row : row + 1].copy())
+        for name, record_IS in catalogue.records.items()
+    }
+    item = {name: x if x.is_floating_point() else x.long() for name, x in item.items()}
+    device = model.temperature.device
+    items_IE = torch.from_numpy(catalogue.embeddings).to(device)
+    reader = HistoryReader(model, extractor, catalogue, items_IE)
+    histories = reader.events([record]) if events is None else [events]
+    user = extractor(users=[dict(record)])
+    with torch.inference_mode():
+        history, seen = reader.of_events(histories), reader.seen(histories)
+        embed_user = _coalitions(users, user, extractor(users=[{}]), history)
+        embed_item = _coalitions(items, item, extractor(items=[{}]), {})
+        found = shares(
+            play(
+                lambda come_NC: embed_user(model.get_user_embeddings, come_NC, device), len(users)
+            ),
+            play(
+                lambda come_NC: embed_item(model.get_item_embeddings, come_NC, device), len(items)
+            ),
+            temperature=float(model.temperature),
+        )
+    user_C, score, column = found.user.clone(), found.score, history_of(users)
+    user_values = extractor.describe("user", user)
+    if column is not None:
+        n_events = int(history["user_history_lengths"][0])
+        user_values[column.name] = f"{n_events} event{'' if n_events == 1 else 's'}"
+        if seen is not None and bool((seen[1] == row).any()):
+            # The bias of a repeat comes with the history, in whatever order the columns come.
+            bias = float(model.repeat_bias.detach() / model.temperature.detach())
+            user_C[users.index(column)] += bias
+            score += bias
+    return Explanation(
+        item_key=item_key,
+        title=catalogue.titles[row],
+        score=score,
+        baseline_score=found.baseline_score,
+        user=dict(zip((one.name for one in users), user_C.tolist(), strict=True)),
+        item=dict(zip((one.name for one in items), found.item.tolist(), strict=True)),
+        user_values=user_values,
+        item_values=extractor.describe("item", item),
+        standard_error=found.standard_error,
+    )
+
+
+def _coalitions(
+    columns: Sequence[Any], record: Inputs, missing: Inputs, history: Inputs
+) -> Callable[[Callable[..., Tensor], Tensor, torch.device], Tensor]:
+    """Return what embeds a record with only some of its columns, the others missing."""
+    slots = {
+        name: [
+            index
+            for index, column in enumerate(columns)
+            if column in columns_of_tensor(columns, name.split("_", 1)[1])
+            for _ in range(column.width)
+        ]
+        for name in record
+    }
+    column = history_of(columns)
+
+    def embed_coalitions(
+        embed: Callable[..., Tensor], has_come_NC: Tensor, device: torch.device
+    ) -> Tensor:
+        parts = []
+        for start in range(0, len(has_come_NC), _COALITIONS_AT_ONCE):
+            has_come = has_come_NC[start : start + _COALITIONS_AT_ONCE]
+            inputs = {
+                name: torch.where(has_come[:, slots[name]], values, missing[name])
+                for name, values in record.items()
+            }
+            for name, values in history.items():
+                inputs[name] = values.expand(len(has_come), *values.shape[1:])
+            if history:
+                # A history comes whole, or there are no events at all.
+                n_events = inputs["user_history_lengths"].cpu()
+                inputs["user_history_lengths"] = n_events * has_come[:, columns.index(column)]
+            parts.append(embed(**{name: values.to(device) for name, values in inputs.items()}))
+        return torch.cat(parts)
+
+    return embed_coalitions
+
+
+@dataclass(frozen=True)
+class Game:
+    """What a tower's embedding does as its columns come.
+
+    Attributes:
+        steps: (G, C, S, E), the change when a column comes at a place, times how often it does.
+        levels: (G, T, E), the mean embedding when so many columns have come.
+    """
+
+    steps: Tensor
+    levels: Tensor
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shapley values.
+
+    Attributes:
+        user: float64, one a user column.
+        item: float64, one an item column.
+        score: with every column.
+        baseline_score: with none; the shares add up to the difference of the two.
+        standard_error: of the worst share; 0 where all coalitions were embedded.
+    """
+
+    user: Tensor
+    item: Tensor
+    score: float
+    baseline_score: float
+    standard_error: float
+
+
+def play(embed: Embed, n_columns: int, seed: int = 0) -> Game:
+    """Let the columns of a tower come in all orders, or in a sample of them.
+
+    Args:
+        embed: see `Embed`.
+        n_columns: C.
+        seed: of the sample.
+    """
+    if n_columns <= MOST_EXACT:
+        return _all_coalitions(embed, n_columns)
+    return _drawn_orders(embed, n_columns, torch.Generator().manual_seed(seed))
+
+
+def shares(user: Game, item: Game, temperature: float) -> Shares:
+    """Return what each column adds to the inner product over the temperature."""
+    n_groups = max(len(user.levels), len(item.levels))
+    errors = [
+        _shares_by_group(own, other, n_groups).std(0) / n_groups**0.5
+        for own, other in ((user, item), (item, user))
+        if n_groups > 1
+    ]
+    user, item = _mean(user), _mean(item)
+    (user_C,), (item_C,) = _shares_by_group(user, item, 1), _shares_by_group(item, user, 1)
+    products_T = [user.levels[0, end] @ item.levels[0, end] for end in (0, -1)]
+    return Shares(
+        user=user_C / temperature,
+        item=item_C / temperature,
+        score=float(products_T[-1]) / temperature,
+        baseline_score=float(products_T[0]) / temperature,
+        standard_error=float(torch.cat(errors).max()) / temperature if errors else 0.0,
+    )
+
+
+def _shares_by_group(own: Game, other: Game, n_groups: int) -> Tensor:
+    """Return (G, C): the steps against the other tower as it stands on average by then."""
+    n_own, n_other = own.steps.shape[1], other.levels.shape[1] - 1
+    weights_ST = _preceding(n_own, n_other)
+    steps = own.steps.expand(n_groups, -1, -1, -1)
+    levels = other.levels.expand(n_groups, -1, -1)
+    return torch.einsum("gcse,st,gte->gc", steps, weights_ST, levels)
+
+
+def _preceding(n_own: int, n_other: int) -> Tensor:
+    """Return the probability (S, T) that T others precede the tower's column at place S."""
+    orders = comb(n_own + n_other, n_other)
+    return torch.tensor(
+        [
+            [
+                comb(place + others, others)
+                * comb(n_own - 1 - place + n_other - others, n_other - others)
+                / orders
+                for others in range(n_other + 1)
+            ]
+            for place in range(n_own)
+        ],
+        dtype=torch.float64,
+    ).reshape(n_own, n_other + 1)
+
+
+def _mean(game: Game) -> Game:
+    return Game(game.steps.mean(0, keepdim=True), game.levels.mean(0, keepdim=True))
+
+
+def _all_coalitions(embed: Embed, n_columns: int) -> Game:
+    code_N = torch.arange(2**n_columns)
+    has_come_NC = (code_N[:, None] >> torch.arange(n_columns)) % 2 == 1
+    embeds_NE = embed(has_come_NC).double().cpu()
+    size_N = has_come_NC.sum(1)
+    levels_TE = embeds_NE.new_zeros(n_columns + 1, embeds_NE.shape[1])
+    levels_TE.index_add_(0, size_N, embeds_NE)
+    steps = embeds_NE.new_zeros(n_columns, n_columns, embeds_NE.shape[1])
+    for column in range(n_columns):
+        without = code_N[~has_come_NC[:, column]]
+        gains = embeds_NE[without + 2**column] - embeds_NE[without]
+        steps[column].index_add_(0, size_N[without], gains)
+    counts_T = [comb(n_columns, n_come) for n_come in range(n_columns + 1)]
+    counts_S = [n_columns * comb(n_columns - 1, place) for place in range(n_columns)]
+    return Game(
+        steps=(steps / steps.new_tensor(counts_S)[:, None])[None],
+        levels=(levels_TE / levels_TE.new_tensor(counts_T)[:, None])[None],
+    )
+
+
+def _drawn_orders(embed: Embed, n_columns: int, generator: torch.Generator) -> Game:
+    drawn = [
+        torch.randperm(n_columns, generator=generator)
+        for _ in range(N_GROUPS * ORDERS_A_GROUP // 2)
+    ]
+    order_PS = torch.stack([order for one in drawn for order in (one, one.flip(0))])
+    place_PC = order_PS.argsort(1)
+    has_come = place_PC[:, None, :] < torch.arange(n_columns + 1)[:, None]
+    embeds_NE = embed(has_come.flatten(0, 1)).double().cpu()
+    embeds_PTE = embeds_NE.reshape(len(order_PS), n_columns + 1, -1)
+    group_P = torch.arange(len(order_PS)) // ORDERS_A_GROUP
+    steps = embeds_NE.new_zeros(N_GROUPS, n_columns, n_columns, embeds_NE.shape[1])
+    steps.index_put_(
+        (group_P[:, None], order_PS, torch.arange(n_columns)),
+        embeds_PTE.diff(dim=1) / ORDERS_A_GROUP,
+        accumulate=True,
+    )
+    levels = embeds_PTE.reshape(N_GROUPS, ORDERS_A_GROUP, *embeds_PTE.shape[1:]).mean(1)
+    return Game(steps, levels)

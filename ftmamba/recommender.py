@@ -3,7 +3,6 @@
 Shapes: U users, I items, E embedding, K recommendations.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint, load_to_recommend
-from ftmamba.explanations import Explanation
-from ftmamba.known_users import KnownUsers, rows_of_keys
-from modeling_ftmamba.attribution import explain
-from modeling_ftmamba.catalogue_file import Catalogue
+from ftmamba.explanations import Explanation, explain
+from ftmamba.known_users import KnownUsers
+from modeling_ftmamba.catalogue import Catalogue, top_k
 from modeling_ftmamba.encoders import text_table
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
-from modeling_ftmamba.ranking import top_k
 
 Record = Mapping[str, Any]
 
-_SCORES_AT_A_TIME = 2**24
-_USERS_AT_A_TIME = 1024
+_SCORES_AT_ONCE = 2**24
+_USERS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,7 @@ class Recommender:
         items_IE = torch.from_numpy(checkpoint.catalogue.embeddings)
         self._items_IE = items_IE.to(self._model.device)
         self._lengths_I = torch.linalg.vector_norm(self._items_IE, dim=1).clamp(min=1e-12)
-        self._read_history = HistoryReader(
-            self._model, self._extractor, self._catalogue, self._items_IE
-        )
+        self._history = HistoryReader(self._model, self._extractor, self._catalogue, self._items_IE)
 
     @classmethod
     def from_pretrained(
@@ -110,27 +105,22 @@ class Recommender:
 
         Args:
             user_key: a user of the training tables. Give either this or `record`.
-            record: raw columns of anybody; absent columns are missing values.
+            record: raw columns of any user; absent columns are missing values.
             k: how many; fewer come back only where the items left out leave fewer.
-            exclude_seen: leave out what a known user has already taken; nothing is known to be
-                seen of a `record`.
+            exclude_seen: leave out the seen items of a known user; a `record` has none.
             exclude: keys of further items to leave out; keys of no item are ignored.
 
         Raises:
             ValueError: none or both of `user_key` and `record`, an unknown key, a value of the
                 wrong type in the record, or `k` out of range.
         """
-        self._check_k(k, len(self._catalogue))
-        _check_exactly_one(user_key=user_key, record=record)
-        hidden = self._catalogue.rows_of_known(exclude)
-        if user_key is not None:
-            users = self._known_users()
-            row = users.row(user_key)
-            scores_UI = self._scores_of_known(np.array([row]), exclude_seen=exclude_seen)
-        else:
-            scores_UI = self._scores_of_records([record or {}])
-        scores_UI[0, torch.from_numpy(hidden)] = -torch.inf
-        return self._answers(scores_UI, k)[0]
+        return self._ranked(
+            None if user_key is None else [user_key],
+            None if record is None else [record],
+            k,
+            exclude=exclude,
+            exclude_seen=exclude_seen,
+        )[0]
 
     @torch.inference_mode()
     def recommend_batch(
@@ -145,20 +135,7 @@ class Recommender:
 
         See `recommend` for the arguments. Memory stays bounded however many users are given.
         """
-        self._check_k(k, len(self._catalogue))
-        _check_exactly_one(user_keys=user_keys, records=records)
-        rows_U = None if user_keys is None else rows_of_keys(self._known_users(), user_keys)
-        n_users = len(rows_U) if rows_U is not None else len(records or ())
-        size = max(1, min(_USERS_AT_A_TIME, _SCORES_AT_A_TIME // len(self._catalogue)))
-        answers: list[list[Recommendation]] = []
-        for start in range(0, n_users, size):
-            block = slice(start, start + size)
-            if rows_U is None:
-                scores_UI = self._scores_of_records(list((records or ())[block]))
-            else:
-                scores_UI = self._scores_of_known(rows_U[block], exclude_seen=exclude_seen)
-            answers.extend(self._answers(scores_UI, k))
-        return answers
+        return self._ranked(user_keys, records, k, exclude_seen=exclude_seen)
 
     @torch.inference_mode()
     def similar_items(self, item_key: str, k: int = 10) -> list[Recommendation]:
@@ -166,17 +143,17 @@ class Recommender:
 
         The cosine, not the inner product, for the latter also grows with an item's popularity.
         """
-        self._check_k(k, len(self._catalogue) - 1)
+        _check_k(k, len(self._catalogue) - 1)
         row = self._catalogue.row(item_key)
         dots_I = self._items_IE @ self._items_IE[row]
         cosines_I = dots_I / (self._lengths_I * self._lengths_I[row])
         cosines_I[row] = -torch.inf
-        return self._answers(cosines_I[None], k)[0]
+        return self._best(cosines_I[None], k)[0]
 
     @torch.inference_mode()
     def user_embedding(self, record: Record) -> NDArray[np.float32]:
         """Return the embedding (E,) of a raw record."""
-        users_UE = self._embed_with([record], self._read_history([record]))
+        users_UE = self._embed([record], self._history.events([record]))
         embedding: NDArray[np.float32] = users_UE[0].cpu().numpy()
         return embedding
 
@@ -184,53 +161,70 @@ class Recommender:
     def score(self, record: Record, item_key: str) -> float:
         """Return the score of one item for a raw record."""
         row = self._catalogue.row(item_key)
-        events = self._read_history.events([record])
-        users_UE = self._embed_with([record], self._read_history.of_events(events))
-        taken = self._read_history.seen(events)
-        if taken is not None:
-            of_item = taken[0][taken[1] == row]
-            taken = of_item, torch.zeros_like(of_item)
-        return float(self._model.scores(users_UE, self._items_IE[row : row + 1], taken))
+        scores_UI = self._scores([record], self._history.events([record]))
+        return float(scores_UI[0, row])
 
     def explain(self, user: Record | str, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
 
-        The baseline is the score when every column of both is missing, and baseline and shares add
-        up to the score. The shares are Shapley values: what a column adds as it comes, on average
-        over all orders in which the columns can come.
+        See `ftmamba.explanations.explain`.
 
         Args:
-            user: raw columns of anybody, or the key of a known user.
+            user: raw columns of any user, or the key of a known user.
             item_key: of an item of the catalogue.
 
         Raises:
             ValueError: an unknown key, a value of the wrong type, or a checkpoint whose catalogue
                 holds embeddings only.
         """
+        events = None
         if isinstance(user, str):
             users = self._known_users()
             row = users.row(user)
-            user, events = users.record(row), self._events_of_known(np.array([row]))
-        else:
-            events = self._read_history.events([user])
-        found = explain(
-            self._model, self._extractor, self._catalogue, user, item_key,
-            self._read_history.of_events(events), self._read_history.seen(events),
-        )  # fmt: skip
-        return Explanation(**found)
+            user, events = users.record(row), users.events(row)
+        return explain(self._model, self._extractor, self._catalogue, user, item_key, events)
 
-    def _events_of_known(self, rows_U: NDArray[np.int64]) -> list[list[Event]]:
-        if self._read_history.column is None:
-            return [[] for _ in rows_U]
-        users = self._known_users()
-        return [users.events(row) for row in rows_U]
+    def _ranked(
+        self,
+        user_keys: Sequence[str] | None,
+        records: Sequence[Record] | None,
+        k: int,
+        *,
+        exclude_seen: bool,
+        exclude: Sequence[str] = (),
+    ) -> list[list[Recommendation]]:
+        _check_k(k, len(self._catalogue))
+        if (user_keys is None) == (records is None):
+            given = "none" if records is None else "both"
+            raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")
+        excluded = [row for row in self._catalogue.index.rows(exclude) if row is not None]
+        users = None if user_keys is None else self._known_users()
+        rows_U = np.array([users.row(key) for key in user_keys or ()] if users else [], np.int64)
+        n_users = len(rows_U) if users is not None else len(records or ())
+        size = max(1, min(_USERS_AT_ONCE, _SCORES_AT_ONCE // len(self._catalogue)))
+        ranked: list[list[Recommendation]] = []
+        for start in range(0, n_users, size):
+            if users is None:
+                block = list((records or ())[start : start + size])
+                scores_UI = self._scores(block, self._history.events(block))
+            else:
+                rows = rows_U[start : start + size]
+                has_history = self._history.column is not None
+                events = [users.events(row) if has_history else [] for row in rows]
+                scores_UI = self._scores(users.records.take(rows), events)
+                if exclude_seen:
+                    index, item_ids = users.seen.pairs(rows)
+                    scores_UI[torch.from_numpy(index), torch.from_numpy(item_ids)] = -torch.inf
+            scores_UI[:, excluded] = -torch.inf
+            ranked += self._best(scores_UI, k)
+        return ranked
 
-    def _embed_with(
-        self, users: Sequence[Record] | pa.Table, history: Mapping[str, Tensor]
+    def _embed(
+        self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]
     ) -> Tensor:
-        inputs = {**self._extractor(users=users, return_tensors="pt"), **history}
-        tensors = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
-        users_UE: Tensor = self._model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
+        inputs = {**self._extractor(users=users), **self._history.of_events(events)}
+        inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+        users_UE: Tensor = self._model.get_user_embeddings(**inputs).to(self._items_IE.dtype)
         if not users_UE.isfinite().all():
             row = int((~users_UE.isfinite().all(1)).nonzero()[0])
             raise ValueError(
@@ -239,32 +233,20 @@ class Recommender:
             )
         return users_UE
 
-    def _scores_of_records(self, records: Sequence[Record]) -> Tensor:
-        return self._scores(records, self._read_history.events(records))
-
     def _scores(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]
     ) -> Tensor:
-        users_UE = self._embed_with(users, self._read_history.of_events(events))
-        taken = self._read_history.seen(events)
-        scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, taken)
+        users_UE = self._embed(users, events)
+        scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, self._history.seen(events))
         return scores_UI
 
-    def _scores_of_known(self, rows_U: NDArray[np.int64], *, exclude_seen: bool) -> Tensor:
-        users = self._known_users()
-        scores_UI = self._scores(users.records.take(rows_U), self._events_of_known(rows_U))
-        if exclude_seen:
-            positions, item_ids = users.taken.pairs(rows_U)
-            scores_UI[torch.from_numpy(positions), torch.from_numpy(item_ids)] = -torch.inf
-        return scores_UI
-
-    def _answers(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:
+    def _best(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:
         scores_UK, ids_UK = (tensor.cpu() for tensor in top_k(scores_UI, k))
         ids = ids_UK.flatten().numpy()
         keys = text_table(self._catalogue.keys).take(ids)
         titles = text_table(self._catalogue.titles).take(ids)
         found = list(map(Recommendation, keys, scores_UK.flatten().tolist(), titles))
-        counts = (scores_UK != -math.inf).sum(1).tolist()
+        counts = (scores_UK != -torch.inf).sum(1).tolist()
         return [found[row * k : row * k + count] for row, count in enumerate(counts)]
 
     def _known_users(self) -> KnownUsers:
@@ -276,16 +258,9 @@ class Recommender:
             )
         return self._users
 
-    @staticmethod
-    def _check_k(k: int, most: int) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
-            raise ValueError(
-                f"k must be a whole number from 1 to {most}, what the catalogue can give; got {k!r}"
-            )
 
-
-def _check_exactly_one(**given: object) -> None:
-    n_given = sum(value is not None for value in given.values())
-    if n_given != 1:
-        names = " and ".join(given)
-        raise ValueError(f"give exactly one of {names}, got {'none' if n_given == 0 else 'both'}")
+def _check_k(k: int, most: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
+        raise ValueError(
+            f"k must be a whole number from 1 to {most}, what the catalogue can give; got {k!r}"
+        )

@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.comparison import Comparison, group_figures
 from ftmamba.data.interactions import Interactions
@@ -32,6 +31,7 @@ from ftmamba.evaluation import Split
 from ftmamba.known_users import known_users
 from ftmamba.recipe import ExamplesRecipe, Recipe
 from ftmamba.recommender import Recommender
+from ftmamba.table_embedding import embed_catalogue
 from ftmamba.training.run import Trained
 from modeling_ftmamba.configuration_ftmamba import Column
 

@@ -1,9 +1,9 @@
 """Embedding a whole table in blocks: at the model's speed, in memory that does not grow with it.
 
-Shapes: R rows of the table, B rows of a block, E embedding.
+Shapes: R rows of the table, B rows of a block, I items, E embedding.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.data.read_ahead import pinned, read_ahead, to_device
+from modeling_ftmamba.catalogue import Catalogue, weights_fingerprint
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 Rows = Callable[[int, int], Mapping[str, Tensor]]
 """Returns the encoded rows from the first number to the second as the model's arguments."""
 
 TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**18}
-"""On a CPU a block stays in the cache, and so small that its memory is used again; a GPU is to be
-filled. Other devices are taken for GPUs."""
+"""On a CPU a block stays in the cache, so small that its memory is used again; any other device
+is to be filled."""
 
 ROWS_AT_ONCE = 2**16
 """Rows gathered for several blocks, so that looking them up costs little."""
+
+MOST_BYTES_A_RECORD = 1024
+"""Encoded items wider than that, such as with the embedding of a text, are not kept."""
 
 
 @torch.inference_mode()
@@ -75,10 +79,47 @@ def embed_table(
     return embeds_RE
 
 
-def embed_items(model: FTMambaTwoTowerModel, items: Mapping[str, Tensor]) -> Tensor:
-    """Embed items encoded by the extractor, (I, ...) each; see `embed_table`."""
-    n_items = len(next(iter(items.values())))
-    return embed_table(model, "item", n_items, rows_of(items))
+def embed_catalogue(
+    model: FTMambaTwoTowerModel,
+    items: Mapping[str, Tensor] | Rows,
+    *,
+    keys: Sequence[str],
+    titles: Sequence[str],
+    as_of: int | None = None,
+) -> Catalogue:
+    """Embed every item in blocks, without dropout, on the model's device.
+
+    Args:
+        model: put back into training mode afterwards if it was in it.
+        items: encoded items as the extractor gives them (`item_numeric`, ...), row i = item i; or
+            a function that gives any stretch of them, so that they need not all be in memory.
+        keys: the items' keys.
+        titles: the items' titles; an empty sequence where the table has none.
+        as_of: when the popularity in `items` was counted.
+    """
+    rows = items if callable(items) else rows_of(items)
+    n_items = len(keys) if callable(items) else len(next(iter(items.values())))
+    embeds_IE = embed_table(model, "item", n_items, rows)
+    first = rows(0, min(n_items, 1))
+    n_bytes = sum(tensor.nbytes for tensor in first.values())
+    records: dict[str, NDArray[np.generic]] = {}
+    if n_bytes <= MOST_BYTES_A_RECORD:
+        for name, tensor in first.items():
+            # Ids take half: no vocabulary has 2**31 of them.
+            dtype = np.float32 if tensor.is_floating_point() else np.int32
+            records[name] = np.empty((n_items, *tensor.shape[1:]), dtype)
+        for start in range(0, n_items, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, n_items)
+            for name, tensor in rows(start, stop).items():
+                records[name][start:stop] = tensor.cpu().numpy()
+    return Catalogue(
+        keys=tuple(keys),
+        titles=tuple(titles) or ("",) * len(keys),
+        embeddings=embeds_IE.numpy(),
+        as_of=as_of,
+        fingerprint=weights_fingerprint(model),
+        records=records,
+    )
 
 
 def rows_of(tensors: Mapping[str, Tensor]) -> Rows:

@@ -24,8 +24,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ftmamba.checkpoint import Checkpoint
-from ftmamba.checkpoint_folder import CURVES_FILE
+from ftmamba.checkpoint import CURVES_FILE, Checkpoint
 from hub_cards.facts import ColumnFacts, Figure, ModelCardFacts, card_facts
 from hub_cards.handler import ANSWER_SCHEMA, REQUEST_SCHEMA
 from hub_cards.pictures import draw_learning_curves

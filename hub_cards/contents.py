@@ -15,15 +15,15 @@ from importlib.metadata import PackageNotFoundError, requires
 from importlib.resources import files as package_files
 from pathlib import Path
 
-from ftmamba.checkpoint_folder import (
+from ftmamba.checkpoint import (
     CARD_FILE,
-    CATALOGUE_FILE,
     CURVES_FILE,
-    LOCAL_FOLDER,
     PUBLISHED_FILES,
     REQUIREMENTS_FILE,
 )
+from ftmamba.checks import LOCAL_FOLDER
 from ftmamba.hub import hide_tokens
+from modeling_ftmamba.catalogue import CATALOGUE_NAME
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ TRAINING_FOLDER = "last-checkpoint"
 STALE_IF_LEFT = (
     "model*.safetensors",
     "model.safetensors.index.json",
-    CATALOGUE_FILE,
+    CATALOGUE_NAME,
     CURVES_FILE,
     f"{TRAINING_FOLDER}/*",
 )
@@ -132,7 +132,7 @@ def published_files(
         if path.is_file()
         and any(fnmatch(path.name, pattern) for pattern in PUBLISHED_FILES)
         and (path.suffix != ".py" or path.name in code)
-        and (with_catalogue or path.name != CATALOGUE_FILE)
+        and (with_catalogue or path.name != CATALOGUE_NAME)
     ]
     if with_training_state:
         paths += sorted(path for path in (folder / TRAINING_FOLDER).glob("*") if path.is_file())

@@ -52,14 +52,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One model under the card's protocol.
+    """One model under the card's protocol: metric name, such as "NDCG@10", to its figure.
 
-    Attributes:
-        name: of the model or baseline.
-        figures: metric name, such as "NDCG@10", to its figure.
-        difference: the card's model less this one, paired by user; None in the model's own row.
-        seconds: wall time of fitting and scoring.
-        note: such as tuned options.
+    `difference` is the card's model less this one, paired by user; None in the model's own row.
     """
 
     name: str
@@ -95,13 +90,9 @@ class UserGroups:
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """One column of a tower.
+    """One column of a tower (`Column.to_dict`), with what was counted in its table.
 
-    Attributes:
-        column: `Column.to_dict` of it.
-        missing: share of the table's rows without a value; None where that was not counted.
-        distinct: different values in the table.
-        middle: range of the middle 90 % of its numbers.
+    `missing` is the share of rows without a value, `middle` the middle 90 % of its numbers.
     """
 
     column: Mapping[str, Any]
@@ -112,17 +103,9 @@ class ColumnFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the model was trained on.
+    """What the model was trained on; `n_interactions` of all were read by training.
 
-    Attributes:
-        name: of the data set, for people.
-        n_users: rows of the table of users.
-        n_items: rows of the table of items.
-        n_interactions: rows that training saw.
-        parts: train, validation and test, to their numbers of interactions.
-        period: first and last day of the interactions; empty without times.
-        hub_id: of the data set on the Hub, if it is there.
-        licence: what the data's terms allow, one sentence.
+    `period` is the first and last day (empty without times), `licence` one sentence.
     """
 
     name: str
@@ -140,19 +123,8 @@ class ModelCardFacts:
     """All that a model card shows.
 
     Attributes:
-        name: of the model, for people.
-        repo: Hub id or folder that the examples load.
-        config: of the model.
-        n_parameters: of both towers.
-        data: what it was trained on.
+        repo: Hub id or folder that the examples load, at `revision`.
         options: of the model and of training, name to value.
-        best_epoch: epochs after which validation was best.
-        seeds: by purpose.
-        cost: of training.
-        user_key: column of the users' keys.
-        item_key: column of the items' keys.
-        user_columns: what the user tower reads.
-        item_columns: what the item tower reads.
         example_record: a raw user record.
         split: how training and test were divided, one sentence.
         protocol: candidates, masking, averaging, one sentence.
@@ -162,10 +134,8 @@ class ModelCardFacts:
         groups: the test users by columns that the recipe names.
         limits: what the model is not good for, one sentence each.
         code: file of the remote code to its SHA-256.
-        versions: package to version.
         curves: file name of the picture of the learning curves; empty without.
         with_catalogue: whether the repository holds the items; most examples need them.
-        revision: commit, tag or branch that the examples pin.
         licence: of the weights, as the Hub spells it.
         citation: BibTeX of whoever made this model; empty leaves only the paper's.
     """

@@ -9,12 +9,23 @@ from typing import Any
 
 from transformers import pipeline
 
-MOST_RECORDS = 1024
-MOST_ITEMS = 1000
+MOST_RECORDS, MOST_ITEMS = 1024, 1000
 _LONGEST_MESSAGE = 500
 
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_TEXT = {"type": "string"}
+_ITEM = {"item_key": _TEXT, "score": {"type": "number"}, "title": _TEXT}
+_ITEMS = {
+    "type": "array",
+    "items": {"type": "object", "required": list(_ITEM), "properties": _ITEM},
+}
+_ERROR = {
+    "type": {"enum": ["bad_request", "internal_error"]},
+    "message": _TEXT,
+    "field": {"description": "what is wrong, such as inputs[2].age", "type": ["string", "null"]},
+}
 REQUEST_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$schema": _DRAFT,
     "title": "Request",
     "type": "object",
     "required": ["inputs"],
@@ -41,29 +52,15 @@ REQUEST_SCHEMA: dict[str, Any] = {
                 "exclude": {
                     "description": "keys of items to leave out",
                     "type": "array",
-                    "items": {"type": "string"},
+                    "items": _TEXT,
                     "default": [],
                 },
             },
         },
     },
 }
-"""JSON schema of what the endpoint takes."""
-
-_ITEMS = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["item_key", "score", "title"],
-        "properties": {
-            "item_key": {"type": "string"},
-            "score": {"type": "number"},
-            "title": {"type": "string"},
-        },
-    },
-}
 ANSWER_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$schema": _DRAFT,
     "title": "Answer",
     "anyOf": [
         {**_ITEMS, "description": "for one record: its items, best first"},
@@ -73,23 +70,11 @@ ANSWER_SCHEMA: dict[str, Any] = {
             "type": "object",
             "required": ["error"],
             "properties": {
-                "error": {
-                    "type": "object",
-                    "required": ["type", "message", "field"],
-                    "properties": {
-                        "type": {"enum": ["bad_request", "internal_error"]},
-                        "message": {"type": "string"},
-                        "field": {
-                            "description": "what is wrong, such as inputs[2].age",
-                            "type": ["string", "null"],
-                        },
-                    },
-                }
+                "error": {"type": "object", "required": list(_ERROR), "properties": _ERROR}
             },
         },
     ],
 }
-"""JSON schema of what the endpoint gives."""
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +89,7 @@ class EndpointHandler:
     def __init__(self, path: str = "") -> None:
         make_pipeline: Any = pipeline
         self._recommend = make_pipeline("recommendation", model=path, trust_remote_code=True)
-        self._n_items = len(self._recommend.catalogue)
+        self._most_items = min(MOST_ITEMS, len(self._recommend.catalogue))
 
     def __call__(self, data: Any) -> Any:
         """Answer one request.
@@ -114,35 +99,31 @@ class EndpointHandler:
                 `REQUEST_SCHEMA`.
 
         Returns:
-            See `ANSWER_SCHEMA`. A request that cannot be answered gets an object `error`: what is
-            wrong, where, and nothing of the program's inside.
+            See `ANSWER_SCHEMA`. The error of a bad request names what is wrong and where; no answer
+            shows the program's internals.
         """
         try:
-            inputs, parameters = self._checked(data)
-            return self._recommend(inputs, **parameters)
+            self._check(data)
+            return self._recommend(data["inputs"], **(data.get("parameters") or {}))
         except _BadRequestError as error:
             return _error("bad_request", str(error), error.field)
-        except ValueError as error:
-            field = _field(error, data["inputs"])
+        except Exception as error:
+            field = _field(error, data["inputs"]) if isinstance(error, ValueError) else None
             if field is not None:
                 return _error("bad_request", str(error), field)
-            return self._internal(error)
-        except Exception as error:
-            return self._internal(error)
+            # The log is the owner's; the answer is public.
+            logger.error("a request failed", exc_info=error)
+            return _error("internal_error", "the request could not be answered", None)
 
-    def _checked(self, data: Any) -> tuple[Any, dict[str, Any]]:
+    def _check(self, data: Any) -> None:
         """Check what the pipeline does not: the request's form, and that it is not too large."""
         if not isinstance(data, dict) or "inputs" not in data:
             raise _BadRequestError('a request must be an object: {"inputs": {...}}', "inputs")
+        _check_names(data, REQUEST_SCHEMA["properties"], "a request has no field", "")
         inputs, parameters = data["inputs"], data.get("parameters") or {}
-        for name in data:
-            if name not in REQUEST_SCHEMA["properties"]:
-                raise _BadRequestError(
-                    f"a request has no field {name!r}; it has: inputs, parameters", str(name)
-                )
         if not isinstance(inputs, dict | list):
             raise _BadRequestError("inputs must be an object or a list of objects", "inputs")
-        if len(inputs) > MOST_RECORDS and isinstance(inputs, list):
+        if isinstance(inputs, list) and len(inputs) > MOST_RECORDS:
             raise _BadRequestError(
                 f"inputs may be {MOST_RECORDS} records at most, got {len(inputs)}; send several "
                 "requests",
@@ -150,18 +131,9 @@ class EndpointHandler:
             )
         if not isinstance(parameters, dict):
             raise _BadRequestError("parameters must be an object", "parameters")
-        return inputs, self._checked_parameters(parameters)
-
-    def _checked_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         known = REQUEST_SCHEMA["properties"]["parameters"]["properties"]
-        for name in parameters:
-            if name not in known:
-                raise _BadRequestError(
-                    f"there is no parameter {name!r}; there are: {', '.join(known)}",
-                    f"parameters.{name}",
-                )
-        top_k = parameters.get("top_k", 1)
-        most = min(MOST_ITEMS, self._n_items)
+        _check_names(parameters, known, "there is no parameter", "parameters.")
+        top_k, most = parameters.get("top_k", 1), self._most_items
         if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= most:
             raise _BadRequestError(
                 f"top_k must be a whole number from 1 to {most}, got {top_k!r:.80}",
@@ -169,12 +141,6 @@ class EndpointHandler:
             )
         if not isinstance(parameters.get("exclude", []), list):
             raise _BadRequestError("exclude must be a list of item keys", "parameters.exclude")
-        return parameters
-
-    def _internal(self, error: Exception) -> dict[str, Any]:
-        # The log is the owner's; the answer is anybody's.
-        logger.error("a request failed", exc_info=error)
-        return _error("internal_error", "the request could not be answered", None)
 
 
 class _BadRequestError(Exception):
@@ -183,15 +149,23 @@ class _BadRequestError(Exception):
         self.field = field
 
 
+def _check_names(given: dict[Any, Any], known: dict[str, Any], problem: str, prefix: str) -> None:
+    for name in given:
+        if name not in known:
+            raise _BadRequestError(
+                f"{problem} {name!r}; known: {', '.join(known)}", f"{prefix}{name}"
+            )
+
+
 def _field(error: ValueError, inputs: Any) -> str | None:
-    """Say where in the request the pipeline found a fault, None if it is not the request's."""
+    """Return what in the request the pipeline found wrong, None if it is not the request."""
     parameter, row, column = (getattr(error, name, None) for name in ("parameter", "row", "column"))
     if parameter is None:
         return None
     if parameter != "inputs":
         return f"parameters.{parameter}"
-    place = "inputs" if row is None or isinstance(inputs, dict) else f"inputs[{row}]"
-    return place if column is None else f"{place}.{column}"
+    record = "inputs" if row is None or isinstance(inputs, dict) else f"inputs[{row}]"
+    return record if column is None else f"{record}.{column}"
 
 
 def _error(kind: str, message: str, field: str | None) -> dict[str, Any]:

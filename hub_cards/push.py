@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.hf_api import ModelInfo
 
 from ftmamba.atomic import whole_folder_at
-from ftmamba.checkpoint_folder import CARD_FILE
+from ftmamba.checkpoint import CARD_FILE
 from ftmamba.hub import HubError, hide_tokens, hub_error, is_of_the_hub, keep_trying, known_tokens
 from hub_cards.card import pin_revision
 from hub_cards.contents import STALE_IF_LEFT, PublishedFile, published_files

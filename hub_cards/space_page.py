@@ -122,9 +122,14 @@ class Demo:
         return [Item(one["item_key"], one["title"], one["score"]) for one in answers]
 
     def explain(self, record: Mapping[str, Any], item_key: str) -> dict[str, Any]:
-        """Return what each column adds to an item's score; see the pipeline's `explain`."""
-        found: dict[str, Any] = self._pipeline.explain(dict(record), item_key)
-        return found
+        """Return what each column adds to an item's score; see `ftmamba.explanations.explain`."""
+        try:
+            from ftmamba.explanations import explain
+        except ImportError:
+            raise ValueError("what each column adds needs `pip install ftmamba`") from None
+        pipe = self._pipeline
+        parts = (pipe.model, pipe.feature_extractor, pipe.catalogue)
+        return explain(*parts, dict(record), item_key).to_dict()
 
     def item(self, item_key: str) -> Item:
         """Return an item by its key, without a score.

@@ -21,17 +21,16 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
-from ftmamba.catalogue import embed_catalogue
-from ftmamba.checkpoint import save_network
-from ftmamba.checkpoint_folder import CARD_FILE, CATALOGUE_FILE, RECIPE_FILE, RESULTS_FILE
+from ftmamba.checkpoint import CARD_FILE, RECIPE_FILE, RESULTS_FILE, save_network
 from ftmamba.data.tables import Tables
 from ftmamba.hub import Backoff, HubError, hide_tokens, known_tokens
 from ftmamba.recipe import Recipe
-from ftmamba.training.progress import Progress
-from ftmamba.training.saved import Saved
+from ftmamba.table_embedding import embed_catalogue
+from ftmamba.training.checkpoints import Progress, TrainingCheckpoint
 from hub_cards.contents import TRAINING_FOLDER, list_contents, personal_warning, published_files
 from hub_cards.merge import PROVISIONAL_TITLE, UNDER_WAY, section
 from hub_cards.push import MAIN, Destination, hub_errors, prepare, push_checkpoint
+from modeling_ftmamba.catalogue import CATALOGUE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +259,7 @@ class TrainingPush:
         # At once: a wrong token shows before the training, not after.
         self._pusher.put(Upload("the repository", "", make_repository, lambda: None, command=""))
 
-    def on_save(self, saved: Saved) -> None:
+    def on_save(self, saved: TrainingCheckpoint) -> None:
         """Queue a saved state, where the strategy pushes states."""
         recipe = self._recipe
         if recipe.hub_strategy == "end":
@@ -341,7 +340,7 @@ class TrainingPush:
         self._listed = True
 
 
-def write_state(folder: Path, saved: Saved, recipe: Recipe, tables: Tables) -> None:
+def write_state(folder: Path, saved: TrainingCheckpoint, recipe: Recipe, tables: Tables) -> None:
     """Write a state of a run as a checkpoint that can be loaded and recommends.
 
     Args:
@@ -361,7 +360,7 @@ def write_state(folder: Path, saved: Saved, recipe: Recipe, tables: Tables) -> N
             titles=tables.item_titles,
             as_of=saved.data.as_of,
         )
-        catalogue.save(folder / CATALOGUE_FILE)
+        catalogue.save(folder / CATALOGUE_NAME)
     (folder / CARD_FILE).write_text(unfinished_card(recipe, saved.progress), encoding="utf-8")
     (folder / RECIPE_FILE).write_text(
         yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"

@@ -1,16 +1,17 @@
-"""Raw values to arrays: one conversion of a value, tables of texts, vocabularies, column encoders.
+"""Raw values to arrays: one conversion of a value, packed texts, encoders of columns.
 
-A column's values are a list, a numpy array or, where pyarrow is installed, an Arrow array. What
-has to be converted in Python is first reduced to its distinct values.
+A column's values are a list, a numpy array or, where pyarrow is installed, an Arrow array.
 
-Shapes: R rows, V distinct values, F members of all rows' lists, M members kept of one set, W
-numbers of one vector, N texts, Z bytes.
+Shapes: R rows, V distinct values, F members of all rows' lists, M slots of one set, W numbers of a
+vector, N texts, Z bytes.
 """
 
 import math
+import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -18,7 +19,7 @@ from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import chain, pairwise, repeat
 from types import NoneType
-from typing import Any, ClassVar, Self, overload
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -31,15 +32,13 @@ from .configuration_ftmamba import (
     TIMESTAMP_DIMENSION,
     UNSEEN_ID,
     Column,
-)
+)  # fmt: skip
 
 try:
     import pyarrow as pa
 except ImportError:  # a checkpoint's user may not have it
     pa = None
 
-LONGEST_KEY = 4096
-"""Bytes."""
 N_BINS = 48
 N_QUANTILES = 1000
 TEXT_RULE = "must be a single text, number, true/false or date"
@@ -50,23 +49,14 @@ TIME_RULE = (
 )
 _SMALLEST_BIN = 1e-4
 _LARGEST_32_BIT_CHUNK = 2**31 - 1
-_DAY = 86_400
 _YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NUMBERS = (int, float, Decimal, np.number, np.bool_)
-_AROUND_MEMBERS = " \t\r\n"
 _PIECE = 4096
+_NUMBERS = (int, float, Decimal, np.number, np.bool_)
 
 
 class WrongValueError(ValueError):
-    """One value breaks its column's rule.
-
-    Attributes:
-        name: the column in words.
-        row: of the value, the first is 0.
-        value: the value.
-        rule: what it had to be.
-    """
+    """The value in one row (the first is 0) of a column, by name, breaks the column's rule."""
 
     def __init__(self, name: str, row: int, value: object, *, rule: str) -> None:
         shown = repr(value)
@@ -83,30 +73,25 @@ def is_missing(value: object) -> bool:
 
 
 def text_of(value: object) -> str | None:
-    """Return the one text of a raw value: of a key, a category or a member of a set.
+    """Return the one text of a key, a category or a member of a set; None where it is missing.
 
     The same for a file, a record, a data frame and a stream. Whole numbers have no point: 36, 36.0,
-    `np.int8(36)` and "36" are "36". Other numbers are written as Python writes a float, truth is
-    "true" or "false", bytes are read as UTF-8, dates are ISO 8601, times with an offset in UTC.
-    None, NaN, NaT, NA and the empty text are missing, which is None.
-
-    Raises:
-        TypeError, ValueError: the value has no such text.
+    `np.int8(36)` and "36" are "36"; other numbers are written as Python writes a float; truth is
+    "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC. None, NaN,
+    NaT, NA and the empty text are missing. Anything else raises TypeError or ValueError.
     """
     if isinstance(value, str):
         return str(value) or None
-    if isinstance(value, np.generic):
-        value = _python_value(value)
+    value = _python_value(value)
     if isinstance(value, bytes):
         return value.decode() or None
     if is_missing(value):
         return None
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return str(value).lower()
     if isinstance(value, int | float | Decimal):
-        if value in (math.inf, -math.inf):
-            return str(float(value))
-        return str(int(value)) if value == int(value) else repr(float(value))
+        is_whole = value not in (math.inf, -math.inf) and value == int(value)
+        return str(int(value)) if is_whole else repr(float(value))
     if isinstance(value, datetime) and value.tzinfo is not None:
         value = value.astimezone(UTC).replace(tzinfo=None)
     if isinstance(value, date | time):
@@ -115,15 +100,12 @@ def text_of(value: object) -> str | None:
 
 
 def seconds_of(value: object) -> float:
-    """Return the UTC seconds since 1970 of a raw time, NaN where it is missing.
+    """Return the UTC seconds since 1970 of a time, NaN where it is missing.
 
     The same for a file, a record, a data frame and a stream. A time without an offset is in UTC.
-
-    Raises:
-        TypeError, ValueError, OverflowError: the value breaks `TIME_RULE`.
+    What breaks `TIME_RULE` raises TypeError, ValueError or OverflowError.
     """
-    if isinstance(value, np.generic):
-        value = _python_value(value)
+    value = _python_value(value)
     if is_missing(value) or (isinstance(value, str) and not value):
         return math.nan
     if isinstance(value, str):
@@ -131,8 +113,8 @@ def seconds_of(value: object) -> float:
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
-        seconds = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
-        return seconds.total_seconds()
+        value = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
+        return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError(f"{type(value).__name__} is no time")
     if not _YEAR_1 <= value < _YEAR_10_000:
@@ -140,135 +122,102 @@ def seconds_of(value: object) -> float:
     return float(value)
 
 
-def _python_value(value: np.generic) -> object:
-    is_time = isinstance(value, np.datetime64)
-    return (value.astype("datetime64[us]") if is_time else value).item()
-
-
-def number_of(value: object) -> float:
-    """Return a raw number, NaN where it is missing.
-
-    Raises:
-        TypeError, ValueError, OverflowError: the value breaks `NUMBER_RULE`.
-    """
+def number_of(value: Any) -> float:
+    """Return a number, NaN where it is missing; TypeError or ValueError of what is none."""
     if is_missing(value):
         return math.nan
-    if not isinstance(value, _NUMBERS):
-        raise TypeError(f"{type(value).__name__} is no number")
-    number = float(value)
+    number = float(value) if isinstance(value, _NUMBERS) else math.inf
     if math.isinf(number):
-        raise ValueError("not finite")
+        raise TypeError(f"{type(value).__name__} is no finite number")
     return number
 
 
+def _python_value(value: object) -> object:
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]")
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def column_texts(values: Any, name: str) -> tuple[NDArray[np.int64], list[str | None]]:
-    """Return codes (R,) into texts, -1 for null, and the texts (V,), of which the last is None.
+    """Return codes (R,), -1 for null, into texts (V,), of which the last is None.
 
-    A text may occur twice, where two values are written alike; None and "" are missing.
-
-    Raises:
-        WrongValueError: a value has no text; see `text_of`.
+    A text may occur twice, where values are written alike; None is missing. See `text_of`.
     """
     return _converted(values, text_of, name, TEXT_RULE)
 
 
 def column_seconds(values: Any, name: str) -> NDArray[np.float64]:
-    """Return UTC seconds since 1970 (R,), NaN for missing.
-
-    Raises:
-        WrongValueError: a value is no time; see `seconds_of`.
-    """
-    seconds_R = _plain_seconds(values)
-    if seconds_R is None:
-        codes, seconds_V = _converted(values, seconds_of, name, TIME_RULE)
-        return np.array(seconds_V, dtype=np.float64)[codes]
-    with np.errstate(invalid="ignore"):
-        far_R = (seconds_R < _YEAR_1) | (seconds_R >= _YEAR_10_000)
-    if far_R.any():
-        row = int(np.argmax(far_R))
-        raise WrongValueError(name, row, float(seconds_R[row]), rule=TIME_RULE)
-    return seconds_R
+    """Return UTC seconds since 1970 (R,), NaN for missing; see `seconds_of`."""
+    if is_arrow(values) and (pa.types.is_timestamp(values.type) or pa.types.is_date(values.type)):
+        micro = pa.timestamp("us", getattr(values.type, "tz", None))
+        values = _one_array(values).cast(micro, safe=False).to_numpy(zero_copy_only=False)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        values = values.astype("datetime64[us]")
+        values = np.where(np.isnat(values), np.nan, values.astype(np.int64) / 1e6)
+    return _column_floats(values, seconds_of, name, TIME_RULE, (_YEAR_1, _YEAR_10_000))
 
 
 def column_numbers(values: Any, name: str) -> NDArray[np.float64]:
-    """Return numbers (R,) in 64 bits, NaN for missing.
+    """Return numbers (R,), NaN for missing; see `number_of`."""
+    return _column_floats(values, number_of, name, NUMBER_RULE, (-sys.float_info.max, math.inf))
 
-    Raises:
-        WrongValueError: a value is no number, or infinite; see `number_of`.
-    """
+
+def _column_floats(
+    values: Any, convert: Callable[[Any], float], name: str, rule: str, bounds: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Return numbers (R,) within bounds, without Python for each where the container has them."""
     if is_arrow(values):
-        array = _one_array(values)
-        numbers_R = _arrow_numbers(array)
-        if numbers_R is None:
-            raise WrongValueError(name, *_first_value(array), rule=NUMBER_RULE)
-    elif isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.ndim == 1:
-        numbers_R = values.astype(np.float64)
-    else:
-        rows = list(values)
-        if set(map(type, rows)) <= {float, NoneType}:
-            numbers_R = np.array(rows, dtype=np.float64)
-        else:
-            numbers_R = np.array(_each(rows, number_of, name, NUMBER_RULE), dtype=np.float64)
-    infinite_R = np.isinf(numbers_R)
-    if infinite_R.any():
-        row = int(np.argmax(infinite_R))
-        raise WrongValueError(name, row, float(numbers_R[row]), rule=NUMBER_RULE)
-    return numbers_R
-
-
-def _each(values: Sequence[Any], convert: Callable[[Any], Any], name: str, rule: str) -> list[Any]:
-    converted: list[Any] = []
-    try:
-        converted.extend(map(convert, values))
-    except (TypeError, ValueError, ArithmeticError):
-        row = len(converted)
-        raise WrongValueError(name, row, values[row], rule=rule) from None
-    return converted
+        values = _one_array(values)
+        numbers = _arrow_numbers(values)
+        values = values if numbers is None else numbers
+    elif isinstance(values, list) and set(map(type, values)) <= {float, NoneType}:
+        values = np.array(values, dtype=np.float64)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf":
+        floats_R = values.astype(np.float64)
+        wrong_R = (floats_R < bounds[0]) | (floats_R >= bounds[1])
+        if wrong_R.any():
+            row = int(np.argmax(wrong_R))
+            raise WrongValueError(name, row, float(floats_R[row]), rule=rule)
+        return floats_R
+    codes_R, floats_V = _converted(values, convert, name, rule)
+    return np.array(floats_V, dtype=np.float64)[codes_R]
 
 
 def _converted(
     values: Any, convert: Callable[[Any], Any], name: str, rule: str
 ) -> tuple[NDArray[np.int64], list[Any]]:
-    """Return codes (R,), -1 for null, into the converted distinct values, and these, None last."""
+    """Return codes (R,), -1 for null, into the converted distinct values, the last of null."""
     if is_arrow(values):
-        codes, distinct = _arrow_distinct(_one_array(values), name, rule)
-    elif isinstance(values, np.ndarray) and values.dtype.kind in "biufM" and values.ndim == 1:
-        is_time = values.dtype.kind == "M"
-        plain = values.astype("datetime64[us]") if is_time else values
-        unique, codes = np.unique(plain, return_inverse=True)
-        distinct = unique.tolist()
+        codes_R, distinct = _arrow_distinct(_one_array(values), name, rule)
     else:
+        if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+            values = values.astype("datetime64[us]")
         rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
         # To Python True and 1 are the same key.
-        mixed = not set(map(type, rows)) <= {str, NoneType}
+        mixed = len(set(map(type, rows)) - {NoneType}) > 1
         keys = list(zip(map(type, rows), rows, strict=True)) if mixed else rows
         try:
             codes_of = dict(zip(dict.fromkeys(keys), range(len(keys)), strict=False))
-            codes = np.fromiter(map(codes_of.__getitem__, keys), np.int64, len(keys))
+            codes_R = np.fromiter(map(codes_of.__getitem__, keys), np.int64, len(keys))
         except TypeError:  # a value without a hash, such as a list
             _each(rows, convert, name, rule)
             raise
         distinct = [key[1] for key in codes_of] if mixed else list(codes_of)
+    return codes_R, [*_each(distinct, convert, name, rule, codes_R), convert(None)]
+
+
+def _each(
+    values: Sequence[Any], convert: Callable[[Any], Any], name: str, rule: str, codes_R: Any = None
+) -> list[Any]:
+    """Convert values; codes say in which row of the column each of them is."""
+    converted: list[Any] = []
     try:
-        return codes, [*_each(distinct, convert, name, rule), convert(None)]
-    except WrongValueError as error:
-        row = int(np.argmax(codes == error.row))
-        raise WrongValueError(name, row, error.value, rule=rule) from None
-
-
-def _plain_seconds(values: Any) -> NDArray[np.float64] | None:
-    """Return the times of a container that needs no Python for each, None of any other."""
-    if is_arrow(values):
-        array = _one_array(values)
-        is_bool = pa.types.is_boolean(array.type)
-        return None if is_bool else _arrow_seconds(array)
-    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf":
-        return values.astype(np.float64)
-    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind == "M":
-        micro = values.astype("datetime64[us]")
-        return np.where(np.isnat(micro), np.nan, micro.astype(np.int64) / 1e6)
-    is_plain = isinstance(values, list) and set(map(type, values)) <= {float, NoneType}
-    return np.array(values, dtype=np.float64) if is_plain else None
+        converted.extend(map(convert, values))
+    except (TypeError, ValueError, ArithmeticError):
+        index = len(converted)
+        row = index if codes_R is None else int(np.argmax(codes_R == index))
+        raise WrongValueError(name, row, values[index], rule=rule) from None
+    return converted
 
 
 def is_arrow(values: object) -> bool:
@@ -299,57 +248,34 @@ def _arrow_distinct(array: Any, name: str, rule: str) -> tuple[NDArray[np.int64]
     if pa.types.is_nested(array.type):
         raise WrongValueError(name, *_first_value(array), rule=rule)
     encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    distinct = encoded.dictionary
+    distinct, codes = encoded.dictionary, encoded.indices
     if pa.types.is_timestamp(distinct.type):
         distinct = distinct.cast(pa.timestamp("us", distinct.type.tz), safe=False)
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return codes.astype(np.int64, copy=False), distinct.to_pylist()
+    codes = codes.fill_null(-1) if codes.null_count else codes
+    return codes.to_numpy(zero_copy_only=False).astype(np.int64), distinct.to_pylist()
 
 
 def _arrow_numbers(array: Any) -> NDArray[np.float64] | None:
     """Return numbers (R,), NaN for null, or None where the type is no number."""
-    if array.null_count == len(array):
-        return np.full(len(array), np.nan)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     if not any(test(array.type) for test in tests):
         return None
-    numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return np.asarray(numbers, dtype=np.float64)
-
-
-def _arrow_seconds(array: Any) -> NDArray[np.float64] | None:
-    """Return UTC seconds (R,), NaN for null, of numbers, timestamps, dates and plain ISO texts."""
-    kind = array.type
-    zone = kind.tz if pa.types.is_timestamp(kind) else None
-    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or _is_text(kind)):
-        return _arrow_numbers(array)
-    try:
-        times = array.cast(pa.timestamp("us", zone), safe=False)
-    except pa.ArrowInvalid:  # a text with an offset, among others
-        return None
-    seconds = times.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) / 1e6
-    seconds[times.is_null().to_numpy(zero_copy_only=False)] = np.nan
-    return np.asarray(seconds, dtype=np.float64)
-
-
-def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def _arrow_lists(array: Any) -> tuple[Any, NDArray[np.int64]] | None:
     """Return the members of all lists (F,) and the lengths (R,), -1 for null; None of no lists."""
-    kind = array.type
     tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(test(kind) for test in tests):
+    if not any(test(array.type) for test in tests):
         return None
     lengths = array.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
     return _one_array(array.flatten()), lengths.astype(np.int64)
 
 
 class TextTable(Sequence[str]):
-    """Texts that stay packed until they are read; equal to any sequence of the same texts.
+    """Texts that stay packed until they are read: safetensors hold them, and millions are light.
 
     Args:
         packed: the texts' UTF-8 bytes end to end (Z,).
@@ -372,14 +298,16 @@ class TextTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return tuple(self.take(np.arange(*index.indices(len(self)))))
-        return self.take(np.array([range(len(self))[index]]))[0]
+    def __getitem__(self, index: Any) -> Any:
+        rows = np.array(range(len(self))[index], dtype=np.int64)
+        return self.take(rows) if isinstance(index, slice) else self.take(rows[None])[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _PIECE):
+            bounds = self.offsets[first : first + _PIECE + 1]
+            blob = self.packed[bounds[0] : bounds[-1]].tobytes()
+            pairs = pairwise((bounds - bounds[0]).tolist())
+            yield from [blob[start:end].decode("utf-8", "surrogatepass") for start, end in pairs]
 
     def take(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the texts of some rows."""
@@ -387,174 +315,37 @@ class TextTable(Sequence[str]):
         blob = self.packed.data
         return [str(blob[start:end], "utf-8", "surrogatepass") for start, end in bounds]
 
-    def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _PIECE):
-            bounds = self.offsets[first : first + _PIECE + 1]
-            blob = self.packed[bounds[0] : bounds[-1]].tobytes()
-            pairs = pairwise((bounds - bounds[0]).tolist())
-            if blob.isascii():
-                text = blob.decode("ascii")
-                yield from [text[start:end] for start, end in pairs]
-            else:
-                yield from [blob[a:b].decode("utf-8", "surrogatepass") for a, b in pairs]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
-            return NotImplemented
-        other = text_table(other)
-        return np.array_equal(self.offsets, other.offsets) and np.array_equal(
-            self.packed, other.packed
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"TextTable({list(self[:3])!r:.80}, {len(self)} texts)"
-
 
 def text_table(texts: Sequence[str]) -> TextTable:
     """Return texts as a table; a table is returned as it is."""
     if isinstance(texts, TextTable):
         return texts
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in encoded])]).astype(np.int64)
     return TextTable(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
-
-
-class KeyIndex:
-    """Finds the rows of millions of keys by a hash of their bytes, without an object for each.
-
-    The hash is no secret, so a person may choose keys that share one; then a dict does it.
-
-    Attributes:
-        repeated: a key that occurs twice, None where there is none.
-
-    Raises:
-        ValueError: a key is longer than `LONGEST_KEY`.
-    """
-
-    def __init__(self, keys: TextTable) -> None:
-        self._keys = keys
-        lengths_N = np.diff(keys.offsets)
-        if len(keys) and lengths_N.max() > LONGEST_KEY:
-            row = int(lengths_N.argmax())
-            raise ValueError(
-                f"the key in row {row} has {lengths_N[row]} bytes, of {LONGEST_KEY} at most; give "
-                "shorter keys"
-            )
-        hash_N = _hashes(keys)
-        self._order_N = np.argsort(hash_N)
-        self._sorted_N = hash_N[self._order_N]
-        self._row_of: dict[str, int] | None = None
-        self.repeated: str | None = None
-        if (self._sorted_N[1:] == self._sorted_N[:-1]).any():
-            self._row_of = {key: row for row, key in enumerate(keys)}
-            self.repeated = next((k for row, k in enumerate(keys) if self._row_of[k] != row), None)
-
-    def rows(self, keys: Iterable[str]) -> list[int | None]:
-        """Return the row of each key, None where there is none."""
-        if self._row_of is not None:
-            return list(map(self._row_of.get, keys))
-        asked = list(keys)
-        if not len(self._keys):
-            return [None] * len(asked)
-        index = np.searchsorted(self._sorted_N, _hashes(text_table(asked)))
-        found = self._order_N[np.minimum(index, len(self._keys) - 1)]
-        pairs = zip(found.tolist(), self._keys.take(found), asked, strict=True)
-        return [row if own == key else None for row, own, key in pairs]
-
-
-def _hashes(keys: TextTable) -> NDArray[np.uint64]:
-    """Return a hash of each key's bytes (N,), read eight at a time."""
-    starts_N, lengths_N = keys.offsets[:-1], np.diff(keys.offsets)
-    padded = np.concatenate([keys.packed, np.zeros(8, np.uint8)])
-    # The eight bytes from each byte on, as one number.
-    words = np.ndarray(len(keys.packed) + 1, np.dtype("<u8"), padded.data, strides=(1,))
-    hash_N = lengths_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    longer = np.argsort(lengths_N, kind="stable")
-    for start in range(0, int(lengths_N.max(initial=0)), 8):
-        longer = longer[np.searchsorted(lengths_N[longer], start, side="right") :]
-        absent = np.maximum(start + 8 - lengths_N[longer], 0).astype(np.uint64) * np.uint64(8)
-        word = words[starts_N[longer] + start] << absent
-        mixed = (hash_N[longer] ^ word) * np.uint64(0xD6E8FEB86659FD93)
-        hash_N[longer] = mixed ^ (mixed >> np.uint64(32))
-    return hash_N
-
-
-class Vocabulary:
-    """The known texts of one column, the most frequent first, and the ids of any text.
-
-    Ids 0, 1 and 2 are padding, missing and unseen; then come the known texts; then, if asked for,
-    the hash buckets that rare and unseen texts share.
-    """
-
-    def __init__(self, texts: Sequence[str], hash_buckets: int) -> None:
-        self.texts, self.hash_buckets = texts, hash_buckets
-        self.first_bucket = N_SPECIAL_IDS + len(texts)
-        self.size = self.first_bucket + hash_buckets
-
-    @classmethod
-    def fit(cls, texts: list[str | None], counts: NDArray[np.int64], column: Column) -> Self:
-        """Choose the texts (V,) that occur often enough in training; ties in order of the text."""
-        count_of: dict[str, int] = {}
-        for text, count in zip(texts, counts.tolist(), strict=True):
-            if text and count:
-                count_of[text] = count_of.get(text, 0) + count
-        known = [text for text, count in count_of.items() if count >= column.min_count]
-        known.sort(key=lambda text: (-count_of[text], text))
-        return cls(known[: column.max_vocabulary or None], column.hash_buckets)
-
-    @cached_property
-    def _id_of(self) -> dict[str | None, int]:
-        ids: dict[str | None, int] = {None: MISSING_ID, "": MISSING_ID}
-        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self.first_bucket), strict=True))
-        return ids
-
-    def ids(self, texts: list[str | None]) -> NDArray[np.int64]:
-        """Return the ids (V,) of texts, of which None is a missing one."""
-        ids_V = np.fromiter(map(self._id_of.get, texts, repeat(UNSEEN_ID)), np.int64, len(texts))
-        if self.hash_buckets:
-            for index in np.flatnonzero(ids_V == UNSEEN_ID).tolist():
-                bucket = stable_hash(str(texts[index])) % self.hash_buckets
-                ids_V[index] = self.first_bucket + bucket
-        return ids_V
-
-    def words(self, one: int) -> str:
-        """Return an id in words."""
-        if one < N_SPECIAL_IDS:
-            return {MISSING_ID: "missing", UNSEEN_ID: "never seen in training"}.get(one, "none")
-        return self.texts[one - N_SPECIAL_IDS] if one < self.first_bucket else "rare"
-
-
-def stable_hash(text: str) -> int:
-    """Return 64 bits of a text, the same in every process and on every machine (BLAKE2b)."""
-    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 class ColumnEncoder(ABC):
     """A fitted column: R raw values in, an array of (R, `column.width`) out.
 
-    Attributes:
+    Args:
         column: with its fitted fields.
         name: of the column and its tower, for errors.
         arrays: what is saved.
 
     Raises:
-        ValueError: an array is absent, or does not fit the column.
+        ValueError: the arrays are not those of the column.
     """
 
-    types: ClassVar[Mapping[str, type[np.generic]]] = {}
+    parts: ClassVar[Mapping[str, type]] = {}
 
     def __init__(self, column: Column, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.column, self.name, self.arrays = column, name, arrays
         found = {part: array.dtype.type for part, array in arrays.items()}
-        if found != self.types or not self._fits():
-            shapes = {part: (str(x.dtype), x.shape) for part, x in arrays.items()}
+        if found != self.parts or not self._fits():
             raise ValueError(
-                f"{name}: its saved arrays {shapes!r:.200} are damaged or of another column; "
-                "download or save the checkpoint again"
+                f"{name}: its saved arrays are damaged or of another column; download or save the "
+                "checkpoint again"
             )
 
     @classmethod
@@ -572,7 +363,7 @@ class ColumnEncoder(ABC):
 
     @abstractmethod
     def _fits(self) -> bool:
-        """Read the arrays; tell whether they fit the column."""
+        """Tell whether the arrays fit the column, and read them."""
 
 
 class NumericEncoder(ColumnEncoder):
@@ -582,16 +373,16 @@ class NumericEncoder(ColumnEncoder):
     which the scaled value is interpolated; beyond them it stays at the end values (`quantile`).
     """
 
-    types: ClassVar = {"table": np.float64}
+    parts: ClassVar = {"table": np.float64}
 
     @classmethod
     def fit(cls, column: Column, name: str, values: Any) -> Self:
         numbers_R = column_numbers(values, name)
         known = numbers_R[~np.isnan(numbers_R)]
-        column = replace(column, edges=())
+        is_constant = len(known) == 0 or known.min() == known.max()
         if column.scaling == "none":
             table = np.array([0.0, 1.0])
-        elif len(known) == 0 or known.min() == known.max():
+        elif is_constant:
             table = np.array([known[0] if len(known) else 0.0, 0.0])
         elif column.scaling == "quantile":
             table = _normal_scores(known)
@@ -604,13 +395,13 @@ class NumericEncoder(ColumnEncoder):
                     f"{known.max():g}; give the column scaling 'quantile'"
                 )
             table = np.array([mean, 1 / spread])
-        encoder = cls(column, name, {"table": table})
-        if len(known) == 0 or known.min() == known.max():
+        encoder = cls(replace(column, edges=()), name, {"table": table})
+        if is_constant:
             what = f"is constant ({known[0]:g})" if len(known) else "has no value at all"
             then = "it is kept" if column.scaling == "none" else "every value becomes 0"
             warnings.warn(f"{name} {what} in the training rows; {then}", stacklevel=2)
             return encoder
-        edges = quantile_edges(encoder._scaled(known).astype(np.float32))
+        edges = _quantile_edges(encoder._scaled(known).astype(np.float32))
         return cls(replace(column, edges=edges), name, encoder.arrays)
 
     def _fits(self) -> bool:
@@ -647,12 +438,12 @@ class NumericEncoder(ColumnEncoder):
         return np.interp(numbers_R, self.table[0], self.table[1])
 
 
-def _unscaled(scaled: float, mean_and_slope: NDArray[np.float64]) -> float:
-    mean, slope = mean_and_slope.tolist()
+def _unscaled(scaled: float, line: NDArray[np.float64]) -> float:
+    mean, slope = line.tolist()
     return scaled / slope + mean if slope else mean
 
 
-def quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
+def _quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
     """Return up to `N_BINS` + 1 rising bin edges, at the quantiles of the training values."""
     candidates = np.unique(np.quantile(scaled.astype(np.float64), np.linspace(0, 1, N_BINS + 1)))
     smallest = _SMALLEST_BIN * (candidates[-1] - candidates[0])
@@ -678,12 +469,13 @@ def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:
 class CategoryEncoder(ColumnEncoder):
     """One id a row of a `categorical` column, or the ids of a set's members.
 
-    A set's ids ascend, each once, then comes padding; the order of the members means nothing. A
-    set with more members than slots keeps the most frequent ones; the unseen id comes last. A
+    Ids 0, 1 and 2 are padding, missing and unseen; then come the known texts, the most frequent
+    first; then, if asked for, the hash buckets that rare and unseen texts share. A set's ids
+    ascend, each once, with the unseen id last, then comes padding; what has no slot is left out. A
     missing set is `[MISSING_ID]`, an empty one padding alone.
     """
 
-    types: ClassVar = {"bytes": np.uint8, "offsets": np.int64}
+    parts: ClassVar = {"bytes": np.uint8, "offsets": np.int64}
 
     @classmethod
     def fit(cls, column: Column, name: str, values: Any) -> Self:
@@ -691,12 +483,17 @@ class CategoryEncoder(ColumnEncoder):
         counts_V = np.bincount(codes_R % len(lengths_V), minlength=len(lengths_V))
         counts_F = np.repeat(counts_V, np.maximum(lengths_V, 0))
         counts = np.bincount(codes_F % len(texts), counts_F, len(texts)).astype(np.int64)
-        vocabulary = Vocabulary.fit(texts, counts, column)
-        if column.kind == "categories":
-            longest = max(1, int(lengths_V.max(initial=1)))
-            column = replace(column, max_length=column.max_length or longest)
-        column = replace(column, vocabulary_size=vocabulary.size)
-        table = text_table(vocabulary.texts)
+        count_of: Counter[str] = Counter()
+        for text, count in zip(texts, counts.tolist(), strict=True):
+            if text and count:
+                count_of[text] += count
+        known = [text for text, count in count_of.items() if count >= column.min_count]
+        known.sort(key=lambda text: (-count_of[text], text))
+        table = text_table(known[: column.max_vocabulary or None])
+        size = N_SPECIAL_IDS + len(table) + column.hash_buckets
+        column = replace(column, vocabulary_size=size)
+        if column.kind == "categories" and not column.max_length:
+            column = replace(column, max_length=max(1, int(lengths_V.max(initial=1))))
         encoder = cls(column, name, {"bytes": table.packed, "offsets": table.offsets})
         ids_RM = encoder._ids(*members)
         if (ids_RM == ids_RM[0]).all():
@@ -705,9 +502,15 @@ class CategoryEncoder(ColumnEncoder):
         return encoder
 
     def _fits(self) -> bool:
-        texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
-        self.vocabulary = Vocabulary(texts, self.column.hash_buckets)
-        return self.vocabulary.size == self.column.vocabulary_size
+        self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
+        self._first_bucket = N_SPECIAL_IDS + len(self.texts)
+        return self._first_bucket + self.column.hash_buckets == self.column.vocabulary_size
+
+    @cached_property
+    def _id_of(self) -> dict[str | None, int]:
+        ids: dict[str | None, int] = {None: MISSING_ID}
+        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self._first_bucket), strict=True))
+        return ids
 
     def encode(self, values: Any) -> NDArray[np.int64]:
         return self._ids(*_members(values, self.column, self.name))
@@ -719,13 +522,18 @@ class CategoryEncoder(ColumnEncoder):
         codes_F: NDArray[np.int64],
         texts: list[str | None],
     ) -> NDArray[np.int64]:
-        ids_F = self.vocabulary.ids(texts)[codes_F]
+        ids = np.fromiter(map(self._id_of.get, texts, repeat(UNSEEN_ID)), np.int64, len(texts))
+        if self.column.hash_buckets:
+            for index in np.flatnonzero(ids == UNSEEN_ID).tolist():
+                bucket = stable_hash(str(texts[index])) % self.column.hash_buckets
+                ids[index] = self._first_bucket + bucket
         if self.column.kind == "categorical":
-            return ids_F[codes_R, None]
-        last = self.vocabulary.size
+            return ids[codes_R, None]
+        last, ids_F = self.column.vocabulary_size, ids[codes_F]
         ids_F[ids_F == UNSEEN_ID] = last
         keys_F = np.repeat(np.arange(len(lengths_V)) * (last + 1), np.maximum(lengths_V, 0)) + ids_F
-        keys_F = np.unique(keys_F[ids_F != MISSING_ID])  # a member without a text is none
+        keys_F = np.sort(keys_F[ids_F != MISSING_ID])  # a member without a text is none
+        keys_F = keys_F[np.diff(keys_F, prepend=-1) != 0]
         rows_F, ids_F = np.divmod(keys_F, last + 1)
         ids_F[ids_F == last] = UNSEEN_ID
         first_V = np.searchsorted(rows_F, np.arange(len(lengths_V)))
@@ -737,8 +545,19 @@ class CategoryEncoder(ColumnEncoder):
         return ids_VM[codes_R]
 
     def words(self, slots: NDArray[np.generic]) -> str:
-        ids = [int(one) for one in slots if one != PADDING_ID]
-        return ", ".join(map(self.vocabulary.words, ids)) or "none"
+        special = {MISSING_ID: "missing", UNSEEN_ID: "never seen in training"}
+        found = []
+        for one in map(int, slots[slots != PADDING_ID]):
+            known = one < self._first_bucket
+            text = self.texts[one - N_SPECIAL_IDS] if known and one >= N_SPECIAL_IDS else "rare"
+            found.append(special.get(one, text))
+        return ", ".join(found) or "none"
+
+
+def stable_hash(text: str) -> int:
+    """Return 64 bits of a text, the same in every process and on every machine (BLAKE2b)."""
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _members(
@@ -760,19 +579,11 @@ def _members(
         members, lengths_V = lists
         codes_R = np.arange(len(lengths_V))
     else:
-        if array is not None:
-            codes_R, rows = _arrow_distinct(array, name, rule)
-            rows = [*rows, None]
+        split = partial(_set_of, separator=column.separator)
+        if array is not None or (column.separator and set(map(type, values)) <= {str, NoneType}):
+            codes_R, sets = _converted(values, split, name, rule)
         else:
-            rows = list(values)
-            codes_R = np.arange(len(rows))
-            if column.separator and set(map(type, rows)) <= {str, NoneType}:
-                codes_R, rows = column_texts(rows, name)
-        try:
-            sets = _each(rows, partial(_set_of, separator=column.separator), name, rule)
-        except WrongValueError as error:
-            row = int(np.argmax(codes_R == error.row))
-            raise WrongValueError(name, row, error.value, rule=rule) from None
+            codes_R, sets = np.arange(len(values)), _each(list(values), split, name, rule)
         lengths_V = np.array([-1 if one is None else len(one) for one in sets], dtype=np.int64)
         members = list(chain.from_iterable(one or () for one in sets))
     try:
@@ -784,27 +595,23 @@ def _members(
 
 
 def _set_of(value: Any, separator: str) -> Any:
-    """Return the members of one raw set, None of a missing one.
-
-    Raises:
-        TypeError: the value is no set.
-    """
-    if isinstance(value, list):
-        return value
+    """Return the members of one set, None of a missing one; TypeError of what is no set."""
     if is_missing(value) or (isinstance(value, str) and not value):
         return None
     if isinstance(value, str) and separator:
-        members = [member.strip(_AROUND_MEMBERS) for member in value.split(separator)]
-        return [member for member in members if member]
-    if isinstance(value, tuple | set | frozenset) or np.ndim(value) == 1:
+        return [part for part in (one.strip(" \t\r\n") for one in value.split(separator)) if part]
+    if isinstance(value, list | tuple | set | frozenset) or np.ndim(value) == 1:
         return list(value)
     raise TypeError(f"{type(value).__name__} is no set")
 
 
 class TimestampEncoder(ColumnEncoder):
-    """Seven numbers a row: the standardised time, then sine and cosine of its calendar phases."""
+    """Seven numbers a row: the standardised time, then sine and cosine of three calendar phases.
 
-    types: ClassVar = {"mean_and_slope": np.float64}
+    The phases are how much of its UTC day, week (from Monday) and year has passed.
+    """
+
+    parts: ClassVar = {"mean_and_slope": np.float64}
 
     @classmethod
     def fit(cls, column: Column, name: str, values: Any) -> Self:
@@ -825,12 +632,22 @@ class TimestampEncoder(ColumnEncoder):
         return is_line and self.column.dimension == TIMESTAMP_DIMENSION
 
     def encode(self, values: Any) -> NDArray[np.float32]:
-        """Return features (R, 7)."""
         seconds_R = column_seconds(values, self.name)
         missing_R = np.isnan(seconds_R)
+        days_R = np.where(missing_R, 0.0, seconds_R) / 86_400
+        whole_R = np.floor(days_R).astype(np.int64)
+        years_R = whole_R.view("datetime64[D]").astype("datetime64[Y]")
+        start_R = years_R.astype("datetime64[D]").astype(np.int64)
+        end_R = (years_R + 1).astype("datetime64[D]").astype(np.int64)
+        thursday = 3  # 1970 began on one
+        phases = (
+            days_R - whole_R,
+            np.mod(days_R + thursday, 7) / 7,
+            (days_R - start_R) / (end_R - start_R),
+        )
         features = np.empty((len(seconds_R), TIMESTAMP_DIMENSION), dtype=np.float32)
         features[:, 0] = (seconds_R - self.line[0]) * self.line[1]
-        for index, phase_R in enumerate(_calendar_phases(np.where(missing_R, 0.0, seconds_R))):
+        for index, phase_R in enumerate(phases):
             features[:, 1 + 2 * index] = np.sin(2 * np.pi * phase_R)
             features[:, 2 + 2 * index] = np.cos(2 * np.pi * phase_R)
         features[missing_R] = np.nan
@@ -839,20 +656,8 @@ class TimestampEncoder(ColumnEncoder):
     def words(self, slots: NDArray[np.generic]) -> str:
         if np.isnan(slots[0]):
             return "missing"
-        time = _EPOCH + timedelta(seconds=_unscaled(float(slots[0]), self.line))
-        return time.strftime("%Y-%m-%d")
-
-
-def _calendar_phases(seconds_R: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Return how much of its UTC day, week (from Monday) and year has passed, each in [0, 1)."""
-    days_R = seconds_R / _DAY
-    whole_R = np.floor(days_R).astype(np.int64)
-    years_R = whole_R.view("datetime64[D]").astype("datetime64[Y]")
-    start_R = years_R.astype("datetime64[D]").astype(np.int64)
-    end_R = (years_R + 1).astype("datetime64[D]").astype(np.int64)
-    thursday = 3  # 1970 began on one
-    year_R = (days_R - start_R) / (end_R - start_R)
-    return days_R - whole_R, np.mod(days_R + thursday, 7) / 7, year_R
+        when = _EPOCH + timedelta(seconds=_unscaled(float(slots[0]), self.line))
+        return when.strftime("%Y-%m-%d")
 
 
 class VectorEncoder(ColumnEncoder):
@@ -861,9 +666,8 @@ class VectorEncoder(ColumnEncoder):
     @classmethod
     def fit(cls, column: Column, name: str, values: Any) -> Self:
         lengths_R = _vectors(values, name)[1]
-        dimension = column.dimension or int(lengths_R[np.argmax(lengths_R >= 0)])
+        dimension = column.dimension or max(1, int(lengths_R[np.argmax(lengths_R >= 0)]))
         if not (lengths_R >= 0).any():
-            dimension = max(1, column.dimension)
             warnings.warn(f"{name} has no vector in the training rows; it is kept", stacklevel=2)
         encoder = cls(replace(column, dimension=dimension), name, {})
         encoder.encode(values)
@@ -880,8 +684,7 @@ class VectorEncoder(ColumnEncoder):
         if not wrong_R.any():
             with np.errstate(over="ignore"):
                 vectors_RW[lengths_R >= 0] = flat.reshape(-1, width)
-            finite_RW = np.isfinite(vectors_RW)
-            wrong_R = ~np.isnan(vectors_RW).all(axis=1) & ~finite_RW.all(axis=1)
+            wrong_R = ~np.isnan(vectors_RW).all(axis=1) & ~np.isfinite(vectors_RW).all(axis=1)
         if wrong_R.any():
             row = int(np.argmax(wrong_R))
             value = values[row].as_py() if is_arrow(values) else values[row]
@@ -898,13 +701,13 @@ def _vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     rule = "must be a list of numbers"
     if is_arrow(values):
         array = _one_array(values)
-        if array.null_count == len(array):
-            return np.empty(0), np.full(len(array), -1)
         lists = _arrow_lists(array)
         numbers = None if lists is None else _arrow_numbers(lists[0])
-        if lists is None or numbers is None:
+        if lists is not None and numbers is not None:
+            return numbers, lists[1]
+        if array.null_count < len(array):
             raise WrongValueError(name, *_first_value(array), rule=rule)
-        return numbers, lists[1]
+        return np.empty(0), np.full(len(array), -1)
     if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf":
         return values.reshape(-1), np.full(len(values), values.shape[1])
     vectors = _each(list(values), _vector_of, name, rule)
@@ -914,12 +717,10 @@ def _vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def _vector_of(value: Any) -> NDArray[Any] | None:
-    if is_missing(value):
-        return None
     vector = np.asarray(value)
-    if vector.ndim != 1 or vector.dtype.kind not in "biuf":
+    if not is_missing(value) and (vector.ndim != 1 or vector.dtype.kind not in "biuf"):
         raise TypeError("no vector")
-    return vector
+    return None if is_missing(value) else vector
 
 
 ENCODERS: Mapping[str, type[ColumnEncoder]] = {

@@ -1,10 +1,7 @@
 """From raw records to the model's tensors, the same for one record and for a whole table.
 
-Histories of records are read here too: an event of any source is one `Event`, many are an
-`EventTable`, and `EventTable.padded` is what makes `user_history` and its features of them.
-
-Shapes: B records, W slots of one column, U users, R events, T events of the longest history, F
-event features, I items, E embedding.
+Shapes: B records, U users, R events, T events of the longest history, F event features, I items, E
+embedding.
 """
 
 import json
@@ -31,13 +28,14 @@ from .configuration_ftmamba import (
     EVENT_KEYS,
     HISTORY,
     LARGEST_CONTEXT,
+    TOWERS,
     Column,
     check_columns,
     column_from_dict,
     columns_of_tensor,
     history_of,
     near,
-)
+)  # fmt: skip
 from .encoders import (
     ENCODERS,
     CategoryEncoder,
@@ -48,7 +46,7 @@ from .encoders import (
     number_of,
     seconds_of,
     text_of,
-)
+)  # fmt: skip
 from .user_state import log_gaps
 
 try:
@@ -57,30 +55,18 @@ except ImportError:  # a checkpoint's user may not have it
     pa = None
 
 VOCABULARY_NAME = "vocabularies.safetensors"
-CATALOGUE_NAME = "catalogue.safetensors"
 FORMAT_VERSION = 1
-TOWERS = ("user", "item")
 DTYPES = {
-    "numeric": np.float32,
-    "category_ids": np.int64,
-    "set_ids": np.int64,
-    "dense": np.float32,
-}
+    "numeric": np.float32, "category_ids": np.int64, "set_ids": np.int64, "dense": np.float32,
+}  # fmt: skip
 """The tensors of a tower, named `user_numeric` and so on."""
 
 _HUB_KEYS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
-_JSON_TYPES = {
-    "format_version": int, "fingerprint": str, "user_columns": list, "item_columns": list,
-    "user_key": str, "item_key": str,
-}  # fmt: skip
-_IGNORED = ("auto_map", "feature_extractor_type", "format_version", "fingerprint")
+_ARGUMENTS = {"user_columns": list, "item_columns": list, "user_key": str, "item_key": str}
+_JSON_TYPES = {**_ARGUMENTS, "format_version": int, "fingerprint": str}
 _AGAIN = "download or save the checkpoint again"
-_FORMS = "a record (dict), a list of records, a dict of columns, or a table (pyarrow, datasets)"
-_EVENT_RULE = (
-    "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
-)
 
 
 class FTMambaFeatureExtractor(FeatureExtractionMixin):
@@ -92,12 +78,12 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     Args:
         user_columns: dictionaries of `Column`, in the order of the tokens.
         item_columns: the same of the items.
-        user_key: name of the column that identifies a user; kept for who reads the checkpoint.
+        user_key: name of the column that identifies a user.
         item_key: the same of the items.
 
     Attributes:
-        catalogue_path: the catalogue's file of the same repository and revision, for an extractor
-            that was loaded for a pipeline, and None if there is none.
+        catalogue_path: of an extractor that was loaded for a pipeline, the catalogue's file of the
+            same revision.
 
     Raises:
         ValueError: an unknown argument, a bad column, or two columns of one name.
@@ -128,12 +114,10 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         self.catalogue_path: str | None = kwargs.pop("catalogue_path", None)
         self.user_key, self.item_key = user_key, item_key
         for key in kwargs:
-            if key not in _IGNORED:
-                known = ["user_columns", "item_columns", "user_key", "item_key"]
-                raise ValueError(
-                    f"FTMambaFeatureExtractor has no argument {key!r}{near(key, known)}; "
-                    f"it has: {', '.join(known)}"
-                )
+            raise ValueError(
+                f"FTMambaFeatureExtractor has no argument {key!r}{near(key, _ARGUMENTS)}; "
+                f"it has: {', '.join(_ARGUMENTS)}"
+            )
         self._columns: dict[str, tuple[Column, ...]] = {}
         for tower, given in zip(TOWERS, (user_columns, item_columns), strict=True):
             self._columns[tower] = tuple(map(column_from_dict, given))
@@ -142,7 +126,18 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         self._encoders: dict[str, dict[str, ColumnEncoder]] = {}
         super().__init__()
         if arrays is not None:
-            self._load(arrays)
+            parts: dict[str, dict[str, NDArray[Any]]] = {}
+            for key, array in arrays.items():
+                owner, _, part = key.rpartition("/")
+                parts.setdefault(owner, {})[part] = array
+            for tower, columns in self._columns.items():
+                self._encoders[tower] = {
+                    column.name: ENCODERS[column.kind](
+                        column, name_of(column, tower), parts.get(f"{tower}/{column.name}", {})
+                    )
+                    for column in columns
+                    if column.kind != HISTORY
+                }
 
     def __repr__(self) -> str:
         towers = []
@@ -189,31 +184,22 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: a column is absent or empty, or a value has the wrong type.
         """
-        encoders: dict[str, dict[str, ColumnEncoder]] = {}
+        encoders: dict[str, dict[str, ColumnEncoder]] = {tower: {} for tower in TOWERS}
         for tower, source in zip(TOWERS, (users, items), strict=True):
-            columns = [c for c in self._declared[tower] if c.kind != HISTORY]
+            columns = [column for column in self._declared[tower] if column.kind != HISTORY]
             values, _, keys = _raw_columns(source, columns, tower) if columns else ({}, 0, ())
-            encoders[tower] = {}
             for column in columns:
-                name = name_of(column, tower)
-                if column.name not in values:
-                    remedy = (
-                        "give the popularity of the training rows"
-                        if column.popularity_days
-                        else f"these have: {', '.join(keys)}"
-                    )
-                    raise ValueError(
-                        f"{name} is not in the training rows{near(column.name, keys)}; {remedy}"
-                    )
-                if len(values[column.name]) == 0:
-                    raise ValueError(f"{name} has no training rows; give at least one")
-                encoder = ENCODERS[column.kind].fit(column, name, values[column.name])
-                encoders[tower][column.name] = encoder
+                name, own = name_of(column, tower), values.get(column.name)
+                if own is None or len(own) == 0:
+                    hint = near(column.name, keys) or f"; these have: {', '.join(keys)}"
+                    hint = "; give the raw popularity" if column.popularity_days else hint
+                    raise ValueError(f"{name} has no value in the training rows{hint}")
+                encoders[tower][column.name] = ENCODERS[column.kind].fit(column, name, own)
         self._encoders = encoders
         self._columns = {
             tower: tuple(
-                encoders[tower][c.name].column if c.kind != HISTORY else c
-                for c in self._declared[tower]
+                column if column.kind == HISTORY else encoders[tower][column.name].column
+                for column in self._declared[tower]
             )
             for tower in TOWERS
         }
@@ -231,7 +217,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
 
         Returns:
-            The tensors of `configuration_ftmamba.py`, named `user_numeric`, ..., `item_dense`.
+            The tensors that `Column` describes, named `user_numeric`, ..., `item_dense`.
 
         Raises:
             ValueError: the extractor is not fitted, or a value has the wrong type.
@@ -246,18 +232,16 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             given = [source] if is_one else source
             values, n_rows, _ = _raw_columns(given, self._columns[tower], tower)
             if n_rows < 0:
-                lengths = ", ".join(f"{name!r} has {len(one)}" for name, one in values.items())
-                raise ValueError(
-                    f"the {tower} columns must have one length, got: {lengths}; to give one "
-                    "record, put it in a list"
-                )
+                lengths = ", ".join(f"{name!r} has {len(own)}" for name, own in values.items())
+                raise ValueError(f"the {tower} columns must have one length, got: {lengths}")
             encoders = self._fitted(tower)
             for tensor, columns in self._tensors(tower):
-                encoded = [
-                    encoders[column.name].encode(values.get(column.name, [None] * n_rows))
-                    for column in columns
-                ]
-                arrays[f"{tower}_{tensor}"] = np.concatenate(encoded, 1, dtype=DTYPES[tensor])
+                array = np.empty((n_rows, sum(c.width for c in columns)), DTYPES[tensor])
+                ends = np.cumsum([column.width for column in columns])
+                for column, end in zip(columns, ends, strict=True):
+                    own = values.get(column.name, [None] * n_rows)
+                    array[:, end - column.width : end] = encoders[column.name].encode(own)
+                arrays[f"{tower}_{tensor}"] = array
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return BatchFeature(arrays)
@@ -272,8 +256,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         found = {}
         for tensor, columns in self._tensors(tower):
             slots = np.asarray(inputs[f"{tower}_{tensor}"])[0]
-            bounds = np.cumsum([column.width for column in columns])[:-1]
-            for column, own in zip(columns, np.split(slots, bounds), strict=True):
+            ends = np.cumsum([column.width for column in columns])
+            for column, own in zip(columns, np.split(slots, ends[:-1]), strict=True):
                 found[column.name] = self._fitted(tower)[column.name].words(own)
         return {name: found[name] for name in self._fitted(tower)}
 
@@ -286,17 +270,14 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     def numeric_slots(self, tower: str, names: Iterable[str]) -> list[int]:
         """Return the slots of numeric columns in the tower's tensor `numeric`."""
         slots = [column.name for column in columns_of_tensor(self.columns(tower), "numeric")]
-        return [_index_of(name, slots, f"the {tower}s have no numeric column") for name in names]
+        return [_index_of(name, slots, f"numeric column of the {tower}s") for name in names]
 
     def known_values(self, tower: str, name: str) -> list[str]:
         """Return the texts that a `categorical` or `categories` column knows, by frequency."""
         self.columns(tower)
-        known = {
-            column: encoder.vocabulary.texts
-            for column, encoder in self._fitted(tower).items()
-            if isinstance(encoder, CategoryEncoder)
-        }
-        _index_of(name, list(known), f"the {tower}s have no column of categories")
+        encoders = self._fitted(tower)
+        known = {k: e.texts for k, e in encoders.items() if isinstance(e, CategoryEncoder)}
+        _index_of(name, list(known), f"column of categories of the {tower}s")
         return list(known[name])
 
     def to_dict(self) -> dict[str, Any]:
@@ -321,8 +302,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         fingerprint in the JSON file shows if a crash fell between the two.
         """
         path = Path(json_file_path)
-        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
-        replace_file(path.with_name(VOCABULARY_NAME), save(arrays, metadata={"format": "np"}))
+        replace_file(path.with_name(VOCABULARY_NAME), save(self._arrays(), {"format": "np"}))
         replace_file(path, json.dumps(self.to_dict(), indent=2).encode() + b"\n")
 
     @classmethod
@@ -331,7 +311,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read both files of a folder or a Hub id: what `from_pretrained` builds from.
 
-        Keys that are not ours are left out.
+        Keys of other programs in the JSON file are left out.
 
         Raises:
             OSError: the repository or one of its files is not there.
@@ -346,11 +326,11 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         path = _find(source, name, hub)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-                raise ValueError(f"its format_version must be {FORMAT_VERSION}")
             for key, kind in _JSON_TYPES.items():
-                if not isinstance(values.get(key), kind):
+                if not isinstance(values, dict) or not isinstance(values.get(key), kind):
                     raise ValueError(f"{key} must be a {kind.__name__}")
+            if values["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"its format_version must be {FORMAT_VERSION}")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} is damaged ({error!s:.200}); {_AGAIN}") from None
         # The other files of the same commit, also if the branch moves on meanwhile.
@@ -359,9 +339,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         try:
             arrays = load_file(vocabularies)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{str(vocabularies)!r} is no safetensors file ({error!s:.200}); {_AGAIN}"
-            ) from None
+            problem = f"is no safetensors file ({error!s:.200})"
+            raise ValueError(f"{str(vocabularies)!r} {problem}; {_AGAIN}") from None
         columns = [values["user_columns"], values["item_columns"]]
         if fingerprint_of(arrays, columns) != values["fingerprint"]:
             raise ValueError(
@@ -370,8 +349,10 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             )
         # A pipeline does not know revision and token, the extractor does.
         options = {"_raise_exceptions_for_missing_entries": False, **hub}
-        catalogue = cached_file(source, CATALOGUE_NAME, **options) if for_pipeline else None
-        own = {key: values[key] for key in _JSON_TYPES}
+        catalogue = (
+            cached_file(source, "catalogue.safetensors", **options) if for_pipeline else None
+        )
+        own = {key: values[key] for key in _ARGUMENTS}
         return {**own, "arrays": arrays, "catalogue_path": catalogue}, kwargs
 
     def _tensors(self, tower: str) -> list[tuple[str, list[Column]]]:
@@ -389,24 +370,11 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {
-            f"{tower}/{name}/{part}": array
+            f"{tower}/{name}/{part}": np.ascontiguousarray(array)
             for tower in TOWERS
             for name, encoder in self._fitted(tower).items()
             for part, array in encoder.arrays.items()
         }
-
-    def _load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        parts: dict[str, dict[str, NDArray[Any]]] = {}
-        for name, array in arrays.items():
-            parts.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = array
-        for tower, columns in self._columns.items():
-            self._encoders[tower] = {
-                column.name: ENCODERS[column.kind](
-                    column, name_of(column, tower), parts.get(f"{tower}/{column.name}", {})
-                )
-                for column in columns
-                if column.kind != HISTORY
-            }
 
 
 def name_of(column: Column, tower: str) -> str:
@@ -433,9 +401,8 @@ def replace_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
@@ -445,49 +412,50 @@ def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
     return Path(path)
 
 
-def _index_of(name: str, known: list[str], problem: str) -> int:
+def _index_of(name: str, known: list[str], what: str) -> int:
     if name not in known:
-        raise ValueError(
-            f"{problem} {name!r}{near(name, known)}; they have: {', '.join(known) or 'none'}"
-        )
+        raise ValueError(f"no {what} is {name!r}{near(name, known)}; there are: {', '.join(known)}")
     return known.index(name)
 
 
 def _raw_columns(
     source: Any, columns: Sequence[Column], tower: str
-) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+) -> tuple[dict[str, Any], int, list[str]]:
     """Return the known columns that are given, the rows of all (-1 if they differ), and all names.
 
-    Raises:
-        ValueError: the source has no known form or no known column.
+    A source is a list of records, a dict of columns, or what offers Arrow data: tables of pyarrow,
+    pandas and polars (the Arrow PyCapsule interface), and a `datasets.Dataset`.
     """
     names = [column.name for column in columns if column.kind != HISTORY]
     if isinstance(source, list | tuple):
         for row, record in enumerate(source):
             if not isinstance(record, Mapping):
-                raise ValueError(
-                    f"{tower}s, row {row} (the first is 0): a record must be a dict of column name "
-                    f"to value, got {record!r:.80}"
-                )
+                rule = "a record must be a dict of column name to value"
+                raise WrongValueError(f"{tower}s", row, record, rule=rule)
         given, n_rows = set().union(*source), len(source)
         values = {name: [one.get(name) for one in source] for name in names if name in given}
     elif isinstance(source, Mapping):
         given, values = set(source), {name: source[name] for name in names if name in source}
-        for name, one in values.items():
-            if not _is_column(one):
+        for name, own in values.items():
+            if not _is_column(own):
                 raise ValueError(
-                    f"{tower} column {name!r} must be a list or an array, got {one!r:.80}; to give "
-                    "one record, put it in a list"
+                    f"{tower} column {name!r} must be a list or array, got {own!r:.80}"
                 )
         lengths = set(map(len, values.values()))
         n_rows = lengths.pop() if len(lengths) == 1 else -1
     else:
-        table = _arrow_table(source, names)
-        if table is None:
-            raise ValueError(f"{tower}s must be {_FORMS}; got {type(source).__name__}")
+        if hasattr(source, "with_format") and hasattr(source, "select_columns"):
+            known = [name for name in names if name in source.column_names]
+            source = (source.select_columns(known) if known else source).with_format("arrow")[:]
+        if pa is None or is_arrow(source) or not hasattr(source, "__arrow_c_stream__"):
+            raise ValueError(
+                f"{tower}s must be a record (dict), a list of records, a dict of columns, or a "
+                f"table (pyarrow, datasets); got {type(source).__name__}"
+            )
+        table = source if isinstance(source, pa.Table) else pa.table(source)
         given, n_rows = set(table.column_names), table.num_rows
         values = {name: table.column(name) for name in names if name in given}
-    keys = tuple(sorted(map(str, given)))
+    keys = sorted(map(str, given))
     if names and keys and not given & {column.name for column in columns}:
         guess = next(filter(None, (near(key, names) for key in keys)), "")
         raise ValueError(
@@ -495,23 +463,6 @@ def _raw_columns(
             f"known are: {', '.join(names)}"
         )
     return values, n_rows, keys
-
-
-def _arrow_table(source: Any, names: Sequence[str]) -> Any:
-    """Return a `pyarrow.Table` of anything that offers Arrow data, None of anything else.
-
-    Such are tables of pyarrow, pandas and polars (the Arrow PyCapsule interface), and a
-    `datasets.Dataset`, of which only known columns are read.
-    """
-    if pa is None or isinstance(source, pa.Table):
-        return source if pa is not None else None
-    if hasattr(source, "with_format") and hasattr(source, "select_columns"):
-        known = [name for name in names if name in source.column_names]
-        source = source.select_columns(known) if known else source
-        return source.with_format("arrow")[:]
-    if hasattr(source, "__arrow_c_stream__") and not is_arrow(source):
-        return pa.table(source)
-    return None
 
 
 def _is_column(value: object) -> bool:
@@ -528,16 +479,14 @@ def _is_record(source: Mapping[str, Any], columns: Sequence[Column]) -> bool:
     single = [source[c.name] for c in given if c.kind not in ("categories", "vector")]
     if single or not given:
         return not given or not all(map(_is_column, single))
-    return not all(_is_column_of_lists(source[column.name]) for column in given)
+    return not all(_holds_lists(source[column.name]) for column in given)
 
 
-def _is_column_of_lists(value: Any) -> bool:
-    if is_arrow(value):
-        return True
+def _holds_lists(value: Any) -> bool:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.ndim == 2
-    return _is_column(value) and any(
-        isinstance(member, set | frozenset) or _is_column(member) for member in value
+    return is_arrow(value) or (
+        _is_column(value) and any(isinstance(one, set) or _is_column(one) for one in value)
     )
 
 
@@ -595,21 +544,6 @@ class EventTable:
     times: NDArray[Any] | None = None
     weights: NDArray[Any] | None = None
     context: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    @classmethod
-    def of_events(
-        cls, histories: Sequence[Sequence[Event]], context: Sequence[str]
-    ) -> "EventTable":
-        """Put the events of users end to end."""
-        events = [event for history in histories for event in history]
-        starts = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
-        columns = {name: [e.context.get(name, math.nan) for e in events] for name in context}
-        return cls(
-            starts.astype(np.int64),
-            np.array([event.time for event in events], dtype=np.float64),
-            np.array([event.weight for event in events], dtype=np.float64),
-            {name: np.array(values, dtype=np.float64) for name, values in columns.items()},
-        )
 
     @cached_property
     def gaps(self) -> NDArray[np.float32] | None:
@@ -679,19 +613,8 @@ class HistoryReader:
         self._model, self._extractor = model, extractor
         self._catalogue, self._items_IE = catalogue, items
 
-    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return `user_history` and what belongs to it; nothing where the model has no history.
-
-        Args:
-            records: raw records; a record without a history, or with None, has no events.
-
-        Raises:
-            WrongValueError: what a record has is no list of events.
-        """
-        return self.of_events(self.events(records))
-
     def events(self, records: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
-        """Return the events of raw records, in order; see `__call__`."""
+        """Return the events of raw records, in order; WrongValueError where they are none."""
         if self.column is None:
             return [[] for _ in records]
         return [_events(record, self.column, row) for row, record in enumerate(records)]
@@ -711,19 +634,32 @@ class HistoryReader:
         pairs_P2 = torch.tensor(pairs, dtype=torch.int64, device=self._items_IE.device).view(-1, 2)
         return pairs_P2[:, 0], pairs_P2[:, 1]
 
-    def of_events(self, histories: Sequence[Sequence[Event]]) -> dict[str, Tensor]:
-        """Return the tensors of events in order; the newest of them, as the column says."""
+    def of_events(
+        self, histories: Sequence[Sequence[Event]], max_length: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return `user_history` and what belongs to it; nothing where the model has no history.
+
+        Args:
+            histories: the events of each user, in order.
+            max_length: the newest events of a user to read; by default the column's, 0 for all.
+        """
         if self.column is None:
             return {}
-        table = EventTable.of_events(histories, self.column.context)
-        lengths_B = np.diff(table.starts)
-        if self.column.max_length:
-            lengths_B = np.minimum(lengths_B, self.column.max_length)
+        events = [event for history in histories for event in history]
+        context = {
+            name: np.array([event.context.get(name, math.nan) for event in events], np.float64)
+            for name in self.column.context
+        }
+        starts = np.cumsum([0, *map(len, histories)])
+        times, weights = (np.array([e[i] for e in events], np.float64) for i in (1, 2))
+        lengths_B = np.diff(starts)
+        most = self.column.max_length if max_length is None else max_length
+        lengths_B = np.minimum(lengths_B, most) if most else lengths_B
+        table = EventTable(starts, times, weights, context)
         names = self.column.event_features
-        padded = table.padded(table.starts[1:] - lengths_B, lengths_B, names)
+        padded = table.padded(starts[1:] - lengths_B, lengths_B, names)
         history_BTE = self._items_IE.new_zeros(*padded.index.shape, self._items_IE.shape[1])
-        items = [event.item for history in histories for event in history]
-        newest = [items[index] for index in padded.index[padded.is_event]]
+        newest = [events[index].item for index in padded.index[padded.is_event]]
         device = history_BTE.device
         history_BTE[torch.from_numpy(padded.is_event).to(device)] = self._embed(newest)
         tensors = {"user_history": history_BTE, "user_history_lengths": lengths_B}
@@ -733,27 +669,25 @@ class HistoryReader:
 
     def _rows(self, items: Sequence[Any]) -> list[int | None]:
         """Return the rows of the catalogue that items are, None for what is not in it."""
-        found = self._catalogue.rows_or_none(one if isinstance(one, str) else "" for one in items)
-        return [
-            item if isinstance(item, int) else row for item, row in zip(items, found, strict=True)
-        ]
+        found = self._catalogue.index.rows(one if isinstance(one, str) else "" for one in items)
+        pairs = zip(items, found, strict=True)
+        return [item if isinstance(item, int) else row for item, row in pairs]
 
     def _embed(self, items: Sequence[Any]) -> Tensor:
         """Return the embeddings (R, E) of rows and keys of the catalogue, other keys, columns."""
         rows = self._rows(items)
-        unknown = [index for index, row in enumerate(rows) if row is None]
         embeds_RE = self._items_IE[[row or 0 for row in rows]]
+        unknown = [index for index, row in enumerate(rows) if row is None]
         if unknown:
-            records = [self._record(items[index]) for index in unknown]
-            encoded = self._extractor(items=records, return_tensors="pt")
+            columns = self._extractor.columns("item")
+            records = []
+            for item in (items[index] for index in unknown):
+                own = item if isinstance(item, Mapping) else {self._extractor.item_key: item}
+                records.append({column.name: own.get(column.name) for column in columns})
+            encoded = self._extractor(items=records)
             inputs = {name: tensor.to(embeds_RE.device) for name, tensor in encoded.items()}
             embeds_RE[unknown] = self._model.get_item_embeddings(**inputs).to(embeds_RE.dtype)
         return embeds_RE
-
-    def _record(self, item: Any) -> dict[str, Any]:
-        """Return the columns of an item that is not in the catalogue."""
-        given = item if isinstance(item, Mapping) else {self._extractor.item_key: item}
-        return {column.name: given.get(column.name) for column in self._extractor.columns("item")}
 
 
 def _events(record: Mapping[str, Any], column: Column, row: int) -> list[Event]:
@@ -764,7 +698,7 @@ def _events(record: Mapping[str, Any], column: Column, row: int) -> list[Event]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence | np.ndarray):
         raise WrongValueError(name, row, given, rule="must be a list of events, oldest first")
     events = [_event(one, column.context, name, row) for one in given]
-    if events and not any(math.isnan(event.time) for event in events):
+    if not any(math.isnan(event.time) for event in events):
         events.sort(key=lambda event: event.time)
     return events
 
@@ -776,7 +710,8 @@ def _event(given: Any, context: Sequence[str], name: str, row: int) -> Event:
         if key not in known:
             rule = f"an event has no {key!r:.40}{near(key, known)}; it may have {', '.join(known)}"
             raise WrongValueError(name, row, given, rule=rule)
-    item, rule = values.get("item"), _EVENT_RULE
+    item = values.get("item")
+    rule = "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
     try:
         item = item if isinstance(item, Mapping) else text_of(item)
         if item is None:

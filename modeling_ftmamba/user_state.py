@@ -25,9 +25,10 @@ _KEY = "ftmamba_state"
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 2**14
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Of each tensor its number of dimensions, and the one that counts users.
 _DIMENSIONS = {"conv": 4, "scan": 4, "last": 2, "n_events": 1, "last_time": 1}
-_USERS = {"conv": 1, "scan": 1, "last": 0, "n_events": 0, "last_time": 0}
+USERS = {"conv": 1, "scan": 1, "last": 0, "n_events": 0, "last_time": 0}
+"""The dimension of each tensor that counts users."""
+
 _WHOLE = ("n_events", "last_time")
 _AGAIN = "start the user again and observe the events once more"
 
@@ -78,7 +79,7 @@ class UserState:
                 f"of {len(shapes)} shapes"
             )
         parts = [state.tensors() for state in states]
-        joined = {name: torch.cat([part[name] for part in parts], _USERS[name]) for name in _USERS}
+        joined = {name: torch.cat([part[name] for part in parts], USERS[name]) for name in USERS}
         return cls(**joined)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -96,7 +97,7 @@ class UserState:
         Raises:
             ValueError: a number is not finite, or too large for that type.
         """
-        tensors = _in_type(self, dtype).tensors()
+        tensors = in_type(self, dtype).tensors()
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         facts = {"version": STATE_VERSION, "fingerprint": fingerprint, "layout": _layout(cpu)}
         return save(cpu, {_KEY: json.dumps(facts, sort_keys=True)})
@@ -108,7 +109,7 @@ class UserState:
         Raises:
             ValueError: the bytes are truncated or damaged, of another version or other weights.
         """
-        _, facts, _ = _header(data)
+        _, facts, _ = read_header(data)
         if facts.get("version") != STATE_VERSION:
             raise _broken(
                 f"have format {facts.get('version')!r:.20}, this code reads {STATE_VERSION}",
@@ -129,54 +130,14 @@ class UserState:
             allowed = (torch.int64,) if name in _WHOLE else _FLOATS
             if x.dtype not in allowed or x.ndim != _DIMENSIONS.get(name):
                 raise _broken(f"hold {name:.20} as {x.dtype} of {shapes[name][1]}, as no state has")
-        counts = {x.shape[_USERS[name]] for name, x in tensors.items()}
+        counts = {x.shape[USERS[name]] for name, x in tensors.items()}
         if len(counts) != 1 or _layout(tensors) != facts.get("layout"):
             raise _broken(f"hold shapes that do not fit each other or their layout: {shapes}")
-        return _checked(cls(**tensors))
+        return checked(cls(**tensors))
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Self:
-        changed = {name: change(x, _USERS[name]) for name, x in self.tensors().items()}
+        changed = {name: change(x, USERS[name]) for name, x in self.tensors().items()}
         return type(self)(**changed)
-
-
-def states_to_bytes(
-    state: UserState, *, fingerprint: str, dtype: torch.dtype | None = None
-) -> list[bytes]:
-    """Write each of B users by itself; one header for all makes it faster than B `to_bytes`."""
-    if len(state) == 0:
-        return []
-    state = _in_type(state, dtype)
-    example = state.select([0]).to_bytes(fingerprint)
-    start, _, offsets = _header(example)
-    body_BZ = torch.empty(len(state), len(example) - start, dtype=torch.uint8)
-    for name, (first, end) in offsets.items():
-        users_first = state.tensors()[name].detach().cpu().movedim(_USERS[name], 0)
-        # Cloned: a single user of a larger tensor has a stride that `contiguous` leaves as it is.
-        users_first = users_first.clone(memory_format=torch.contiguous_format)
-        body_BZ[:, first:end] = users_first.view(len(state), -1).view(torch.uint8)
-    head = example[:start]
-    return [head + row_Z.tobytes() for row_Z in body_BZ.numpy()]
-
-
-def states_from_bytes(data: Sequence[bytes], *, fingerprint: str) -> UserState:
-    """Read users that were written one by one as one batch; see `UserState.from_bytes`."""
-    if not data:
-        raise ValueError("there are no states to read; give those of at least one user")
-    first = UserState.from_bytes(data[0], fingerprint)
-    (start, _, offsets), size = _header(data[0]), len(data[0])
-    head = data[0][:start]
-    if len(first) != 1 or not all(len(one) == size and one.startswith(head) for one in data):
-        others = [UserState.from_bytes(one, fingerprint) for one in data[1:]]
-        return UserState.concatenate([first, *others])
-    joined = bytearray().join(memoryview(one)[start:] for one in data)
-    body_BZ = torch.frombuffer(joined, dtype=torch.uint8).view(len(data), size - start)
-    tensors = {}
-    for name, (begin, end) in offsets.items():
-        of_one = getattr(first, name).movedim(_USERS[name], 0)
-        values = body_BZ[:, begin:end].contiguous().view(of_one.dtype)
-        users_first = values.reshape(len(data), *of_one.shape[1:])
-        tensors[name] = users_first.movedim(0, _USERS[name]).contiguous()
-    return _checked(UserState(**tensors))
 
 
 def log_gaps(times: Tensor, before: Tensor) -> Tensor:
@@ -215,7 +176,7 @@ def gaps_of(times_BT: Tensor, state: UserState, lengths_B: Tensor | None) -> Ten
     return log_gaps(times, before)
 
 
-def _in_type(state: UserState, dtype: torch.dtype | None) -> UserState:
+def in_type(state: UserState, dtype: torch.dtype | None) -> UserState:
     """Return a state in a type, all of whose numbers that type can hold."""
     for name in ("conv", "scan", "last"):
         extremes = _extremes(getattr(state, name))
@@ -229,7 +190,7 @@ def _in_type(state: UserState, dtype: torch.dtype | None) -> UserState:
     return state if dtype is None else state.to(dtype)
 
 
-def _checked(state: UserState) -> UserState:
+def checked(state: UserState) -> UserState:
     """Return a state that was read, if its numbers can be."""
     if bool((state.n_events < 0).any()):
         raise _broken("hold a negative number of events")
@@ -247,12 +208,12 @@ def _extremes(values: Tensor) -> Tensor:
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """Return the shape that one user has in each tensor."""
     return {
-        name: [size for dim, size in enumerate(x.shape) if dim != _USERS[name]]
+        name: [size for dim, size in enumerate(x.shape) if dim != USERS[name]]
         for name, x in tensors.items()
     }
 
 
-def _header(data: bytes) -> tuple[int, dict[str, Any], dict[str, tuple[int, int]]]:
+def read_header(data: bytes) -> tuple[int, dict[str, Any], dict[str, tuple[int, int]]]:
     """Return where the numbers begin, the facts, and where each tensor lies behind there."""
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if len(data) < start or not _LENGTH_BYTES < start <= _MOST_HEADER_BYTES:
@@ -260,7 +221,7 @@ def _header(data: bytes) -> tuple[int, dict[str, Any], dict[str, tuple[int, int]
     try:
         header = json.loads(data[_LENGTH_BYTES:start])
         facts = dict(json.loads(header["__metadata__"][_KEY]))
-        return start, facts, {name: tuple(header[name]["data_offsets"]) for name in _USERS}
+        return start, facts, {name: tuple(header[name]["data_offsets"]) for name in USERS}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _broken(f"are damaged or no state of a user ({error!s:.200})") from None
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.data.interactions import Interactions
 from ftmamba.known_users import known_users
+from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor

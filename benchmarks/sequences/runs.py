@@ -22,7 +22,7 @@ from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.tuning import GRIDS
 from ftmamba.recipe import Recipe
 from ftmamba.results import hardware
-from ftmamba.training.fit import FitResult
+from ftmamba.training import FitResult
 from ftmamba.training.run import (
     Trained,
     make_accelerator,

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-
 from modeling_ftmamba.scans import scan_named
+from torch.nn import functional as F
 
 from .contenders import cpu_contenders
 from .measure import Limits, Spread, Task, Timer, inference_task, interleave, use_threads

@@ -1,6 +1,6 @@
 """`python -m ftmamba evaluate`: repeat the evaluation of a checkpoint from its recipe.
 
-Shapes: U users, I items, E embedding.
+Shapes: U users, I items, E embedding, W popularity columns.
 """
 
 import json
@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from ftmamba.checkpoint import Checkpoint
-    from ftmamba.data.histories import Histories
-    from ftmamba.data.tables import Tables
     from ftmamba.evaluation import Evaluation, Split
-    from modeling_ftmamba.configuration_ftmamba import Column
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -53,84 +48,53 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
         ValueError: the checkpoint has no recipe, or its recipe or tables do not pass their checks.
         FileNotFoundError: a table is missing.
     """
+    import torch
     from accelerate import PartialState
 
     from ftmamba.data.histories import histories_of
+    from ftmamba.data.popularity import PopularityHistory
     from ftmamba.evaluation import evaluate
     from ftmamba.recipe import recipe_from_dict
+    from ftmamba.table_embedding import embed_table
+    from ftmamba.training.embedding import embed_with_histories
     from ftmamba.training.run import make_protocol, read_tables, scorer_of, split_tables
     from modeling_ftmamba.configuration_ftmamba import history_of
 
     if not checkpoint.recipe:
         raise ValueError("the checkpoint has no recipe.yaml, so its evaluation cannot be repeated")
     recipe = recipe_from_dict(dict(checkpoint.recipe))
-    # Reading asks no more of Accelerate than which process downloads first: here is only one.
+    # Reading only asks Accelerate which process downloads first: here there is one.
     state: Any = PartialState()
     tables = read_tables(recipe.data, recipe.schema, state)
     split = split_tables(tables, recipe)
-    column = history_of(checkpoint.extractor.columns("user"))
-    histories = None if column is None else histories_of(split.before_test)
-    items_IE = _item_embeddings(checkpoint, tables, split, refit=recipe.evaluation.refit)
-    users_UE = _user_embeddings(checkpoint, tables, items_IE, histories, column)
-    scorer = scorer_of(checkpoint.model, users_UE, items_IE, histories, column)
+    extractor: Any = checkpoint.extractor
+    items: dict[str, Any] = {name: tables.items.column(name) for name in tables.items.column_names}
+    # Popularity is counted as in training: in what the model was fitted on, up to the test.
+    columns = tables.schema.items.popularity_columns
+    fitted = split.before_test if recipe.evaluation.refit else split.train
+    if columns and fitted.times is not None:
+        as_of = int(fitted.times.max()) + 1 if split.test_time is None else split.test_time
+        counts_IW = PopularityHistory(fitted).catalogue(as_of, [c.popularity_days for c in columns])
+        items |= {each.name: counts for each, counts in zip(columns, counts_IW.T, strict=True)}
+
+    def encode_items(start: int, stop: int) -> "Mapping[str, Tensor]":
+        return extractor(items={name: column[start:stop] for name, column in items.items()})  # type: ignore[no-any-return]
+
+    def encode_users(user_ids: "Tensor") -> "Mapping[str, Tensor]":
+        return extractor(users=tables.users.take(user_ids.numpy()))  # type: ignore[no-any-return]
+
+    model, n_users = checkpoint.model, tables.users.num_rows
+    items_IE = embed_table(model, "item", tables.items.num_rows, encode_items)
+    history = history_of(extractor.columns("user"))
+    histories = None
+    if history is None:
+        users_UE = embed_table(
+            model, "user", n_users, lambda start, stop: encode_users(torch.arange(start, stop))
+        )
+    else:
+        histories = histories_of(split.before_test)
+        every_U = torch.arange(n_users)
+        users_UE = embed_with_histories(model, encode_users, every_U, items_IE, histories, history)
+    scorer = scorer_of(model, users_UE, items_IE, histories, history)
     protocol = make_protocol(recipe.evaluation)
     return split, evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol)
-
-
-def _user_embeddings(
-    checkpoint: "Checkpoint",
-    tables: "Tables",
-    items_IE: "Tensor",
-    histories: "Histories | None",
-    column: "Column | None",
-) -> "Tensor":
-    import torch
-
-    from ftmamba.table_embedding import embed_table
-    from ftmamba.training.embedding import embed_with_histories
-
-    def gather(user_ids: "Tensor") -> "Mapping[str, Tensor]":
-        encoded: Mapping[str, Tensor] = checkpoint.extractor(
-            users=tables.users.take(user_ids.numpy()), return_tensors="pt"
-        )
-        return encoded
-
-    n_users, model = tables.users.num_rows, checkpoint.model
-    if histories is not None and column is not None:
-        every_U = torch.arange(n_users)
-        return embed_with_histories(model, gather, every_U, items_IE, histories, column)
-    return embed_table(
-        model, "user", n_users, lambda start, stop: gather(torch.arange(start, stop))
-    )
-
-
-def _item_embeddings(
-    checkpoint: "Checkpoint", tables: "Tables", split: "Split", *, refit: bool
-) -> "Tensor":
-    from ftmamba.table_embedding import embed_table
-
-    items: dict[str, Any] = {name: tables.items.column(name) for name in tables.items.column_names}
-    items |= _popularity(tables, split, refit=refit)
-
-    def rows(start: int, stop: int) -> "Mapping[str, Tensor]":
-        encoded: Mapping[str, Tensor] = checkpoint.extractor(
-            items={name: column[start:stop] for name, column in items.items()}
-        )
-        return encoded
-
-    return embed_table(checkpoint.model, "item", tables.items.num_rows, rows)
-
-
-def _popularity(
-    tables: "Tables", split: "Split", *, refit: bool
-) -> dict[str, "NDArray[np.float32]"]:
-    """Count popularity as training did: in what the model was fitted on, up to the test."""
-    from ftmamba.data.popularity import PopularityHistory
-
-    columns = tables.schema.items.popularity_columns
-    known = split.before_test if refit else split.train
-    if not columns or known.times is None:
-        return {}
-    as_of = split.test_time if split.test_time is not None else int(known.times.max()) + 1
-    counts = PopularityHistory(known).catalogue(as_of, [c.popularity_days for c in columns])
-    return {column.name: counts[:, place] for place, column in enumerate(columns)}

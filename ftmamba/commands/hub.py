@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FIRST_MARK = "<!-- ftmamba:begin "
-
 
 def add_push_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments of `push`."""
@@ -151,7 +149,7 @@ def rebuild_card(
     from ftmamba.results import describe_data
     from ftmamba.training.run import split_tables
     from hub_cards import with_card
-    from hub_cards.merge import merge_card
+    from hub_cards.merge import FIRST_MARK, merge_card
 
     results = dict(checkpoint.results)
     recipe = recipe_from_dict(dict(checkpoint.recipe))

@@ -13,7 +13,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Print the schema as YAML, what was left out and why above it."""
-    from ftmamba.data.schema_inference import infer_schema_with_notes
+    from ftmamba.data.schema_inference import infer_schema
 
-    inferred = infer_schema_with_notes(arguments.users, arguments.items, arguments.interactions)
-    print(inferred.schema.to_yaml((_HEADER, *inferred.notes)), end="")
+    schema, notes = infer_schema(arguments.users, arguments.items, arguments.interactions)
+    print(schema.to_yaml((_HEADER, *notes)), end="")

@@ -55,13 +55,6 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
     The file is also one that `datasets.Dataset.from_file` reads.
     """
-    table = table_of_arrays(arrays)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def table_of_arrays(arrays: Mapping[str, Array]) -> pa.Table:
-    """Return arrays of R rows, (R,) or (R, W), as an Arrow table."""
 
     def packed(array: Array) -> pa.Array:
         if array.ndim == 1:
@@ -69,7 +62,9 @@ def table_of_arrays(arrays: Mapping[str, Array]) -> pa.Table:
         flat = pa.array(np.ascontiguousarray(array).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
 
-    return pa.table({name: packed(array) for name, array in arrays.items()})
+    table = pa.table({name: packed(array) for name, array in arrays.items()})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
@@ -78,95 +73,63 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
     Raises:
         ValueError: the file is cut off or no Arrow stream.
     """
-    # Concatenating copies, so that the tensors are writable and outlive the file.
-    chunks = TableRows(path).chunks
-    return {name: torch.from_numpy(np.concatenate(chunks[name])) for name in names or chunks}
+    # Copied, so that the tensors are writable and outlive the file.
+    columns = TableRows(path).columns
+    return {name: torch.from_numpy(columns[name].copy()) for name in names or columns}
 
 
 class TableRows:
-    """A table whose columns are numbers or fixed-size lists of numbers, read by row number.
+    """A file of `write_arrays`, memory-mapped and read by row number.
 
     Attributes:
         n_rows: rows of the table.
-        chunks: of each column, (R,) or (R, W) in all, as views of the table's memory.
+        columns: (R,) or (R, W) each, views of the file.
     """
 
-    def __init__(self, source: str | Path | pa.Table) -> None:
-        """Open an Arrow stream file, which is memory-mapped, or take a table.
+    def __init__(self, path: Path) -> None:
+        """Open a file.
 
         Raises:
             ValueError: the file is cut off or no Arrow stream.
         """
-        self._mapping: mmap.mmap | None = None
-        table = source if isinstance(source, pa.Table) else self._map(Path(source))
-        self.n_rows: int = table.num_rows
-        self.chunks: dict[str, list[Array]] = {
-            name: [_unpacked(chunk) for chunk in table.column(name).chunks]
-            for name in table.column_names
-        }
-        self._ends = {
-            name: np.cumsum([len(chunk) for chunk in chunks])
-            for name, chunks in self.chunks.items()
-        }
-
-    def take(self, rows_B: NDArray[np.int64]) -> dict[str, Array]:
-        """Return the rows of every column, in the order given and in memory of their own."""
-        return {name: self._take(name, rows_B) for name in self.chunks}
-
-    def will_need(self, stretches: Iterable[Stretch]) -> None:
-        """Ask the system to read stretches of rows from the disk; return before it has.
-
-        Reading on demand fetches page after page, and waits for each.
-        """
-        if self._mapping is None or not hasattr(self._mapping, "madvise"):
-            return
-        base = np.frombuffer(self._mapping, np.uint8).ctypes.data
-        for start, stop in stretches:
-            for name in self.chunks:
-                for view in self._views(name, start, stop):
-                    first = (view.ctypes.data - base) // mmap.PAGESIZE * mmap.PAGESIZE
-                    n_bytes = view.ctypes.data + view.nbytes - base - first
-                    self._mapping.madvise(mmap.MADV_WILLNEED, first, n_bytes)
-
-    def _map(self, path: Path) -> pa.Table:
         try:
             with path.open("rb") as file:
                 self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return pa.ipc.open_stream(pa.py_buffer(self._mapping)).read_all()
+            table = pa.ipc.open_stream(pa.py_buffer(self._mapping)).read_all()
         except FileNotFoundError:
             raise
         except (ValueError, OSError) as error:  # Arrow's errors are ValueErrors
             raise ValueError(
                 f"file '{path}' is damaged: {error}; delete its folder and encode again"
             ) from error
+        self.n_rows: int = table.num_rows
+        self.columns: dict[str, Array] = {}
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            array = column.chunk(0)
+            if pa.types.is_fixed_size_list(array.type):
+                flat = array.flatten().to_numpy(zero_copy_only=True)
+                self.columns[name] = flat.reshape(-1, array.type.list_size)
+            else:
+                self.columns[name] = array.to_numpy(zero_copy_only=True)
 
-    def _take(self, name: str, rows_B: NDArray[np.int64]) -> Array:
-        chunks, ends = self.chunks[name], self._ends[name]
-        if len(chunks) == 1:
-            return np.take(chunks[0], rows_B, axis=0)
-        # Sorted by chunk, so that each chunk is visited once however many there are.
-        chunk_B = np.searchsorted(ends, rows_B, side="right")
-        splits = np.cumsum(np.bincount(chunk_B, minlength=len(chunks)))[:-1]
-        values = np.empty((len(rows_B), *chunks[0].shape[1:]), chunks[0].dtype)
-        index_by_chunk = np.split(np.argsort(chunk_B, kind="stable"), splits)
-        for chunk, end, index in zip(chunks, ends, index_by_chunk, strict=True):
-            values[index] = chunk[rows_B[index] - (end - len(chunk))]
-        return values
+    def take(self, rows_B: NDArray[np.int64]) -> dict[str, Array]:
+        """Return the rows of every column, in the order given and in memory of their own."""
+        return {name: np.take(column, rows_B, axis=0) for name, column in self.columns.items()}
 
-    def _views(self, name: str, start: int, stop: int) -> Iterable[Array]:
-        """Yield the parts of a stretch of rows, chunk by chunk."""
-        chunk = int(np.searchsorted(self._ends[name], start, side="right"))
-        while start < stop:
-            end = int(self._ends[name][chunk])
-            begin = end - len(self.chunks[name][chunk])
-            yield self.chunks[name][chunk][start - begin : min(stop, end) - begin]
-            start, chunk = end, chunk + 1
+    def will_need(self, stretches: Iterable[Stretch]) -> None:
+        """Ask the system to read stretches of rows from the disk; return before it has.
 
-
-def _unpacked(chunk: pa.Array) -> Array:
-    if not pa.types.is_fixed_size_list(chunk.type):
-        return chunk.to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]
-    return chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, chunk.type.list_size)  # type: ignore[no-any-return]
+        Reading on demand fetches page after page, and waits for each.
+        """
+        if not hasattr(self._mapping, "madvise"):
+            return
+        base = np.frombuffer(self._mapping, np.uint8).ctypes.data
+        for start, stop in stretches:
+            for column in self.columns.values():
+                view = column[start:stop]
+                first = (view.ctypes.data - base) // mmap.PAGESIZE * mmap.PAGESIZE
+                n_bytes = view.ctypes.data + view.nbytes - base - first
+                self._mapping.madvise(mmap.MADV_WILLNEED, first, n_bytes)
 
 
 def content_hash(table: pa.Table) -> bytes:

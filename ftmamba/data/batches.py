@@ -11,10 +11,8 @@ of a table, W windows of an epoch, U users.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -69,19 +67,6 @@ class Batch:
     rows: Tensor
 
 
-class Batches(Protocol):
-    """The batches of one rank.
-
-    Attributes:
-        n_batches: batches an epoch, the same on every rank.
-    """
-
-    n_batches: int
-
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from batch `start` on, without reading those before."""
-
-
 def make_batches(
     data: EncodedData,
     *,
@@ -91,7 +76,7 @@ def make_batches(
     rank: int = 0,
     n_ranks: int = 1,
     batch_order: str = "random",
-) -> Batches:
+) -> "RowBatches | SequenceBatches":
     """Return the batches of a training.
 
     Args:
@@ -149,7 +134,7 @@ class TableBatches:
 
     def __init__(
         self,
-        source: str | Path | pa.Table,
+        path: Path,
         *,
         batch_size: int,
         seed: int,
@@ -158,10 +143,10 @@ class TableBatches:
         block_size: int = 65_536,
         in_stretches: bool = False,
     ) -> None:
-        """Open a table; further arguments as of `make_batches`.
+        """Open a file of `write_arrays`; see `make_batches`.
 
         Args:
-            source: an Arrow stream file, which is memory-mapped, or a table.
+            path: of the file.
             batch_size: rows of a batch on one rank.
             seed: of the order.
             rank: of this process.
@@ -171,7 +156,7 @@ class TableBatches:
                 order of the stretches is random. `block_size` then plays no part.
         """
         _check_options(batch_size=batch_size, block_size=block_size, rank=rank, n_ranks=n_ranks)
-        self._table = TableRows(source)
+        self._table = TableRows(path)
         self.n_rows: int = self._table.n_rows
         if self.n_rows < n_ranks:
             raise ValueError(
@@ -429,7 +414,3 @@ def _check_options(*, rank: int, n_ranks: int, **sizes: int) -> None:
             raise ValueError(f"{name} must be >= 1, got {value}")
     if not 0 <= rank < n_ranks:
         raise ValueError(f"rank must be in [0, {n_ranks}), got {rank}")
-
-
-class InteractionBatches(TableBatches):
-    """Batches of training interactions as dicts."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from ftmamba.data.tables import Tables
 from modeling_ftmamba.configuration_ftmamba import Column, history_of
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Raise it when the same tables are to be encoded otherwise: older caches are then left alone."""
 
 _ROWS_FOR_SCALING = 1_000_000
@@ -42,12 +43,10 @@ class EncodedData:
 
     Attributes:
         extractor: fitted on the training rows.
-        users: the encoded table of users, keys as in `TowerInputs`, U rows each.
+        users: the encoded table of users, keys as in `configuration_ftmamba`, U rows each.
         items: the encoded table of items, I rows each; popularity slots hold NaN.
-        interactions: the Arrow file of the training interactions, for `InteractionBatches`.
-        popularity_slots: where each popularity column lies in `items["numeric"]`.
-        popularity_names: the popularity columns, in that order.
-        popularity_days: their windows, in that order.
+        interactions: the Arrow file of the training interactions: `user_ids`, `item_ids` and,
+            where they have them, `times`.
         popularity_history: counts of the training interactions, or None without popularity columns.
         item_counts: int64 (I,), training interactions of each item.
         as_of: the moment as of which the catalogue is embedded, or None without times.
@@ -59,9 +58,6 @@ class EncodedData:
     users: dict[str, Tensor]
     items: dict[str, Tensor]
     interactions: Path
-    popularity_slots: tuple[int, ...]
-    popularity_names: tuple[str, ...]
-    popularity_days: tuple[int, ...]
     popularity_history: PopularityHistory | None
     item_counts: NDArray[np.int64]
     as_of: int | None
@@ -76,9 +72,18 @@ class EncodedData:
     @property
     def history_column(self) -> Column | None:
         """The column of users' histories, where there is one."""
-        if self.histories is None:
-            return None
-        return history_of(self.extractor.columns("user"))
+        return None if self.histories is None else history_of(self.extractor.columns("user"))
+
+    @cached_property
+    def popularity_columns(self) -> tuple[Column, ...]:
+        """The items' columns of popularity."""
+        return tuple(column for column in self.extractor.columns("item") if column.popularity_days)
+
+    @cached_property
+    def popularity_slots(self) -> tuple[int, ...]:
+        """Where each column of popularity lies in `items["numeric"]`."""
+        names = [column.name for column in self.popularity_columns]
+        return tuple(self.extractor.numeric_slots("item", names))
 
     def gather_users(self, user_ids: Tensor) -> dict[str, Tensor]:
         """Return the users' rows as the model's arguments, (B, ...)."""
@@ -89,8 +94,8 @@ class EncodedData:
 
         Args:
             item_ids: rows of the table of items, (B,).
-            popularity: scaled popularity of each row, (B, W), as batches of interactions bring
-                it; None leaves it missing.
+            popularity: scaled popularity of each row, (B, W), as of `popularity_at`; None leaves
+                it missing.
         """
         gathered = _gathered(self.items, item_ids, "item_")
         if popularity is not None and self.popularity_slots:
@@ -103,7 +108,7 @@ class EncodedData:
         What does not change with the moment shares its memory with `items`; do not write to it.
 
         Args:
-            as_of: UTC seconds; interactions strictly before it count. None takes `self.as_of`.
+            as_of: UTC seconds; interactions strictly before it count. None means `self.as_of`.
         """
         return self.catalogue_rows(as_of)(0, self.n_items)
 
@@ -127,22 +132,21 @@ class EncodedData:
     def popularity_at(
         self, item_ids: NDArray[np.int64], times: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return the scaled popularity (B, W) of items, each at a moment of its own."""
+        """Return the popularity (B, W) of items, each as of a time of its own, scaled as fitted."""
         if self.popularity_history is None:
             raise ValueError(
                 "the items have no popularity columns; declare popularity_days in the schema"
             )
-        raw_BW = self.popularity_history.columns(item_ids, times, self.popularity_days)
-        return self.scaled_popularity(raw_BW)
+        days = [column.popularity_days for column in self.popularity_columns]
+        raw_BW = self.popularity_history.columns(item_ids, times, days)
+        for index, column in enumerate(self.popularity_columns):
+            raw_BW[:, index] = self.extractor.encode_numeric("item", column.name, raw_BW[:, index])
+        return raw_BW
 
     def training_pairs(self) -> tuple[Tensor, Tensor]:
         """Return user and item ids of all training interactions, (R,) each."""
         columns = read_tensors(self.interactions, ["user_ids", "item_ids"])
         return columns["user_ids"], columns["item_ids"]
-
-    def scaled_popularity(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scale ln(1 + count), (B, W), as the fitted popularity columns are scaled."""
-        return _scaled(self.extractor, self.popularity_names, raw)
 
 
 def encode(
@@ -160,29 +164,24 @@ def encode(
     Args:
         tables: users, items and the schema; their own interactions are not looked at.
         train: the only interactions that fitting, counts and popularity may see.
-        as_of: the moment of the catalogue; None takes the second after the last training time.
+        as_of: the moment of the catalogue; None means the second after the last training time.
         cache_dir: where encoded tables are kept; `cache_folder()` if None.
     """
     if not len(train):
         raise ValueError("the training part has no interactions; change the split")
-    days = [column.popularity_days for column in tables.schema.items.popularity_columns]
-    history = PopularityHistory(train) if days else None
+    has_popularity = bool(tables.schema.items.popularity_columns)
+    popularity = PopularityHistory(train) if has_popularity else None
     folder = cache_folder(cache_dir) / f"encoded-{_fingerprint(tables, train)}"
-    if not (folder / "manifest.json").is_file():
-        place_folder(folder, lambda target: _encode_into(target, tables, train, history))
-    extractor = FTMambaFeatureExtractor.from_pretrained(folder)
-    names = tuple(column.name for column in tables.schema.items.popularity_columns)
+    if not (folder / "interactions.arrow").is_file():
+        place_folder(folder, lambda target: _encode_into(target, tables, train, popularity))
     if as_of is None and train.times is not None:
         as_of = int(train.times.max()) + 1
     return EncodedData(
-        extractor=extractor,
+        extractor=FTMambaFeatureExtractor.from_pretrained(folder),
         users=read_tensors(folder / "users.arrow"),
         items=read_tensors(folder / "items.arrow"),
         interactions=folder / "interactions.arrow",
-        popularity_slots=tuple(extractor.numeric_slots("item", list(names))),
-        popularity_names=names,
-        popularity_days=tuple(days),
-        popularity_history=history,
+        popularity_history=popularity,
         item_counts=np.bincount(train.item_ids, minlength=train.n_items),
         as_of=as_of,
         n_users=train.n_users,
@@ -190,21 +189,27 @@ def encode(
     )
 
 
-def fit_extractor(
-    tables: Tables, train: Interactions, raw_popularity: NDArray[np.float32] | None
-) -> FTMambaFeatureExtractor:
-    """Fit a feature extractor on the users, items and events that occur in training.
+def _encode_into(
+    folder: Path, tables: Tables, train: Interactions, popularity: PopularityHistory | None
+) -> None:
+    extractor = _fitted_extractor(tables, train, popularity)
+    extractor.save_pretrained(folder)
+    write_arrays(folder / "users.arrow", _arrays(extractor(users=tables.users), "user_"))
+    write_arrays(folder / "items.arrow", _arrays(extractor(items=tables.items), "item_"))
+    arrays = {"user_ids": train.user_ids, "item_ids": train.item_ids}
+    if train.times is not None:
+        arrays["times"] = train.times
+    write_arrays(folder / "interactions.arrow", arrays)
 
-    Args:
-        tables: users, items and the schema.
-        train: the training interactions.
-        raw_popularity: ln(1 + count) of each training interaction, (R, W), or None.
-    """
+
+def _fitted_extractor(
+    tables: Tables, train: Interactions, popularity: PopularityHistory | None
+) -> FTMambaFeatureExtractor:
+    """Fit a feature extractor on the users, items and events that occur in training."""
     schema = tables.schema
+    user_columns = with_event_scales(schema.users.columns, train)
     extractor = FTMambaFeatureExtractor(
-        user_columns=[
-            column.to_dict() for column in with_event_scales(schema.users.columns, train)
-        ],
+        user_columns=[column.to_dict() for column in user_columns],
         item_columns=[column.to_dict() for column in schema.items.columns],
         user_key=schema.users.key,
         item_key=schema.items.key,
@@ -212,39 +217,18 @@ def fit_extractor(
     users = tables.users.take(pa.array(np.unique(train.user_ids)))
     seen_items = tables.items.take(pa.array(np.unique(train.item_ids)))
     items: dict[str, object] = {name: seen_items.column(name) for name in seen_items.column_names}
-    if raw_popularity is not None:
-        rows = _some_rows(len(train))
-        for place, column in enumerate(schema.items.popularity_columns):
-            items[column.name] = raw_popularity[rows, place]
+    if popularity is not None and train.times is not None:
+        rows = np.arange(len(train))
+        if len(train) > _ROWS_FOR_SCALING:
+            # So many of them, evenly drawn, are all that a quantile needs.
+            generator = np.random.default_rng(_SCALING_SEED)
+            rows = np.sort(generator.choice(len(train), _ROWS_FOR_SCALING, replace=False))
+        days = [column.popularity_days for column in schema.items.popularity_columns]
+        raw_RW = popularity.columns(train.item_ids[rows], train.times[rows], days)
+        for column, raw_R in zip(schema.items.popularity_columns, raw_RW.T, strict=True):
+            items[column.name] = raw_R
     extractor.fit(users, items)
     return extractor
-
-
-def _encode_into(
-    folder: Path, tables: Tables, train: Interactions, history: PopularityHistory | None
-) -> None:
-    popularity = tables.schema.items.popularity_columns
-    raw_RW = None
-    if history is not None and train.times is not None:
-        windows = [column.popularity_days for column in popularity]
-        raw_RW = history.columns(train.item_ids, train.times, windows)
-    extractor = fit_extractor(tables, train, raw_RW)
-    extractor.save_pretrained(folder)
-    write_arrays(folder / "users.arrow", _arrays(extractor(users=tables.users), "user_"))
-    write_arrays(folder / "items.arrow", _arrays(extractor(items=tables.items), "item_"))
-    arrays: dict[str, NDArray[np.generic]] = {
-        "user_ids": train.user_ids,
-        "item_ids": train.item_ids,
-    }
-    if train.times is not None:
-        arrays["times"] = train.times
-    if train.weights is not None:
-        arrays["weights"] = train.weights
-    if raw_RW is not None:
-        arrays["popularity"] = _scaled(extractor, [c.name for c in popularity], raw_RW)
-    write_arrays(folder / "interactions.arrow", arrays)
-    manifest = {"encoding_version": ENCODING_VERSION, "n_interactions": len(train)}
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def _fingerprint(tables: Tables, train: Interactions) -> str:
@@ -258,25 +242,6 @@ def _fingerprint(tables: Tables, train: Interactions) -> str:
         digest.update(json.dumps(name).encode())
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
-
-
-def _scaled(
-    extractor: FTMambaFeatureExtractor,
-    names: tuple[str, ...] | list[str],
-    raw: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    columns = [
-        extractor.encode_numeric("item", name, raw[:, place]) for place, name in enumerate(names)
-    ]
-    return np.stack(columns, axis=1)
-
-
-def _some_rows(n_rows: int) -> NDArray[np.int64]:
-    """Return all rows, or so many of them, evenly drawn, as a quantile needs."""
-    if n_rows <= _ROWS_FOR_SCALING:
-        return np.arange(n_rows)
-    generator = np.random.default_rng(_SCALING_SEED)
-    return np.sort(generator.choice(n_rows, _ROWS_FOR_SCALING, replace=False))
 
 
 def _arrays(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, NDArray[np.generic]]:

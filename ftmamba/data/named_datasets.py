@@ -54,20 +54,16 @@ RECBOLE_FILES = {
 
 _CONNECT_SECONDS, _PIP_SECONDS = 5, 300
 
-GENRES = [
+_GENRES = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
     *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery"),
     *("Romance", "Sci-Fi", "Thriller", "War", "Western"),
-]
+)
+_PEOPLE = ("gender", "occupation", "zip_code")
 SCHEMA_100K = {
     "users": {
         "key": "user_id",
-        "columns": {
-            "age": "numeric",
-            "gender": "categorical",
-            "occupation": "categorical",
-            "zip_code": "categorical",
-        },
+        "columns": {"age": "numeric", **dict.fromkeys(_PEOPLE, "categorical")},
     },
     "items": {
         "key": "item_id",
@@ -84,8 +80,8 @@ SCHEMA_100K = {
         "weight": "rating",
     },
 }
-Facts: TypeAlias = Mapping[str, Sequence[Any]]
-"""By the key of a user or item, the values of its columns."""
+Facts: TypeAlias = tuple[Mapping[str, object], Mapping[str, Sequence[Any]]]
+"""The kind of each column, None for a title, and by the key of a row the columns' values."""
 
 
 def movielens_100k(
@@ -121,8 +117,10 @@ def movielens_100k(
         if all((source / name).is_file() for name in files):
             for name, digest in files.items():
                 _check_digest((source / name).read_bytes(), digest, str(source / name))
-            raw = read(source)
-            return load_tables(*raw, schema or SCHEMA_100K, positive_threshold=positive_threshold)
+            users, items, events = read(source)
+            return load_tables(
+                users, items, events, schema or SCHEMA_100K, positive_threshold=positive_threshold
+            )
     raise FileNotFoundError(
         f"folder '{source}' holds MovieLens-100K in neither layout; it needs "
         f"{', '.join(OFFICIAL_FILES)}, or {', '.join(RECBOLE_FILES)}"
@@ -140,43 +138,28 @@ def ml_1m(
 
     Gender, age group, occupation and zip code of the users are joined where `users.dat` and
     `sas_to_original_users.txt` lie beside `ml-1m.txt`, title, year and genres of the films where
-    `movies.dat` and `sas_to_original_items.txt` do.
-
-    Args:
-        folder: holds `ml-1m.txt`.
-        cache_dir: not used.
-        schema: which columns to use and how; by default all there are.
-        positive_threshold: refused by `load_tables`: there are no ratings.
+    `movies.dat` and `sas_to_original_items.txt` do. There are no ratings for a threshold.
 
     Raises:
-        FileNotFoundError: no folder is named, or it lacks the file.
+        FileNotFoundError: no folder is named, or it lacks `ml-1m.txt`.
         ValueError: a line that cannot be read.
     """
     source = _folder(folder, "ml-1m", "ml-1m.txt")
     _log_licence("ml-1m")
-    people = _joined(source, "sas_to_original_users.txt", "users.dat", 5)
-    films = {
-        key: (title, _year(title), genres)
-        for key, (title, genres) in _joined(
-            source, "sas_to_original_items.txt", "movies.dat", 3
-        ).items()
-    }
-    user_columns = dict.fromkeys(("gender", "age", "occupation", "zip_code"), "categorical")
-    film_columns = {
+    titled = _joined(source, "sas_to_original_items.txt", "movies.dat", 3)
+    user_kinds = dict.fromkeys(("gender", "age", "occupation", "zip_code"), "categorical")
+    item_kinds = {
         "item_id": "categorical",
+        "title": None,
         "release_year": "numeric",
         "genres": {"kind": "categories", "separator": "|"},
     }
-    own_schema = _schema_of_sequences(user_columns if people else {}, film_columns if films else {})
-    if films:
-        own_schema["items"]["title"] = "title"
-    users, items, events = read_sequences(source / "ml-1m.txt")
-    return load_tables(
-        _table("user_id", users, list(user_columns), people),
-        _table("item_id", items, ["title", "release_year", "genres"], films),
-        events,
-        schema or own_schema,
-        positive_threshold=positive_threshold,
+    return _load_sequences(
+        source / "ml-1m.txt",
+        (user_kinds, _joined(source, "sas_to_original_users.txt", "users.dat", 5)),
+        (item_kinds, {key: (film[0], _year(film[0]), film[1]) for key, film in titled.items()}),
+        schema,
+        positive_threshold,
     )
 
 
@@ -190,31 +173,27 @@ def amazon_beauty(
     """Return Amazon Beauty, 5-core, as S3-Rec has it: 22,363 users, 12,101 items, 198,502 events.
 
     The items' categories and brands, as ids, are joined where `Beauty_item2attributes.json` lies
-    beside `Beauty.txt`. Arguments and errors as of `ml_1m`, the file being `Beauty.txt`.
+    beside `Beauty.txt`. There are no ratings for a threshold. Errors are as of `ml_1m`.
     """
     source = _folder(folder, "amazon-beauty", "Beauty.txt")
     path = source / "Beauty_item2attributes.json"
-    facts: Facts = {}
+    ids_of: dict[str, tuple[str]] = {}
     if path.is_file():
         try:
             attributes = json.loads(path.read_text("utf-8"))
-            facts = {key: (" ".join(map(str, ids)),) for key, ids in attributes.items()}
+            ids_of = {key: (" ".join(map(str, ids)),) for key, ids in attributes.items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"file '{path}' must hold a JSON object of item -> list of attributes: {error}; "
                 "take the file as it was published, or remove it"
             ) from error
-    columns = {
-        "item_id": "categorical",
-        "attributes": {"kind": "categories", "separator": " "},
-    }
-    users, items, events = read_sequences(source / "Beauty.txt")
-    return load_tables(
-        _table("user_id", users, [], {}),
-        _table("item_id", items, ["attributes"], facts),
-        events,
-        schema or _schema_of_sequences({}, columns if facts else {}),
-        positive_threshold=positive_threshold,
+    kind = {"kind": "categories", "separator": " "}
+    return _load_sequences(
+        source / "Beauty.txt",
+        ({}, {}),
+        ({"item_id": "categorical", "attributes": kind}, ids_of),
+        schema,
+        positive_threshold,
     )
 
 
@@ -254,46 +233,49 @@ def read_sequences(path: Path) -> tuple[list[str], list[str], pa.Table]:
     return list(dict.fromkeys(users)), list(dict.fromkeys(items)), events
 
 
-def _read_official(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _read_official(folder: Path) -> list[pa.Table]:
     """Read GroupLens' own layout: no header, "|" between fields, Latin-1."""
-    films = _rows(folder / "u.item", "|", 5 + len(GENRES), encoding="latin-1")
-    genres = [
-        " ".join(genre for genre, flag in zip(GENRES, film[5:], strict=True) if flag == "1")
-        for film in films
+    films = [
+        (
+            *film[:2],
+            " ".join(genre for genre, flag in zip(_GENRES, film[5:], strict=True) if flag == "1"),
+        )
+        for film in _rows(folder / "u.item", "|", 5 + len(_GENRES), encoding="latin-1")
     ]
     people = _rows(folder / "u.user", "|", 5, encoding="latin-1")
-    ratings = _rows(folder / "u.data", "\t", 4, encoding="latin-1")
-    return _raw_tables(people, [film[:2] for film in films], genres, ratings)
+    return _raw_tables(people, films, _rows(folder / "u.data", "\t", 4))
 
 
-def _read_recbole(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _read_recbole(folder: Path) -> list[pa.Table]:
     """Read RecBole's layout: a header of `name:type`, tabs, UTF-8, the year cut off the title."""
-    films = _rows(folder / "ml-100k.item", "\t", 4)[1:]
+    people, films, ratings = (
+        _rows(folder / f"ml-100k.{name}", "\t", n)[1:]
+        for name, n in (("user", 5), ("item", 4), ("inter", 4))
+    )
     # RecBole cut the last bracket off every title; put back, it is GroupLens' title again.
     titled = [
-        (key, "unknown" if title == "unkonwn" else f"{title} ({year})")
-        for key, title, year, _ in films
+        (key, "unknown" if title == "unkonwn" else f"{title} ({year})", genres)
+        for key, title, year, genres in films
     ]
-    people = _rows(folder / "ml-100k.user", "\t", 5)[1:]
-    ratings = _rows(folder / "ml-100k.inter", "\t", 4)[1:]
-    return _raw_tables(people, titled, [film[3] for film in films], ratings)
+    return _raw_tables(people, titled, ratings)
 
 
 def _raw_tables(
     people: Sequence[Sequence[str]],
     films: Sequence[Sequence[str]],
-    genres: Sequence[str],
     ratings: Sequence[Sequence[str]],
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    users = ("user_id", "age", "gender", "occupation", "zip_code")
-    events = ("user_id", "item_id", "rating", "timestamp")
-    keys, titles = zip(*films, strict=True)
-    years = [_year(title) for title in titles]
-    return (
-        dict(zip(users, zip(*people, strict=True), strict=True)),
-        {"item_id": keys, "title": titles, "release_year": years, "genres": genres},
-        dict(zip(events, zip(*ratings, strict=True), strict=True)),
+) -> list[pa.Table]:
+    """Return users, items and interactions; of a film there are key, title and genres."""
+    dated = [(key, title, genres, _year(title)) for key, title, genres in films]
+    names = (
+        ("user_id", "age", "gender", "occupation", "zip_code"),
+        ("item_id", "title", "genres", "release_year"),
+        ("user_id", "item_id", "rating", "timestamp"),
     )
+    return [
+        pa.table(list(map(list, zip(*rows, strict=True))), names=columns)
+        for rows, columns in zip((people, dated, ratings), names, strict=True)
+    ]
 
 
 def _download(folder: Path) -> None:
@@ -350,15 +332,31 @@ def _check_digest(content: bytes, digest: str, name: str) -> None:
         )
 
 
-def _schema_of_sequences(
-    user_columns: Mapping[str, object], item_columns: Mapping[str, object]
-) -> dict[str, dict[str, object]]:
-    """Return a schema without time; a table of no columns has its key as a category."""
-    return {
-        "users": {"key": "user_id", "columns": user_columns or {"user_id": "categorical"}},
-        "items": {"key": "item_id", "columns": item_columns or {"item_id": "categorical"}},
-        "interactions": {"user": "user_id", "item": "item_id"},
-    }
+def _load_sequences(
+    path: Path,
+    users: Facts,
+    items: Facts,
+    schema: Schema | Mapping[str, object] | None,
+    positive_threshold: float | None,
+) -> Tables:
+    """Load sequences and the facts; a table without facts has its key as a category."""
+    user_keys, item_keys, events = read_sequences(path)
+    own: dict[str, dict[str, object]] = {"interactions": {"user": "user_id", "item": "item_id"}}
+    tables = {}
+    for table, key, keys, (all_kinds, facts) in (
+        ("users", "user_id", user_keys, users), ("items", "item_id", item_keys, items)
+    ):  # fmt: skip
+        kinds = all_kinds if facts else {key: "categorical"}
+        names = [name for name in kinds if name != key]
+        rows = [facts.get(one, (None,) * len(names)) for one in keys]
+        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        tables[table] = pa.table({key: keys, **columns})
+        own[table] = {"key": key, "columns": {name: kind for name, kind in kinds.items() if kind}}
+        if "title" in kinds:
+            own[table]["title"] = "title"
+    return load_tables(
+        **tables, interactions=events, schema=schema or own, positive_threshold=positive_threshold
+    )
 
 
 def _folder(folder: str | Path | None, name: str, file: str) -> Path:
@@ -377,7 +375,7 @@ def _folder(folder: str | Path | None, name: str, file: str) -> Path:
     return source
 
 
-def _joined(folder: Path, ids: str, facts: str, n_fields: int) -> Facts:
+def _joined(folder: Path, ids: str, facts: str, n_fields: int) -> dict[str, list[str]]:
     """Return the facts by the keys of the sequences; none unless both files are there."""
     there = [name for name in (ids, facts) if (folder / name).is_file()]
     if len(there) == 1:
@@ -412,16 +410,6 @@ def _year(title: str) -> int | None:
     """Return the year in "Toy Story (1995)", the last of several."""
     years = re.findall(r"\((\d{4})\)", title)
     return int(years[-1]) if years else None
-
-
-def _table(key: str, keys: list[str], names: Sequence[str], facts: Facts) -> pa.Table:
-    """Return a table of the keys and, if there are facts, the named columns."""
-    columns: dict[str, list[Any]] = {key: keys}
-    if facts:
-        nothing = (None,) * len(names)
-        rows = [facts.get(one, nothing) for one in keys]
-        columns |= dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    return pa.table(columns)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""How often an item was taken before a moment: columns counted from the interactions, leak-free.
+"""How often each item was chosen before a time, counted from the interactions, leak-free.
 
 Shapes: R rows asked for, I items, W windows.
 """
@@ -14,7 +14,7 @@ SECONDS_A_DAY = 86_400
 
 
 class PopularityHistory:
-    """Counts the interactions of an item in the days before a moment.
+    """Counts the interactions of an item in the days before a time.
 
     A window of `days` days before t holds the times in [t - days, t): strictly before t, so an
     interaction never counts itself nor what happened in the same second.
@@ -38,43 +38,27 @@ class PopularityHistory:
             )
         self._keys = np.sort(self._key(interactions.item_ids, times_R))
 
-    def counts(
-        self, item_ids: NDArray[np.int64], times: NDArray[np.int64], days: int
-    ) -> NDArray[np.int64]:
-        """Count the interactions of each item in the `days` days before each time, (R,)."""
-        return self._counts(np.asarray(item_ids), np.asarray(times), [days])[:, 0]
-
     def columns(
-        self,
-        item_ids: NDArray[np.int64],
-        times: NDArray[np.int64],
-        days: Sequence[int],
+        self, item_ids: NDArray[np.int64], times: NDArray[np.int64], days: Sequence[int]
     ) -> NDArray[np.float32]:
-        """Return ln(1 + count) of each window, (R, W)."""
-        counts_RW = self._counts(np.asarray(item_ids), np.asarray(times), days)
-        return np.log1p(counts_RW).astype(np.float32)
+        """Return ln(1 + count) of each item in the windows before a time of its own, (R, W)."""
+        # Sorted queries walk the sorted keys in order, which is several times faster than hopping.
+        ends_R = self._key(item_ids, times)
+        order_R = np.argsort(ends_R)
+        items_R, times_R = item_ids[order_R], times[order_R]
+        before_R = np.searchsorted(self._keys, ends_R[order_R], side="left")
+        columns_RW = np.empty((len(item_ids), len(days)), np.float32)
+        for window, length in enumerate(days):
+            starts_R = self._key(items_R, times_R - length * SECONDS_A_DAY)
+            counts_R = before_R - np.searchsorted(self._keys, starts_R, side="left")
+            columns_RW[order_R, window] = np.log1p(counts_R)
+        return columns_RW
 
     def catalogue(self, as_of: int, days: Sequence[int]) -> NDArray[np.float32]:
-        """Return ln(1 + count) of each window for every item as of one moment, (I, W)."""
+        """Return ln(1 + count) of each window for every item as of one time, (I, W)."""
         item_ids = np.arange(self.n_items, dtype=np.int64)
         return self.columns(item_ids, np.full(self.n_items, as_of, dtype=np.int64), days)
 
     def _key(self, item_ids_R: NDArray[np.int64], times_R: NDArray[np.int64]) -> NDArray[np.int64]:
         offsets_R = np.clip(times_R - self._first, 0, self._span - 1)
         return item_ids_R * np.int64(self._span) + offsets_R
-
-    def _counts(
-        self, item_ids_R: NDArray[np.int64], times_R: NDArray[np.int64], days: Sequence[int]
-    ) -> NDArray[np.int64]:
-        # Sorted queries walk the sorted keys in order, which is several times faster than hopping.
-        ends_R = self._key(item_ids_R, times_R)
-        order_R = np.argsort(ends_R)
-        items_R, sorted_times_R = item_ids_R[order_R], times_R[order_R]
-        before_R = np.searchsorted(self._keys, ends_R[order_R], side="left")
-        counts_RW = np.empty((len(item_ids_R), len(days)), dtype=np.int64)
-        for window, length in enumerate(days):
-            starts_R = self._key(items_R, sorted_times_R - length * SECONDS_A_DAY)
-            counts_RW[order_R, window] = before_R - np.searchsorted(
-                self._keys, starts_R, side="left"
-            )
-        return counts_RW

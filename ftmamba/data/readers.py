@@ -198,16 +198,16 @@ def typed_column(values: pa.ChunkedArray, column: Column, table: str) -> pa.Chun
         return _moments(values, column.name, table)
     if column.kind == "vector":
         return _vectors(values, column, table)
-    is_list = _is_list(values.type)
+    where, is_list = _where(column.name, table), _is_list(values.type)
     if column.kind == "categorical" and (is_list or pa.types.is_struct(values.type)):
         raise ValueError(
-            f"{_where(column.name, table)}: kind 'categorical' needs one value a row, the column "
-            f"holds {values.type}; declare it as 'categories'"
+            f"{where}: kind 'categorical' needs one value a row, the column holds {values.type}; "
+            "declare it as 'categories'"
         )
     if column.kind == "categories" and not is_list and not column.separator and _has_any(values):
         raise ValueError(
-            f"{_where(column.name, table)}: kind 'categories' needs lists, the column holds "
-            f"{values.type}; give the separator of its members, or declare it as 'categorical'"
+            f"{where}: kind 'categories' needs lists, the column holds {values.type}; give the "
+            "separator of its members, or declare it as 'categorical'"
         )
     return values
 
@@ -243,18 +243,12 @@ def numbers(
     *,
     otherwise: str = "declare the column as 'categorical'",
 ) -> pa.ChunkedArray:
-    """Return a column as float64 with nulls where a number is missing.
-
-    Args:
-        values: texts that are written like numbers, numbers, or true and false.
-        name: of the column, for errors.
-        table: of the column, for errors.
-        otherwise: what to do about values that are none, for errors.
+    """Return numbers, texts written like them or truth as float64, nulls where one is missing.
 
     Raises:
-        ValueError: a value is no number, or is infinite.
+        ValueError: a value is no number, or is infinite; `otherwise` is what to do about it.
     """
-    values = decoded(values)
+    values, where = decoded(values), _where(name, table)
     if is_text(values.type):
         texts = pc.utf8_trim_whitespace(values)
         missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING_NUMBERS, texts.type))
@@ -263,8 +257,8 @@ def numbers(
         if pc.any(wrong).as_py():
             row = first_row(wrong)
             raise ValueError(
-                f"{_where(name, table)}: row {row} is {values[row - 1].as_py()!r}, which is not a "
-                f"number ({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
+                f"{where}: row {row} is {values[row - 1].as_py()!r}, which is not a number "
+                f"({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
             )
         floats = pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
     elif pa.types.is_boolean(values.type):
@@ -273,15 +267,14 @@ def numbers(
         floats = values.cast(pa.float64(), safe=False)
     else:
         raise ValueError(
-            f"{_where(name, table)}: needs numbers, the column holds {values.type}; convert it, "
-            f"or {otherwise}"
+            f"{where}: needs numbers, the column holds {values.type}; convert it, or {otherwise}"
         )
     infinite = pc.fill_null(pc.is_inf(floats), fill_value=False)
     if pc.any(infinite).as_py():
         row = first_row(infinite)
         raise ValueError(
-            f"{_where(name, table)}: row {row} is {floats[row - 1].as_py()}; a number must be "
-            "finite, leave it empty if it is not known"
+            f"{where}: row {row} is {floats[row - 1].as_py()}; a number must be finite, leave it "
+            "empty if it is not known"
         )
     return pc.if_else(pc.is_nan(floats), pa.scalar(None, pa.float64()), floats)
 

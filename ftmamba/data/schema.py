@@ -187,47 +187,39 @@ def suggestion(word: object, known: Iterable[str], lead: str = "it has") -> str:
 
 def _table_schema(given: Any, where: str) -> TableSchema:
     values = _mapping(given, where)
-    optional = ("title", "popularity_days", "columns")
-    _check_keys(values, where, required=("key",), optional=optional)
+    _check_keys(values, where, required=("key",), optional=("title", "popularity_days", "columns"))
     days = values.get("popularity_days") or []
     if not isinstance(days, list | tuple) or not all(type(day) is int and day > 0 for day in days):
         raise ValueError(f"{where}: popularity_days must be whole numbers > 0, got {days!r}")
-    columns = []
-    for name, declared in _mapping(values.get("columns") or {}, f"{where}: columns").items():
-        fields_of_column = (
-            {"kind": declared}
-            if isinstance(declared, str)
-            else _mapping(declared, f"{where}: {name}")
-        )
-        try:
-            column = column_from_dict({"name": _text(name, "a column's name"), **fields_of_column})
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if column.popularity_days:
-            raise ValueError(
-                f"{where}: column {name!r} sets popularity_days; list the days once, beside "
-                "'columns'"
-            )
-        columns.append(column)
-    declared_names = {column.name for column in columns}
-    columns += [popularity_column(day) for day in days]
-    for column in columns:
-        if column.popularity_days and column.name in declared_names:
+    declared = _mapping(values.get("columns") or {}, f"{where}: columns")
+    columns = [_column(name, kind, where) for name, kind in declared.items()]
+    for column in map(popularity_column, days):
+        if column.name in declared:
             raise ValueError(
                 f"{where}: column {column.name!r} is already made by popularity_days; rename it"
             )
+        columns.append(column)
     if not columns:
         raise ValueError(f"{where} has no columns; a tower needs one at least, the key will do")
     key = _text(values["key"], f"{where}: key")
     return TableSchema(key, tuple(columns), _text(values.get("title") or "", f"{where}: title"))
 
 
+def _column(name: str, given: Any, where: str) -> Column:
+    values = {"kind": given} if isinstance(given, str) else _mapping(given, f"{where}: {name}")
+    try:
+        column = column_from_dict({"name": name, **values})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if column.popularity_days:
+        raise ValueError(
+            f"{where}: column {name!r} sets popularity_days; list the days once, beside 'columns'"
+        )
+    return column
+
+
 def _check_keys(
-    values: Mapping[str, Any],
-    where: str,
-    *,
-    required: Sequence[str],
-    optional: Sequence[str] = (),
+    values: Mapping[str, Any], where: str, *, required: Sequence[str], optional: Sequence[str] = ()
 ) -> None:
     known = dict.fromkeys([*required, *optional])
     for key in values:

@@ -1,8 +1,6 @@
 """Guesses a schema from the three tables, to be shown and corrected."""
 
-import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,8 +24,6 @@ from ftmamba.data.schema import (
 )
 from modeling_ftmamba.configuration_ftmamba import Column
 
-logger = logging.getLogger(__name__)
-
 POPULARITY_DAYS = (1, 7, 30, 1000)
 """Windows proposed for the items where the interactions have times."""
 
@@ -35,16 +31,10 @@ SURE_SEPARATORS = ("|", ";")
 SEPARATORS = (*SURE_SEPARATORS, ",", " ")
 TITLE_NAMES = ("title", "name", "product_name", "prod_name", "movie_title", "track_name")
 TIME_NAMES = (
-    "timestamp",
-    "time",
-    "date",
-    "datetime",
-    "created_at",
-    "t_dat",
-    "ts",
-    "unixreviewtime",
+    *("timestamp", "time", "date", "datetime", "created_at", "t_dat", "ts", "unixreviewtime"),
 )
 WEIGHT_NAMES = ("rating", "weight", "score", "count", "overall", "plays")
+CODE_ENDINGS = ("_id", "_no", "_code", "zip", "zipcode")
 
 _SCANNED_ROWS = 100_000
 _FEW_NUMBERS = 20
@@ -57,24 +47,13 @@ _EARLIEST_EPOCH, _LATEST_EPOCH = 10**8, 10**10
 """1973 to 2286, in seconds."""
 
 
-@dataclass(frozen=True)
-class InferredSchema:
-    """A guessed schema, and what was left out of it and why."""
-
-    schema: Schema
-    notes: tuple[str, ...]
-
-
-def infer_schema(users: Source, items: Source, interactions: Source) -> Schema:
-    """Return the guessed schema alone; the notes go to the log."""
-    inferred = infer_schema_with_notes(users, items, interactions)
-    for note in inferred.notes:
-        logger.info("schema: %s", note)
-    return inferred.schema
-
-
-def infer_schema_with_notes(users: Source, items: Source, interactions: Source) -> InferredSchema:
+def infer_schema(
+    users: Source, items: Source, interactions: Source
+) -> tuple[Schema, tuple[str, ...]]:
     """Guess keys by name and uniqueness, and kinds by type and number of distinct values.
+
+    Returns:
+        The schema, and notes on what was left out of it and why.
 
     Raises:
         ValueError: no column can be the key of a table, or a table is empty.
@@ -83,26 +62,33 @@ def infer_schema_with_notes(users: Source, items: Source, interactions: Source) 
     for table, name in ((users, "users"), (items, "items"), (interactions, "interactions")):
         if not table.num_rows:
             raise ValueError(f"table {name!r} is empty: a schema cannot be inferred from no rows")
-    user_key, user_column = _key(users, interactions, "users", taken="")
-    item_key, item_column = _key(items, interactions, "items", taken=user_column)
-    events = _interaction_schema(interactions, user_column, item_column)
+    free = list(interactions.column_names)
+    user_key, user_column = _key(users, interactions, "users", free)
+    free = [name for name in free if name != user_column]
+    item_key, item_column = _key(items, interactions, "items", free)
+    free = [name for name in free if name != item_column]
+    times = [name for name in free if _is_temporal(interactions.column(name))]
+    time = _named(TIME_NAMES, free) or next(iter(times), "")
+    weight = _named(WEIGHT_NAMES, [name for name in free if name != time])
+    unit = _time_unit(interactions.column(time)) if time else "s"
     notes: list[str] = []
-    title = _named(items, TITLE_NAMES, skip=(item_key,))
+    title = _named(TITLE_NAMES, [name for name in items.column_names if name != item_key])
     user_columns = _columns(users, "users", skip=(user_key,), notes=notes)
     item_columns = _columns(items, "items", skip=(item_key, title), notes=notes)
-    if events.time:
+    if time:
         item_columns += [popularity_column(days) for days in POPULARITY_DAYS]
-    users_schema = TableSchema(user_key, tuple(user_columns) or (_key_column(user_key),))
-    items_schema = TableSchema(item_key, tuple(item_columns) or (_key_column(item_key),), title)
-    return InferredSchema(Schema(users_schema, items_schema, events), tuple(notes))
+    user_columns = user_columns or [Column(user_key, "categorical")]
+    item_columns = item_columns or [Column(item_key, "categorical")]
+    schema = Schema(
+        TableSchema(user_key, tuple(user_columns)),
+        TableSchema(item_key, tuple(item_columns), title),
+        InteractionSchema(user_column, item_column, time, weight, unit),
+    )
+    return schema, tuple(notes)
 
 
-def _key_column(key: str) -> Column:
-    return Column(key, "categorical")
-
-
-def _key(table: pa.Table, interactions: pa.Table, name: str, *, taken: str) -> tuple[str, str]:
-    """Return the key's column in the table and in the interactions.
+def _key(table: pa.Table, interactions: pa.Table, name: str, free: list[str]) -> tuple[str, str]:
+    """Return the key's column in the table and in the interactions, there one of the free ones.
 
     A key is unique in its table. The interactions have it under the same name, else under the
     name of a column most of whose values are keys of the table.
@@ -113,23 +99,25 @@ def _key(table: pa.Table, interactions: pa.Table, name: str, *, taken: str) -> t
             f"table {name!r} has no column with a value of its own in every row, so no key; "
             f"it has: {', '.join(table.column_names)}"
         )
-    free = [column for column in interactions.column_names if column != taken]
     for column in unique:
         if column in free:
             return column, column
-    candidates = [
-        (_overlap(interactions.column(there), table.column(here)), here, there)
-        for here in unique
-        for there in free
-    ]
-    best = max(candidates, key=lambda candidate: candidate[0], default=(0.0, "", ""))
-    if best[0] < _OFTEN_REPEATED:
+    share, here, there = max(
+        (
+            (_overlap(interactions.column(there), table.column(here)), here, there)
+            for here in unique
+            for there in free
+        ),
+        key=lambda candidate: candidate[0],
+        default=(0.0, "", ""),
+    )
+    if share < _OFTEN_REPEATED:
         raise ValueError(
             f"table 'interactions' has no column that holds keys of table {name!r} (tried "
             f"{', '.join(unique)}); it has: {', '.join(interactions.column_names)}; give the two "
             "the same name"
         )
-    return best[1], best[2]
+    return here, there
 
 
 def _is_unique(values: pa.ChunkedArray) -> bool:
@@ -147,29 +135,20 @@ def _overlap(values: pa.ChunkedArray, keys: pa.ChunkedArray) -> float:
     return float(pc.mean(found.cast(pa.float64())).as_py())
 
 
-def _interaction_schema(table: pa.Table, user: str, item: str) -> InteractionSchema:
-    rest = [name for name in table.column_names if name not in (user, item)]
-    moments = [name for name in rest if _is_temporal(table.column(name))]
-    time = _named(table, TIME_NAMES, skip=(user, item)) or next(iter(moments), "")
-    weight = _named(table, WEIGHT_NAMES, skip=(user, item, time))
-    return InteractionSchema(user, item, time, weight, _time_unit(table, time))
-
-
-def _time_unit(table: pa.Table, name: str) -> str:
+def _time_unit(values: pa.ChunkedArray) -> str:
     """Return the unit in which a numeric time falls between 1973 and 2286."""
-    if name:
-        floats = _as_numbers(table.column(name).slice(0, _SCANNED_ROWS))
-        largest = None if floats is None else pc.max(floats).as_py()
-        for unit, per_second in TIME_UNITS.items():
-            if largest is not None and _EARLIEST_EPOCH <= largest / per_second < _LATEST_EPOCH:
-                return unit
+    floats = _as_numbers(values.slice(0, _SCANNED_ROWS))
+    largest = None if floats is None else pc.max(floats).as_py()
+    for unit, per_second in TIME_UNITS.items():
+        if largest is not None and _EARLIEST_EPOCH <= largest / per_second < _LATEST_EPOCH:
+            return unit
     return "s"
 
 
-def _named(table: pa.Table, names: Iterable[str], skip: Iterable[str]) -> str:
-    """Return the first column that has one of the usual names, or an empty text."""
-    by_name = {name.lower(): name for name in table.column_names if name not in skip}
-    return next((by_name[name] for name in names if name in by_name), "")
+def _named(usual: Iterable[str], names: Iterable[str]) -> str:
+    """Return the first of the names that is a usual one, or an empty text."""
+    by_name = {name.lower(): name for name in names}
+    return next((by_name[name] for name in usual if name in by_name), "")
 
 
 def _columns(table: pa.Table, name: str, *, skip: Iterable[str], notes: list[str]) -> list[Column]:
@@ -195,22 +174,17 @@ def _kind(name: str, values: pa.ChunkedArray) -> Column | str:
         return Column(name, "timestamp")
     if pa.types.is_boolean(kind):
         return Column(name, "categorical")
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return f"its type {kind} is not known"
     if pa.types.is_nested(kind):
-        return _kind_of_lists(name, values)
+        if not pa.types.is_floating(kind.value_type):
+            return Column(name, "categories")
+        lengths = pc.count_distinct(pc.list_value_length(values)).as_py()
+        return Column(name, "vector") if lengths == 1 else "its lists of numbers differ in length"
     if is_text(kind):
         return _kind_of_texts(name, values)
     floats = _as_numbers(values)
     return f"its type {kind} is not known" if floats is None else _kind_of_numbers(name, floats)
-
-
-def _kind_of_lists(name: str, values: pa.ChunkedArray) -> Column | str:
-    kind = values.type
-    if pa.types.is_struct(kind) or pa.types.is_map(kind):
-        return f"its type {kind} is not known"
-    if pa.types.is_floating(kind.value_type):
-        lengths = pc.count_distinct(pc.list_value_length(values)).as_py()
-        return Column(name, "vector") if lengths == 1 else "its lists of numbers differ in length"
-    return Column(name, "categories")
 
 
 def _kind_of_numbers(name: str, floats: pa.ChunkedArray) -> Column | str:
@@ -218,13 +192,9 @@ def _kind_of_numbers(name: str, floats: pa.ChunkedArray) -> Column | str:
     whole = pc.all(pc.equal(pc.floor(floats), floats)).as_py()
     n_distinct = pc.count_distinct(floats).as_py()
     if whole and low is not None and _EARLIEST_EPOCH <= low <= high < _LATEST_EPOCH:
-        return (
-            Column(name, "timestamp") if n_distinct > _FEW_NUMBERS else Column(name, "categorical")
-        )
-    looks_like_code = name.lower().endswith(("_id", "_no", "_code", "zip", "zipcode"))
-    if whole and (
-        looks_like_code or (n_distinct <= _FEW_NUMBERS and n_distinct * 10 <= len(floats))
-    ):
+        return Column(name, "timestamp" if n_distinct > _FEW_NUMBERS else "categorical")
+    is_repeated = n_distinct <= _FEW_NUMBERS and n_distinct * 10 <= len(floats)
+    if whole and (name.lower().endswith(CODE_ENDINGS) or is_repeated):
         if n_distinct == len(floats):
             return "every row has its own value"
         return Column(name, "categorical")
@@ -234,17 +204,18 @@ def _kind_of_numbers(name: str, floats: pa.ChunkedArray) -> Column | str:
 def _kind_of_texts(name: str, values: pa.ChunkedArray) -> Column | str:
     if parse_moments(values) is not None:
         return Column(name, "timestamp")
-    floats = None if _has_leading_zero(values) else _as_numbers(values)
+    has_leading_zero = pc.any(pc.match_substring_regex(values, r"^0\d")).as_py()
+    floats = None if has_leading_zero else _as_numbers(values)
     if floats is not None:
         return _kind_of_numbers(name, floats)
-    share = pc.count_distinct(values).as_py() / len(values)
     separator = _separator(values)
     if separator:
         return Column(name, "categories", separator=separator)
+    share = pc.count_distinct(values).as_py() / len(values)
     if share <= _OFTEN_REPEATED or (len(values) <= _FEW_NUMBERS and share < 1):
         return Column(name, "categorical")
-    words = pc.mean(pc.count_substring(values, " ")).as_py()
-    return "it is free text" if words >= 1 else "nearly every row has its own value"
+    n_blanks = pc.mean(pc.count_substring(values, " ")).as_py()
+    return "it is free text" if n_blanks >= 1 else "nearly every row has its own value"
 
 
 def _separator(values: pa.ChunkedArray) -> str:
@@ -267,11 +238,8 @@ def _separator(values: pa.ChunkedArray) -> str:
     return ""
 
 
-def _has_leading_zero(values: pa.ChunkedArray) -> bool:
-    return pc.any(pc.match_substring_regex(values, r"^0\d")).as_py()  # type: ignore[no-any-return]
-
-
 def _as_numbers(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return numbers without the missing ones, or None where a value is no number."""
     if is_text(values.type):
         missing = pc.is_in(pc.utf8_lower(values), value_set=pa.array(MISSING_NUMBERS, values.type))
         if pc.all(missing).as_py():
@@ -284,6 +252,5 @@ def _as_numbers(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 def _is_temporal(values: pa.ChunkedArray) -> bool:
     values = decoded(values.slice(0, _SCANNED_ROWS)).drop_null()
-    if pa.types.is_temporal(values.type):
-        return True
-    return bool(is_text(values.type) and len(values) and parse_moments(values) is not None)
+    is_iso = is_text(values.type) and len(values) and parse_moments(values) is not None
+    return bool(pa.types.is_temporal(values.type) or is_iso)

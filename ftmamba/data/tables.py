@@ -66,27 +66,15 @@ class Tables:
 
     def user_row(self, key: object) -> int:
         """Return the row of the user with this key."""
-        return _row_of(key, self._user_rows, "users")
-
-    def item_row(self, key: object) -> int:
-        """Return the row of the item with this key."""
-        return _row_of(key, self._item_rows, "items")
+        try:
+            return self.user_keys.index(str(key))
+        except ValueError:
+            close = near(key, self.user_keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
+            raise ValueError(f"table 'users' has no key {str(key)!r}{close}") from None
 
     def user_record(self, row: int) -> dict[str, Any]:
         """Return the raw record of a user's row."""
         return self.users.slice(row, 1).to_pylist()[0]  # type: ignore[no-any-return]
-
-    def item_record(self, row: int) -> dict[str, Any]:
-        """Return the raw record of an item's row."""
-        return self.items.slice(row, 1).to_pylist()[0]  # type: ignore[no-any-return]
-
-    @cached_property
-    def _user_rows(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self.user_keys)}
-
-    @cached_property
-    def _item_rows(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self.item_keys)}
 
 
 def load_tables(
@@ -119,7 +107,9 @@ def load_tables(
         if not table.num_rows:
             raise ValueError(f"table {name!r} is empty: it has no rows")
     if schema is None:
-        schema = infer_schema(*raw)
+        schema, notes = infer_schema(*raw)
+        for note in notes:
+            logger.info("schema: %s", note)
     elif isinstance(schema, Mapping):
         schema = Schema.from_dict(schema)
     checked_users = _checked_table(raw[0], schema.users, "users")
@@ -283,11 +273,3 @@ def _keep_positives(interactions: Interactions, threshold: float) -> Interaction
             f"{interactions.weights.max()}"
         )
     return interactions.select(keep)
-
-
-def _row_of(key: object, rows: Mapping[str, int], table: str) -> int:
-    row = rows.get(str(key))
-    if row is None:
-        close = near(key, list(rows)[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
-        raise ValueError(f"table {table!r} has no key {str(key)!r}{close}")
-    return row

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ftmamba.data.interactions import Interactions
-from modeling_ftmamba.ranking import top_k
+from modeling_ftmamba.catalogue import top_k
 
 N_SIMILARITIES_AT_ONCE = 2**24
 SECONDS_A_DAY = 86_400

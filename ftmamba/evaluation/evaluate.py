@@ -15,7 +15,7 @@ from ftmamba.evaluation.inner_products import USERS_AT_ONCE
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol, Scorer
 from ftmamba.evaluation.result import Evaluation
-from modeling_ftmamba.ranking import top_k
+from modeling_ftmamba.catalogue import top_k
 
 N_SCORES_AT_ONCE = 2**24
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modeling_ftmamba.ranking import top_k
+from modeling_ftmamba.catalogue import top_k
 
 USERS_AT_ONCE = 512
 TILE_SIZE = 2048

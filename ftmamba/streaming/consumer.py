@@ -5,16 +5,17 @@ The ids of a user's newest events are stored with the state in one atomic step, 
 delivered again is recognised.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ftmamba.streaming.events import Event
-from ftmamba.streaming.observer import Observer
+from ftmamba.streaming.events import UserEvent
+from ftmamba.streaming.observer import CheckpointObserver
 from ftmamba.streaming.sources import Batch, Source
 from ftmamba.streaming.stores import ABSENT, Put, StateStore, Stored, next_version
 from modeling_ftmamba.configuration_ftmamba import near
@@ -25,10 +26,12 @@ TRIES = 20
 
 LATE = ("refuse", "accept", "recompute")
 
+EventsByUser = dict[str, list[UserEvent]]
+
 Updated = Callable[[Sequence[str], Tensor], None]
 """Called with the users whose states are new, and with their embeddings (users, E)."""
 
-History = Callable[[str], Sequence[Event]]
+History = Callable[[str], Sequence[UserEvent]]
 """Returns every event of a user that has been read, in the order of arrival."""
 
 
@@ -100,14 +103,14 @@ class Counts:
     conflicts: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        names = [field.name for field in fields(self)]
+        names = [one.name for one in fields(self)]
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 def consume(
     source: Source,
     store: StateStore,
-    observer: Observer,
+    observer: CheckpointObserver,
     rules: Rules | None = None,
     *,
     updated: Updated | None = None,
@@ -155,27 +158,22 @@ class _Change(NamedTuple):
 
     user_key: str
     stored: Stored | None
-    events: Sequence[Event]
+    events: Sequence[UserEvent]
     ids: tuple[str, ...]
     restart: bool
     counts: Counts
 
 
+@dataclass(frozen=True)
 class _Consumer:
     """Processes one batch after the other."""
 
-    def __init__(
-        self,
-        store: StateStore,
-        observer: Observer,
-        rules: Rules,
-        updated: Updated | None,
-        report: Callable[[str], None],
-    ) -> None:
-        self.rules = rules
-        self._store, self._observer = store, observer
-        self._updated, self._report = updated, report
-        self._reported: set[str] = set()
+    store: StateStore
+    observer: CheckpointObserver
+    rules: Rules
+    updated: Updated | None
+    report: Callable[[str], None]
+    reported: set[str] = field(default_factory=set)
 
     def process(self, batch: Batch) -> Counts:
         """Bring the users of a batch up to date."""
@@ -184,7 +182,7 @@ class _Consumer:
             self._report_once("malformed", problem)
         events, refused = self._observable(batch.events)
         counts += refused
-        by_user: dict[str, list[Event]] = defaultdict(list)
+        by_user: EventsByUser = defaultdict(list)
         for event in events:
             by_user[event.user_key].append(event)
         for _ in range(TRIES):
@@ -199,14 +197,14 @@ class _Consumer:
         )
 
     def _report_once(self, kind: str, text: str) -> None:
-        if kind not in self._reported:
-            self._reported.add(kind)
-            self._report(f"{text}; skipped and counted, further ones will not be reported")
+        if kind not in self.reported:
+            self.reported.add(kind)
+            self.report(f"{text}; skipped and counted, further ones will not be reported")
 
-    def _observable(self, events: Sequence[Event]) -> tuple[list[Event], Counts]:
+    def _observable(self, events: Sequence[UserEvent]) -> tuple[list[UserEvent], Counts]:
         counts = Counts()
-        kept: list[Event] = []
-        for event, refusal in zip(events, self._observer.refusals(events), strict=True):
+        kept: list[UserEvent] = []
+        for event, refusal in zip(events, self.observer.refusals(events), strict=True):
             if refusal is None:
                 kept.append(event)
                 continue
@@ -215,9 +213,9 @@ class _Consumer:
             self._report_once(kind, f"an event of user {event.user_key!r:.80}: {refusal.reason}")
         return kept, counts
 
-    def _try(self, by_user: Mapping[str, list[Event]]) -> tuple[Counts, dict[str, list[Event]]]:
+    def _try(self, by_user: EventsByUser) -> tuple[Counts, EventsByUser]:
         """Bring users up to date; return the counts, and users changed by another process."""
-        stored = dict(zip(by_user, self._store.get(list(by_user)), strict=True))
+        stored = dict(zip(by_user, self.store.get(list(by_user)), strict=True))
         states = self._states(stored, by_user)
         counts = Counts()
         # Histories are padded: users whose numbers of events differ by less than twice go together.
@@ -228,7 +226,7 @@ class _Consumer:
                 groups[len(change.events).bit_length()].append(change)
             else:
                 counts += change.counts
-        conflicting: dict[str, list[Event]] = {}
+        conflicting: EventsByUser = {}
         for changes in groups.values():
             done, left = self._apply(changes, states)
             counts += done
@@ -236,7 +234,7 @@ class _Consumer:
         return counts, conflicting
 
     def _states(
-        self, stored: Mapping[str, Stored | None], by_user: Mapping[str, Sequence[Event]]
+        self, stored: Mapping[str, Stored | None], by_user: Mapping[str, Sequence[UserEvent]]
     ) -> dict[str, UserState]:
         """Return every user's stored state, or the initial one."""
         kept = {key: one.state for key, one in stored.items() if one is not None}
@@ -244,7 +242,7 @@ class _Consumer:
         states: dict[str, UserState] = {}
         if kept:
             try:
-                states |= _by_key(list(kept), self._observer.unpack(list(kept.values())))
+                states |= _by_key(list(kept), self.observer.unpack(list(kept.values())))
             except ValueError as error:
                 users = ", ".join(map(repr, list(kept)[:3]))
                 raise ValueError(
@@ -253,14 +251,14 @@ class _Consumer:
                 ) from None
         if new:
             firsts = [_first(by_user[key]) for key in new]
-            states |= _by_key(new, self._observer.start(firsts))
+            states |= _by_key(new, self.observer.start(firsts))
         return states
 
-    def _change(self, stored: Stored | None, events: list[Event], last_time: int) -> _Change:
+    def _change(self, stored: Stored | None, events: list[UserEvent], last_time: int) -> _Change:
         """Return the change of one user's state by the rules."""
         user_key = events[0].user_key
         new = without_duplicates(events, stored.event_ids if stored else ())
-        late = [event for event in new if event.time is not None and event.time < last_time]
+        late = [one for one in new if one.event.time < last_time]
         n_duplicates, restart = (
             len(events) - len(new),
             bool(late) and self.rules.late == "recompute",
@@ -268,8 +266,8 @@ class _Consumer:
         if late and self.rules.late == "refuse":
             self._report_once(
                 "late",
-                f"an event of user {user_key!r:.80}, item {late[0].item_key!r:.80}, has time "
-                f"{late[0].time}, older than the user's newest ({last_time})",
+                f"an event of user {user_key!r:.80}, item {late[0].event.item!r:.80}, has "
+                f"time {late[0].event.time:.0f}, older than the user's newest ({last_time})",
             )
             new = [event for event in new if event not in late]
         counts = Counts(
@@ -288,8 +286,10 @@ class _Consumer:
             chosen = in_order(without_duplicates([*past, *events], ()))
         if self.rules.late == "accept":
             chosen = [
-                replace(event, time=max(event.time, last_time)) if event.time is not None else event
-                for event in chosen
+                replace(one, event=one.event._replace(time=float(last_time)))
+                if one.event.time < last_time
+                else one
+                for one in chosen
             ]
         ids = tuple(event.event_id for event in new if event.event_id)
         return _Change(user_key, stored, chosen, ids, restart, counts)
@@ -303,25 +303,25 @@ class _Consumer:
         if again:
             firsts = [_first(change.events) for change in again]
             keys = [change.user_key for change in again]
-            restarted = _by_key(keys, self._observer.start(firsts))
+            restarted = _by_key(keys, self.observer.start(firsts))
         before = [restarted.get(change.user_key, states[change.user_key]) for change in changes]
-        state = self._observer.observe(
+        state = self.observer.observe(
             UserState.concatenate(before), [change.events for change in changes]
         )
         puts = [
             self._put(change, data)
-            for change, data in zip(changes, self._observer.pack(state), strict=True)
+            for change, data in zip(changes, self.observer.pack(state), strict=True)
         ]
-        is_stored = self._store.put_many(puts)
+        is_stored = self.store.put_many(puts)
         counts = Counts(conflicts=is_stored.count(False))
         stored: list[str] = []
         left: list[str] = []
         for change, done in zip(changes, is_stored, strict=True):
             (stored if done else left).append(change.user_key)
             counts += change.counts if done else Counts()
-        if self._updated is not None and stored:
+        if self.updated is not None and stored:
             rows = torch.tensor(is_stored).nonzero()[:, 0]
-            self._updated(stored, self._observer.embed(state.select(rows.to(state.last.device))))
+            self.updated(stored, self.observer.embed(state.select(rows.to(state.last.device))))
         return counts, left
 
     def _put(self, change: _Change, data: bytes) -> Put:
@@ -332,20 +332,20 @@ class _Consumer:
         return Put(change.user_key, stored, version)
 
 
-def in_order(events: Iterable[Event]) -> list[Event]:
+def in_order(events: Iterable[UserEvent]) -> list[UserEvent]:
     """Sort by time, equal times by arrival; an event without a time follows its predecessor."""
-    keyed: list[tuple[int, Event]] = []
-    newest = -1
-    for event in events:
-        newest = newest if event.time is None else event.time
-        keyed.append((newest, event))
+    keyed: list[tuple[float, UserEvent]] = []
+    newest = -math.inf
+    for one in events:
+        newest = newest if math.isnan(one.event.time) else one.event.time
+        keyed.append((newest, one))
     return [event for _, event in sorted(keyed, key=lambda pair: pair[0])]
 
 
-def without_duplicates(events: Sequence[Event], event_ids: Sequence[str]) -> list[Event]:
+def without_duplicates(events: Sequence[UserEvent], event_ids: Sequence[str]) -> list[UserEvent]:
     """Leave out events whose ids are among `event_ids` or occur earlier in `events`."""
     ids = set(event_ids)
-    new: list[Event] = []
+    new: list[UserEvent] = []
     for event in events:
         if event.event_id and event.event_id in ids:
             continue
@@ -358,6 +358,6 @@ def _by_key(keys: Sequence[str], state: UserState) -> dict[str, UserState]:
     return {key: state.select(slice(row, row + 1)) for row, key in enumerate(keys)}
 
 
-def _first(events: Sequence[Event]) -> Event:
+def _first(events: Sequence[UserEvent]) -> UserEvent:
     """Return the first event with a record of its user, or else the first."""
     return next((event for event in events if event.user_record is not None), events[0])

@@ -1,149 +1,136 @@
-"""What happens: a user took an item; as one JSON object, checked before anything is made of it."""
+"""An event that arrives: one JSON object, checked before it is used."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ftmamba.checks import parse_json
 from ftmamba.streaming.stores import LONGEST_USER_KEY
-from modeling_ftmamba.checked_files import parse_json
+from modeling_ftmamba.catalogue import LONGEST_KEY
 from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT
-from modeling_ftmamba.encoders import LONGEST_KEY
+from modeling_ftmamba.encoders import number_of, seconds_of, text_of
+from modeling_ftmamba.processing_ftmamba import Event
 
-LONGEST_EVENT_ID = 128
-"""Characters."""
+LONGEST_EVENT_ID = 512
+"""Bytes in UTF-8."""
 
-_LATEST = 2**40
-_LARGEST_WEIGHT = 1e30
-_HOW = 'write it as {"user_key": "42", "item_key": "50", "time": 893286638, "event_id": "e1"}'
+_EXAMPLE = 'such as {"user_key": "42", "item_key": "50", "time": 893286638, "event_id": "e1"}'
 
 
 @dataclass(frozen=True)
-class Event:
-    """One event.
+class UserEvent:
+    """An event and its user.
 
     Attributes:
-        user_key: who.
-        item_key: what.
-        event_id: the same whenever the event is delivered, and of no other event; empty where
-            there is none, then an event that comes twice counts twice.
-        time: UTC epoch seconds, or None where it is not known.
-        weight: such as a rating, or None.
-        context: numbers by the names of the columns that the model's history has beside its
-            events, or None; absent or NaN where unknown.
-        item_record: raw columns of the item, for one that the catalogue has not.
-        user_record: raw columns of the user, for one of whom nothing is known yet.
+        user_key: the user.
+        event: its item is a key.
+        event_id: identifies the event whenever it is delivered; without one, an event that is
+            delivered twice counts twice.
+        item_record: raw columns of the item, read if its key is not in the catalogue.
+        user_record: raw columns of the user, read with a user's first event.
     """
 
     user_key: str
-    item_key: str
+    event: Event
     event_id: str = ""
-    time: int | None = None
-    weight: float | None = None
     item_record: Mapping[str, Any] | None = None
     user_record: Mapping[str, Any] | None = None
-    context: Mapping[str, float] | None = None
 
     def to_json(self) -> str:
         """Return the event on one line, as `parse_event` reads it."""
-        values = {name: value for name, value in vars(self).items() if value not in (None, "")}
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        item, time, weight, context = self.event
+        values = {
+            "user_key": self.user_key,
+            "item_key": item,
+            "event_id": self.event_id or None,
+            "time": None if math.isnan(time) else time,
+            "weight": None if math.isnan(weight) else weight,
+            "context": {name: x for name, x in context.items() if not math.isnan(x)} or None,
+            "item_record": self.item_record,
+            "user_record": self.user_record,
+        }
+        kept = {name: value for name, value in values.items() if value is not None}
+        return json.dumps(kept, ensure_ascii=False, allow_nan=False)
 
 
-def parse_event(text: str | bytes, *, event_id: str = "") -> Event:
-    """Read an event from a JSON object with the fields of `Event`; further ones are ignored.
+def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
+    """Read an event from a JSON object; unknown fields are ignored.
+
+    It has `user_key` and `item_key`, and may have `event_id`, `time`, `weight`, `context`,
+    `item_record` and `user_record`.
 
     Args:
         text: the object.
-        event_id: for an event that brings none.
+        event_id: for an event without one.
 
     Raises:
-        ValueError: it is no JSON object, a key is missing, or a value is of another type.
+        ValueError: it is not a JSON object, a key is missing, or a value is of another type.
     """
     try:
         values = parse_json(text.decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"an event must be a JSON object ({error!s:.200}); {_HOW}") from None
-    return Event(
-        user_key=_key(values, "user_key", LONGEST_USER_KEY),
-        item_key=_key(values, "item_key", LONGEST_KEY),
-        event_id=_event_id(values.get("event_id"), event_id),
-        time=_time(values.get("time")),
-        weight=_weight(values.get("weight")),
+        raise ValueError(f"an event must be a JSON object ({error!s:.200}), {_EXAMPLE}") from None
+    if values.get("event_id") is not None:
+        event_id = _text(values, "event_id", LONGEST_EVENT_ID)
+    context = {
+        str(name): _number(f"context {name!r:.80}", value)
+        for name, value in (_record(values, "context") or {}).items()
+        if value is not None
+    }
+    return UserEvent(
+        user_key=_text(values, "user_key", LONGEST_USER_KEY),
+        event=Event(
+            _text(values, "item_key", LONGEST_KEY),
+            _time(values.get("time")),
+            _number("weight", values.get("weight")),
+            context,
+        ),
+        event_id=event_id,
         item_record=_record(values, "item_record"),
         user_record=_record(values, "user_record"),
-        context=_context(values),
     )
 
 
-def _key(values: Mapping[str, Any], name: str, longest: int) -> str:
+def _text(values: Mapping[str, Any], name: str, longest: int) -> str:
     value = values.get(name)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**40:
-        return str(value)
-    if not isinstance(value, str) or not 0 < len(_bytes(value)) <= longest:
-        raise ValueError(
-            f"an event's {name} must be a text of 1 to {longest} bytes, got {value!r:.80}; {_HOW}"
-        )
-    return value
-
-
-def _bytes(text: str) -> bytes:
-    """Return a text in UTF-8; JSON can spell one that has none, which counts as empty."""
     try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return b""
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            # JSON can spell a text that UTF-8 cannot, which raises here.
+            text = text_of(value) or ""
+            if 0 < len(text.encode()) <= longest:
+                return text
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(
+        f"an event's {name} must be a text of 1 to {longest} bytes, got {value!r:.80}; {_EXAMPLE}"
+    )
 
 
-def _event_id(value: Any, otherwise: str) -> str:
-    if value is None:
-        return otherwise
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or len(value) > LONGEST_EVENT_ID or not _bytes(value):
-        raise ValueError(
-            f"an event's event_id must be a text of 1 to {LONGEST_EVENT_ID} characters, got "
-            f"{value!r:.80}; leave it out where there is none"
-        )
-    return value
+def _time(value: Any) -> float:
+    try:
+        seconds = seconds_of(value)
+        if not seconds < 0:
+            return seconds if math.isnan(seconds) else float(math.floor(seconds))
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(
+        f"an event's time must be seconds since 1970 in UTC or an ISO time, got {value!r:.80}; "
+        "divide milliseconds by 1000, or leave out an unknown time"
+    )
 
 
-def _time(value: Any) -> int | None:
-    if value is None:
-        return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < _LATEST:
-        raise ValueError(
-            f"an event's time must be seconds since 1970 in UTC, 0 or more, got {value!r:.80}; "
-            "divide milliseconds by 1000, or leave it out where it is not known"
-        )
-    return int(value)
-
-
-def _weight(value: Any) -> float | None:
-    if value is None:
-        return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and abs(value) <= _LARGEST_WEIGHT):
-        raise ValueError(
-            f"an event's weight must be a number, got {value!r:.80}; leave it out where there is "
-            "none"
-        )
-    return float(value)
-
-
-def _context(values: Mapping[str, Any]) -> dict[str, float] | None:
-    context = _record(values, "context")
-    if context is None:
-        return None
-    for name, value in context.items():
-        is_number = value is None or isinstance(value, int | float)
-        if not is_number or abs(value or 0) > LARGEST_CONTEXT:
-            raise ValueError(
-                f"an event's context must have a finite number in {name!r:.80}, got {value!r:.80}; "
-                "leave it out where it is not known"
-            )
-    return {name: float(value) for name, value in context.items() if value is not None}
+def _number(name: str, value: Any) -> float:
+    try:
+        number = number_of(value)
+        if not abs(number) > LARGEST_CONTEXT:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(
+        f"an event's {name} must be a finite number, got {value!r:.80}; leave out an unknown one"
+    )
 
 
 def _record(values: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -1,24 +1,26 @@
-"""What a model makes of events: users' states, and embeddings of them.
+"""Observe events with a model: users' states, and embeddings of them.
 
-Shapes: B users, T events of the longest among them, I items, E embedding, F event features.
+Shapes: B users, T events of the longest among them, I items, E embedding.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint
-from ftmamba.streaming.events import Event
-from modeling_ftmamba.configuration_ftmamba import GAP, history_of, near
-from modeling_ftmamba.encoders import KeyIndex, text_table
+from ftmamba.streaming.events import UserEvent
+from modeling_ftmamba.configuration_ftmamba import near
+from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 from modeling_ftmamba.user_state import (
     NO_TIME,
+    USERS,
     UserState,
-    states_from_bytes,
-    states_to_bytes,
+    checked,
+    in_type,
+    read_header,
 )
 
 
@@ -26,7 +28,7 @@ class Refusal(NamedTuple):
     """Why an event cannot be observed.
 
     Attributes:
-        unknown_item: the item is not in the catalogue, and the event brings no columns of it.
+        unknown_item: the item is not in the catalogue, and the event has no columns of it.
         reason: in words.
     """
 
@@ -34,41 +36,12 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class Observer(Protocol):
-    """What a consumer needs of a model; `CheckpointObserver` is one."""
-
-    def refusals(self, events: Sequence[Event]) -> list[Refusal | None]:
-        """Return of each event why it cannot be observed, None of one that can be."""
-        ...
-
-    def start(self, firsts: Sequence[Event]) -> UserState:
-        """Return the states of users of whom nothing is kept, given the first event of each."""
-        ...
-
-    def observe(self, state: UserState, events: Sequence[Sequence[Event]]) -> UserState:
-        """Return the states of users after some events of each, in order of time."""
-        ...
-
-    def embed(self, state: UserState) -> Tensor:
-        """Return the embeddings of users (B, E)."""
-        ...
-
-    def pack(self, state: UserState) -> list[bytes]:
-        """Return the state of each user as bytes."""
-        ...
-
-    def unpack(self, data: Sequence[bytes]) -> UserState:
-        """Return the states of users from the bytes of each."""
-        ...
-
-
 class CheckpointObserver:
-    """Observes events by a trained model, its catalogue and the users that it knows.
+    """Observes events with a trained model, its catalogue and its known users.
 
-    An item of the catalogue is embedded as the catalogue has it; another one by the columns that
-    its event brings. A user starts from the columns that the first event brings; else, where the
-    checkpoint knows the user, from the record and the interactions that it keeps; else from
-    nothing.
+    An item in the catalogue has the embedding of the catalogue, another one is embedded from the
+    event's `item_record`. A user starts from the first event's `user_record`; without one, a known
+    user starts from the record and interactions in the checkpoint, and others from nothing.
 
     Args:
         checkpoint: of a model with a column of kind `history`.
@@ -83,147 +56,161 @@ class CheckpointObserver:
         self._model: Any = checkpoint.model
         self._model.train(False)
         self._extractor = checkpoint.extractor
-        history = history_of(self._extractor.columns("user"))
-        if history is None:
+        self._catalogue = checkpoint.catalogue
+        embeddings = torch.from_numpy(checkpoint.catalogue.embeddings)
+        items_IE = embeddings.to(self._model.device, self._model.dtype)
+        self._reader = HistoryReader(self._model, self._extractor, self._catalogue, items_IE)
+        if self._reader.column is None:
             raise ValueError(
                 "the checkpoint's user tower has no column of kind 'history', so events change "
                 "nothing in it; train a model with one"
             )
-        self._features, self._context = history.event_features, history.context
+        self._context = self._reader.column.context
         self._dtype = dtype
-        self._fingerprint = checkpoint.catalogue.fingerprint
-        embeddings = torch.from_numpy(checkpoint.catalogue.embeddings)
-        self._items_IE = embeddings.to(self._model.device, self._model.dtype)
-        self._keys = text_table(checkpoint.catalogue.keys)
-        self._index = KeyIndex(self._keys)
         self._users = checkpoint.users
         keys = checkpoint.users.keys if checkpoint.users else ()
         self._row_of_user = {key: row for row, key in enumerate(keys)}
 
-    def refusals(self, events: Sequence[Event]) -> list[Refusal | None]:
-        rows = self._index.rows([event.item_key for event in events])
-        return [self._refusal(event, row) for event, row in zip(events, rows, strict=True)]
+    def refusals(self, events: Sequence[UserEvent]) -> list[Refusal | None]:
+        """Return for each event why it cannot be observed, None if it can."""
+        rows = self._catalogue.index.rows(one.event.item for one in events)
+        return [self._refusal(one, row) for one, row in zip(events, rows, strict=True)]
 
-    def _refusal(self, event: Event, row: int | None) -> Refusal | None:
-        if row is None and event.item_record is None:
+    def _refusal(self, one: UserEvent, row: int | None) -> Refusal | None:
+        if row is None and one.item_record is None:
             return Refusal(
                 True,
-                f"item {event.item_key!r:.80} is not among the {len(self._items_IE)} of the "
-                "catalogue, and the event brings no item_record with columns of it",
+                f"item {one.event.item!r:.80} is not among the {len(self._catalogue)} of the "
+                "catalogue, and the event has no item_record with columns of it",
             )
-        given = event.context or {}
+        given = one.event.context
         if self._context and given and not any(name in self._context for name in given):
             name = next(iter(given))
             return Refusal(
                 False,
-                f"its context has {name!r:.80}{near(name, self._context)}, and none of what the "
-                f"model reads: {', '.join(self._context)}",
+                f"its context has {name!r:.80}{near(name, self._context)}, and none of the columns "
+                f"that the model reads: {', '.join(self._context)}",
             )
-        for side, record in (("items", event.item_record), ("users", event.user_record)):
-            if record is not None and (row is None or side == "users"):
-                try:
-                    self._encoded(side, [record])
-                except ValueError as error:
-                    return Refusal(False, f"its record of {side}: {error}")
+        try:
+            if one.user_record is not None:
+                self._extractor(users=[one.user_record])
+            if one.item_record is not None and row is None:
+                self._extractor(items=[one.item_record])
+        except ValueError as error:
+            return Refusal(False, f"its record: {error}")
         return None
 
     @torch.inference_mode()
-    def start(self, firsts: Sequence[Event]) -> UserState:
-        records = [self._record(event) for event in firsts]
-        tensors = self._encoded("users", records)
+    def start(self, firsts: Sequence[UserEvent]) -> UserState:
+        """Return the initial states of users, given the first event of each."""
+        records: list[Any] = []
+        histories: list[Sequence[Event]] = []
+        for one in firsts:
+            row = self._row_of_user.get(one.user_key) if one.user_record is None else None
+            if self._users is not None and row is not None:
+                records.append(self._users.record(row))
+                histories.append(self._users.events(row))
+            else:
+                records.append(one.user_record or {})
+                histories.append(())
+        encoded = self._extractor(users=records, return_tensors="pt")
+        tensors = {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
         state: UserState = (
             self._model.start(**tensors) if tensors else self._model.start(n_users=len(firsts))
         )
-        pasts = [self._past(event) for event in firsts]
-        return self.observe(state, pasts) if any(pasts) else state
+        return self._observe(state, histories) if any(histories) else state
+
+    def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
+        """Return the states of users after some events of each, in order of time."""
+        rows = iter(self._catalogue.index.rows(one.event.item for own in events for one in own))
+        histories = [[_resolved(one, next(rows)) for one in own] for own in events]
+        return self._observe(state, histories)
 
     @torch.inference_mode()
-    def observe(self, state: UserState, events: Sequence[Sequence[Event]]) -> UserState:
-        lengths_B = torch.tensor([len(own) for own in events], device=self._model.device)
-        slots_BT = torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]
-        flat = [event for own in events for event in own]
-        history_BTE = self._items_IE.new_zeros(*slots_BT.shape, self._items_IE.shape[1])
-        history_BTE[slots_BT] = self._item_embeddings(flat)
-        times_BT = torch.full(slots_BT.shape, NO_TIME, device=lengths_B.device)
-        times = [NO_TIME if event.time is None else event.time for event in flat]
-        times_BT[slots_BT] = torch.tensor(times, device=lengths_B.device)
-        # Not in 16 bits with the model: a number of the context is scaled only there.
-        wide = torch.promote_types(history_BTE.dtype, torch.float32)
-        shape = (*slots_BT.shape, len(self._features))
-        features_BTF = history_BTE.new_full(shape, torch.nan, dtype=wide)
-        for place, name in enumerate(self._features):
-            if name != GAP:
-                values = [_feature(event, name) for event in flat]
-                features_BTF[slots_BT, place] = features_BTF.new_tensor(values)
+    def _observe(self, state: UserState, histories: Sequence[Sequence[Event]]) -> UserState:
+        tensors = self._reader.of_events(histories, max_length=0)
+        history_BTE, lengths_B = tensors["user_history"], tensors["user_history_lengths"]
+        is_event_BT = torch.arange(history_BTE.shape[1], device=lengths_B.device)
+        is_event_BT = is_event_BT < lengths_B[:, None]
+        times_BT = torch.full(is_event_BT.shape, NO_TIME, device=lengths_B.device)
+        times_BT[is_event_BT] = torch.tensor(
+            [
+                NO_TIME if math.isnan(event.time) else int(event.time)
+                for own in histories
+                for event in own
+            ],
+            device=lengths_B.device,
+        )
         observed: UserState = self._model.observe(
-            state, history_BTE, lengths_B, event_features=features_BTF, times=times_BT
+            state,
+            history_BTE,
+            lengths_B,
+            event_features=tensors.get("user_event_features"),
+            times=times_BT,
         )
         return observed
 
     @torch.inference_mode()
     def embed(self, state: UserState) -> Tensor:
+        """Return the embeddings of users (B, E)."""
         embeds_BE: Tensor = self._model.embed(state)
         return embeds_BE
 
     def pack(self, state: UserState) -> list[bytes]:
-        return states_to_bytes(state, fingerprint=self._fingerprint, dtype=self._dtype)
+        """Return the state of each user as bytes."""
+        fingerprint = self._catalogue.fingerprint
+        return states_to_bytes(state, fingerprint=fingerprint, dtype=self._dtype)
 
     def unpack(self, data: Sequence[bytes]) -> UserState:
+        """Return the states of users from the bytes of each."""
         wide = torch.promote_types(self._model.dtype, torch.float32)
-        # Those that were written in another type are of another length.
+        # States that were written in another type have another length.
         alike = [data] if len(set(map(len, data))) == 1 else [[one] for one in data]
-        parts = [states_from_bytes(some, fingerprint=self._fingerprint).to(wide) for some in alike]
+        fingerprint = self._catalogue.fingerprint
+        parts = [states_from_bytes(some, fingerprint=fingerprint).to(wide) for some in alike]
         return UserState.concatenate(parts)
 
-    def _record(self, event: Event) -> dict[str, Any]:
-        if event.user_record is not None:
-            return dict(event.user_record)
-        row = self._row_of_user.get(event.user_key)
-        return self._users.record(row) if self._users and row is not None else {}
 
-    def _past(self, event: Event) -> list[Event]:
-        """Return what the checkpoint knows that the user of a first event has done."""
-        row = self._row_of_user.get(event.user_key)
-        if event.user_record is not None or self._users is None or row is None:
-            return []
-        return [
-            Event(
-                event_id="",
-                user_key=event.user_key,
-                item_key=self._keys[item],
-                time=None if math.isnan(time) else int(time),
-                weight=None if math.isnan(weight) else weight,
-                context=context,
-            )
-            for item, time, weight, context in self._users.events(row)
-        ]
-
-    def _item_embeddings(self, events: Sequence[Event]) -> Tensor:
-        """Return the embedding of each event's item (events, E); one event or more."""
-        rows = self._index.rows([event.item_key for event in events])
-        embeds = self._items_IE[[row or 0 for row in rows]]
-        # One record an item: what is embedded once is the same for all.
-        unseen = {
-            event.item_key: event.item_record or {}
-            for row, event in zip(rows, events, strict=True)
-            if row is None
-        }
-        if not unseen:
-            return embeds
-        tensors = self._encoded("items", list(unseen.values()))
-        made = dict(zip(unseen, self._model.get_item_embeddings(**tensors), strict=True))
-        for place, (row, event) in enumerate(zip(rows, events, strict=True)):
-            if row is None:
-                embeds[place] = made[event.item_key]
-        return embeds
-
-    def _encoded(self, side: str, records: list[Any]) -> dict[str, Tensor]:
-        users, items = (records if side == name else None for name in ("users", "items"))
-        encoded = self._extractor(users=users, items=items)
-        return {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
+def _resolved(one: UserEvent, row: int | None) -> Event:
+    """Return the event of a row of the catalogue, or of the columns of another item."""
+    return one.event._replace(item=(one.item_record or {}) if row is None else row)
 
 
-def _feature(event: Event, name: str) -> float:
-    """Return an event's weight or a number of its context, NaN where it is missing."""
-    value = event.weight if name == "weight" else (event.context or {}).get(name)
-    return math.nan if value is None else value
+def states_to_bytes(
+    state: UserState, *, fingerprint: str, dtype: torch.dtype | None = None
+) -> list[bytes]:
+    """Write each of B users by itself; one header for all makes it faster than B `to_bytes`."""
+    if len(state) == 0:
+        return []
+    state = in_type(state, dtype)
+    example = state.select([0]).to_bytes(fingerprint)
+    start, _, offsets = read_header(example)
+    body_BZ = torch.empty(len(state), len(example) - start, dtype=torch.uint8)
+    for name, (first, end) in offsets.items():
+        users_first = state.tensors()[name].detach().cpu().movedim(USERS[name], 0)
+        # Cloned: a single user of a larger tensor has a stride that `contiguous` leaves as it is.
+        users_first = users_first.clone(memory_format=torch.contiguous_format)
+        body_BZ[:, first:end] = users_first.view(len(state), -1).view(torch.uint8)
+    head = example[:start]
+    return [head + row_Z.tobytes() for row_Z in body_BZ.numpy()]
+
+
+def states_from_bytes(data: Sequence[bytes], *, fingerprint: str) -> UserState:
+    """Read users that were written one by one as one batch; see `UserState.from_bytes`."""
+    if not data:
+        raise ValueError("there are no states to read; give those of at least one user")
+    first = UserState.from_bytes(data[0], fingerprint)
+    (start, _, offsets), size = read_header(data[0]), len(data[0])
+    head = data[0][:start]
+    if len(first) != 1 or not all(len(one) == size and one.startswith(head) for one in data):
+        others = [UserState.from_bytes(one, fingerprint) for one in data[1:]]
+        return UserState.concatenate([first, *others])
+    joined = bytearray().join(memoryview(one)[start:] for one in data)
+    body_BZ = torch.frombuffer(joined, dtype=torch.uint8).view(len(data), size - start)
+    tensors = {}
+    for name, (begin, end) in offsets.items():
+        of_one = getattr(first, name).movedim(USERS[name], 0)
+        values = body_BZ[:, begin:end].contiguous().view(of_one.dtype)
+        users_first = values.reshape(len(data), *of_one.shape[1:])
+        tensors[name] = users_first.movedim(0, USERS[name]).contiguous()
+    return checked(UserState(**tensors))

@@ -1,7 +1,6 @@
 """The store and the source that a text names, such as one from the command line."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,26 +15,6 @@ from ftmamba.streaming.sources import JsonLinesSource, Source, StandardInputSour
 from ftmamba.streaming.stores import MemoryStore, StateStore
 
 _REDIS = ("redis", "rediss")
-_OFFSET_ENDING = ".offset"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a source is read.
-
-    Attributes:
-        follow: wait for more at the end.
-        offset_file: of a file; empty for `NAME.offset` beside it.
-        from_start: read a file from its start each time, without an offset.
-        member: of a stream's group.
-        report: called with a text when a server does not answer.
-    """
-
-    follow: bool = False
-    offset_file: str = ""
-    from_start: bool = False
-    member: Member = field(default_factory=Member)
-    report: Callable[[str], None] = lambda _text: None
 
 
 def open_store(
@@ -71,13 +50,23 @@ def open_store(
     )
 
 
-def open_source(name: str, reading: Reading) -> Source:
+def open_source(
+    name: str,
+    *,
+    follow: bool = False,
+    offset_file: str | Path | None = "",
+    member: Member | None = None,
+    report: Callable[[str], None] = lambda _text: None,
+) -> Source:
     """Open the source that a text names.
 
     Args:
         name: the path of a file of JSON lines, `-` for the standard input, or
             `redis://HOST:PORT/STREAM`, or `/DATABASE/STREAM`.
-        reading: how.
+        follow: wait for more at the end.
+        offset_file: of a file; empty for `NAME.offset` beside it, None to start again each time.
+        member: of a stream's group.
+        report: called with a text when a server does not answer.
 
     Raises:
         ValueError: it does not name a source.
@@ -98,12 +87,12 @@ def open_source(name: str, reading: Reading) -> Source:
         return RedisStreamSource(
             url._replace(query="", path=f"/{database[0]}").geturl(),
             stream[0],
-            reading.member,
-            follow=reading.follow,
-            report=reading.report,
+            member,
+            follow=follow,
+            report=report,
         )
-    offset = reading.offset_file or f"{name}{_OFFSET_ENDING}"
-    return JsonLinesSource(name, None if reading.from_start else offset, follow=reading.follow)
+    offset_file = f"{name}.offset" if offset_file == "" else offset_file
+    return JsonLinesSource(name, offset_file, follow=follow)
 
 
 def _options(url: str, allowed: tuple[str, ...]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ftmamba.streaming.events import Event, parse_event
+from ftmamba.streaming.events import UserEvent, parse_event
 from ftmamba.streaming.sources import Batch
 from ftmamba.streaming.stores import (
     Put,
@@ -339,7 +339,7 @@ class RedisStreamSource:
         entries = self._own(most_events) or self._left(most_events) or self._new(most_events)
         if not entries and not self._follow:
             return None
-        events: list[Event] = []
+        events: list[UserEvent] = []
         problems: list[str] = []
         for entry_id, fields in entries:
             try:
@@ -402,7 +402,7 @@ class RedisStreamSource:
         )
         return [entry for _, entries in answer or () for entry in entries]
 
-    def _parsed(self, entry_id: str, fields: Mapping[bytes, bytes] | None) -> Event:
+    def _parsed(self, entry_id: str, fields: Mapping[bytes, bytes] | None) -> UserEvent:
         text = (fields or {}).get(FIELD.encode())
         if text is None:
             raise ValueError(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ftmamba.atomic import whole_file
-from ftmamba.streaming.events import Event, parse_event
-from modeling_ftmamba.checked_files import read_json
+from ftmamba.checks import read_json
+from ftmamba.streaming.events import UserEvent, parse_event
 
 MOST_LINE_BYTES = 2**20
 POLL_SECONDS = 0.2
@@ -33,7 +33,7 @@ class Batch:
         position: what the source needs to acknowledge it.
     """
 
-    events: Sequence[Event]
+    events: Sequence[UserEvent]
     problems: Sequence[str] = field(default_factory=tuple)
     position: Any = None
 
@@ -59,15 +59,6 @@ class Source(Protocol):
     def close(self) -> None:
         """Release all resources. Closing twice is fine."""
         ...
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line and its first and last byte in the file; `data` is None if it is too long."""
-
-    data: bytes | None
-    start: int
-    end: int
 
 
 class JsonLinesSource:
@@ -119,19 +110,19 @@ class JsonLinesSource:
                 f"{str(self._path)!r} has {size} bytes, of which {self._offset} were read: it was "
                 f"cut or replaced; {self._remedy()}"
             )
-        events: list[Event] = []
+        events: list[UserEvent] = []
         problems: list[str] = []
         while len(events) + len(problems) < most_events:
-            line = self._next_line()
+            start, line = self._offset, self._next_line()
             if line is None:
                 break
-            self._offset = line.end
-            if line.data == b"":
-                continue
             try:
-                events.append(self._parsed(line))
+                if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
+                    raise ValueError(f"a line of more than {MOST_LINE_BYTES} bytes")
+                if line.strip():
+                    events.append(parse_event(line, event_id=_mark(start, line.strip())))
             except ValueError as error:
-                problems.append(f"{self._path.name}, byte {line.start}: {error}")
+                problems.append(f"{self._path.name}, byte {start}: {error}")
         if not events and not problems:
             if not self._follow:
                 return None
@@ -176,27 +167,19 @@ class JsonLinesSource:
             file.seek(start)
             return blake2b(file.read(offset - start), digest_size=8).hexdigest()
 
-    def _next_line(self) -> _Line | None:
-        """Return the next complete line, None if there is none."""
-        start = self._offset
-        self._file.seek(start)
-        data = self._file.readline(MOST_LINE_BYTES)
-        end = start + len(data)
-        if data.endswith(b"\n"):
-            return _Line(data.strip(), start, end)
-        if len(data) < MOST_LINE_BYTES:
-            is_whole = bool(data) and not self._follow and _is_json(data)
-            return _Line(data.strip(), start, end) if is_whole else None
-        while piece := self._file.readline(MOST_LINE_BYTES):
-            if piece.endswith(b"\n"):
-                return _Line(None, start, self._file.tell())
-        return None
-
-    def _parsed(self, line: _Line) -> Event:
-        if line.data is None:
-            raise ValueError(f"a line of more than {MOST_LINE_BYTES} bytes")
-        mark = blake2b(line.start.to_bytes(8, "little") + line.data, digest_size=8).hexdigest()
-        return parse_event(line.data, event_id=mark)
+    def _next_line(self) -> bytes | None:
+        """Return the next complete line, cut if it is too long, and move on; None without one."""
+        self._file.seek(self._offset)
+        line = piece = self._file.readline(MOST_LINE_BYTES)
+        while len(piece) == MOST_LINE_BYTES and not piece.endswith(b"\n"):
+            piece = self._file.readline(MOST_LINE_BYTES)
+        is_complete = piece.endswith(b"\n") or (
+            piece is line and not self._follow and _is_json(line)
+        )
+        if not is_complete:
+            return None
+        self._offset = self._file.tell()
+        return line
 
 
 class FileHistory:
@@ -212,9 +195,9 @@ class FileHistory:
     def __init__(self, path: str | Path, source: JsonLinesSource) -> None:
         self._path, self._source = path, source
         self._offset = 0
-        self._events: dict[str, list[Event]] = defaultdict(list)
+        self._events: dict[str, list[UserEvent]] = defaultdict(list)
 
-    def __call__(self, user_key: str) -> list[Event]:
+    def __call__(self, user_key: str) -> list[UserEvent]:
         with closing(JsonLinesSource(self._path, start=self._offset)) as reader:
             while reader.offset < self._source.offset and (batch := reader.read(1)) is not None:
                 for event in batch.events:
@@ -247,7 +230,7 @@ class StandardInputSource:
                     return None
                 piece = b"\n"
             self._split(piece)
-        events: list[Event] = []
+        events: list[UserEvent] = []
         problems: list[str] = []
         for _ in range(min(most_events, len(self._lines))):
             self._number += 1
@@ -275,6 +258,10 @@ class StandardInputSource:
         if len(rest) > MOST_LINE_BYTES:
             self._is_too_long = True
         self._rest = b" " if self._is_too_long else rest
+
+
+def _mark(start: int, line: bytes) -> str:
+    return blake2b(start.to_bytes(8, "little") + line, digest_size=8).hexdigest()
 
 
 def _is_json(data: bytes) -> bool:

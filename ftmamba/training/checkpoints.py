@@ -8,8 +8,8 @@ some) and `training_state.json`. No random state is in it: the randomness of a s
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,79 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ftmamba.atomic import whole_folder
-from ftmamba.training.progress import Progress
+from ftmamba.data.encoded import EncodedData
+from ftmamba.recipe import TrainingRecipe, to_plain
+from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_FILE = "training_state.json"
+
+FREE_TO_CHANGE = (
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "early_stopping_patience",
+    "evaluate_every",
+    "log_every_steps",
+    "report_to",
+    "resume_from_checkpoint",
+    "stop_after_epochs",
+    "with_tracking",
+)
+"""Options that say when to look, save or stop, and change no step."""
+
+
+@dataclass
+class Progress:
+    """Counters of a run.
+
+    Attributes:
+        epoch: epochs finished.
+        batch: batches of the current epoch that are done.
+        step: optimizer steps taken.
+        loss_sum: sum of the losses of the current epoch's batches.
+        history: a mapping of figures for each finished epoch.
+        best_epoch: number of epochs after which the validation score was best; 0 before any.
+        best_score: that score.
+        n_stale: validations since then.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float | None = None
+    n_stale: int = 0
+
+    def record_score(self, score: float) -> bool:
+        """Record the validation score of the epoch that just ended; return whether it is best."""
+        if self.best_score is not None and score <= self.best_score:
+            self.n_stale += 1
+            return False
+        self.best_epoch, self.best_score, self.n_stale = self.epoch, score, 0
+        return True
+
+
+@dataclass(frozen=True)
+class TrainingCheckpoint:
+    """A training checkpoint that was just written; valid until the callback returns.
+
+    Attributes:
+        folder: what resuming needs.
+        model: with the weights of that step, without what Accelerate puts around it.
+        data: what it trains on.
+        progress: where the run stands.
+    """
+
+    folder: Path
+    model: FTMambaTwoTowerModel
+    data: EncodedData
+    progress: Progress
+
+
+OnCheckpoint = Callable[[TrainingCheckpoint], None]
+"""Called after each training checkpoint, on the main process alone, while the others wait."""
 
 
 class CheckpointStore:
@@ -90,7 +159,7 @@ class CheckpointStore:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read what a checkpoint says of its run.
+    """Read the state of a run from its checkpoint.
 
     Raises:
         ValueError: the file is damaged or of another version.
@@ -124,6 +193,30 @@ def read_best(folder: Path) -> dict[str, Tensor] | None:
     """Read the best weights so far, None where no validation has picked any."""
     path = folder / "best.safetensors"
     return read_tensors(path) if path.exists() else None
+
+
+def facts_of_run(
+    recipe: TrainingRecipe, *, seed: int, n_processes: int, n_batches: int
+) -> dict[str, Any]:
+    """Return what shapes every step of a run, as plain values."""
+    options = {k: v for k, v in to_plain(recipe).items() if k not in FREE_TO_CHANGE}
+    options |= {f"loss.{name}": value for name, value in options.pop("loss").items()}
+    return {**options, "seed": seed, "n_processes": n_processes, "batches an epoch": n_batches}
+
+
+def check_same_run(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise ValueError naming every fact in which a checkpoint's run differs from this one."""
+    differences = [
+        f"{name} was {stored.get(name)!r} and is {current.get(name)!r}"
+        for name in sorted(stored.keys() | current.keys())
+        if stored.get(name) != current.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            "the checkpoint is of another run, so resuming would not repeat it: "
+            f"{'; '.join(differences)}. Give the same values, or start afresh without "
+            "resume_from_checkpoint"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,42 +1,118 @@
-"""The state and the steps of a training run."""
+"""The training loop: the one way in which every model here is trained."""
 
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ftmamba.data.batches import make_batches
 from ftmamba.data.encoded import EncodedData
+from ftmamba.data.read_ahead import pinned, read_ahead
+from ftmamba.kernels.softmax import seconds_of_products
 from ftmamba.recipe import TrainingRecipe
-from ftmamba.training.batching import LONGEST_WINDOW, make_batches
-from ftmamba.training.checkpoints import CheckpointStore, load_weights, read_best, read_state
-from ftmamba.training.embedding import PairEmbedder
-from ftmamba.training.feed import Batch, Prepared, feed
-from ftmamba.training.finite import explain_loss
-from ftmamba.training.objectives import known_positives, make_objective
-from ftmamba.training.optimizer import make_optimizer
-from ftmamba.training.precision import choose_bfloat16
-from ftmamba.training.progress import Progress
-from ftmamba.training.randomness import seed_step
-from ftmamba.training.report import ProgressReport
-from ftmamba.training.resume import check_same_run, facts_of_run
-from ftmamba.training.saved import Saved, Watch
-from ftmamba.training.schedule import learning_rate_at
+from ftmamba.training.checkpoints import (
+    CheckpointStore,
+    OnCheckpoint,
+    Progress,
+    TrainingCheckpoint,
+    check_same_run,
+    facts_of_run,
+    load_weights,
+    read_best,
+    read_state,
+)
+from ftmamba.training.objective import Objective, Prepared, shown
+from ftmamba.training.optimizer import learning_rate_at, make_optimizer, seed_step
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 logger = logging.getLogger(__name__)
 Validate = Callable[[FTMambaTwoTowerModel], float]
 
+POSITIONS_OF_A_SEQUENCE = 1000
+"""Assumed where the type of the products is chosen."""
+
+SLOWER = 1.05
+"""Float32 is chosen where bfloat16 takes so many times as long; less than that is noise."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The result of a training run.
+
+    Attributes:
+        best_epoch: epochs after which the validation score was best; all without validation.
+        best_score: that score, None without validation.
+        history: for each epoch its number, loss, learning rate, seconds and, where validated,
+            score.
+    """
+
+    best_epoch: int
+    best_score: float | None
+    history: list[dict[str, float]]
+
+
+def fit(  # noqa: PLR0913 - validation and checkpoints have a callback each
+    model: FTMambaTwoTowerModel,
+    data: EncodedData,
+    recipe: TrainingRecipe,
+    accelerator: Accelerator,
+    *,
+    validate: Validate | None,
+    output_dir: Path,
+    seed: int = 0,
+    on_checkpoint: OnCheckpoint | None = None,
+) -> FitResult:
+    """Train a model in place; it ends with the weights of its best validated epoch.
+
+    Args:
+        model: the model, with its first weights.
+        data: the encoded tables and training interactions.
+        recipe: how to train.
+        accelerator: one process or many, CPU or GPU.
+        validate: scores the model, higher is better; called on the main process. None keeps the
+            last epoch's weights.
+        output_dir: `checkpoints/` goes inside.
+        seed: of order, dropout and negatives.
+        on_checkpoint: called after each training checkpoint, on the main process.
+
+    Raises:
+        ValueError: infinite features, a loss that is not finite, or a checkpoint of another run.
+    """
+    for table, tensors in (("users", data.users), ("items", data.items)):
+        for name, values in tensors.items():
+            infinite = values.isinf().flatten(1).any(1).nonzero().flatten()
+            if len(infinite):
+                raise ValueError(
+                    f"table {table!r} has infinite values in its encoded {name!r} columns in "
+                    f"{shown(infinite, 'row')}; correct them or leave them empty"
+                )
+    loop = TrainingLoop(
+        model, data, recipe, accelerator,
+        folder=output_dir / "checkpoints", seed=seed, on_checkpoint=on_checkpoint,
+    )  # fmt: skip
+    try:
+        loop.resume()
+        loop.run(validate)
+    finally:
+        accelerator.free_memory()
+    progress = loop.progress
+    return FitResult(progress.best_epoch or progress.epoch, progress.best_score, progress.history)
+
 
 class TrainingLoop:
-    """One run: what `fit` drives."""
+    """The state and the steps of one run."""
 
     def __init__(
         self,
@@ -47,7 +123,7 @@ class TrainingLoop:
         *,
         folder: Path,
         seed: int,
-        watch: Watch | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
     ) -> None:
         if accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
@@ -56,7 +132,7 @@ class TrainingLoop:
                 "section instead"
             )
         self.recipe, self.accelerator, self.seed, self.data = recipe, accelerator, seed, data
-        self.watch = watch
+        self.on_checkpoint = on_checkpoint
         self.base = model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.checkpoints = CheckpointStore(folder, recipe.checkpoints_total_limit)
@@ -66,26 +142,21 @@ class TrainingLoop:
             self._shape_of_products(),
             resumed=None if self.resumed is None else read_state(self.resumed).get("in_bfloat16"),
         )
-        self.model, self.optimizer = accelerator.prepare(
-            self.base, make_optimizer(self.base, recipe)
-        )
         self.batches = make_batches(
-            recipe,
             data,
+            sequences=recipe.sequences,
+            batch_size=recipe.batch_size,
             seed=seed,
             rank=accelerator.process_index,
             n_ranks=accelerator.num_processes,
+            batch_order=recipe.batch_order,
         )
         self.steps_per_epoch = -(-self.batches.n_batches // recipe.gradient_accumulation_steps)
         self.n_steps = self.steps_per_epoch * recipe.num_epochs
-        self.embedder = PairEmbedder(self.model, self.base, data, accelerator.device)
-        self.objective = make_objective(
-            recipe,
-            self.embedder,
-            rank=accelerator.process_index,
-            seed=seed,
-            known=known_positives(data) if recipe.loss.mask_known_positives else None,
-            in_bfloat16=self.in_bfloat16,
+        self.objective = Objective(self.base, data, recipe, seed=seed, in_bfloat16=self.in_bfloat16)
+        # The objective around the model is what is wrapped: its forward is the loss.
+        self.wrapped, self.optimizer = accelerator.prepare(
+            self.objective, make_optimizer(self.base, recipe)
         )
         self.facts = facts_of_run(
             recipe,
@@ -107,7 +178,7 @@ class TrainingLoop:
     def _shape_of_products(self) -> tuple[int, int, int]:
         """Return positions of a step, items that each is scored with, and an embedding's size."""
         recipe = self.recipe
-        length = LONGEST_WINDOW if recipe.sequences else 1
+        length = POSITIONS_OF_A_SEQUENCE if recipe.sequences else 1
         n_positions = recipe.batch_size * length
         all_items = recipe.loss.name in ("full_softmax", "full_mse")
         n_items = self.data.n_items if all_items else recipe.batch_size
@@ -141,7 +212,7 @@ class TrainingLoop:
                 started = time.perf_counter()
                 self._train_epoch(report)
                 progress.history.append(self._figures(time.perf_counter() - started))
-                progress.next_epoch()
+                progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
                 is_due = progress.epoch % recipe.evaluate_every == 0 or progress.epoch == end
                 if validate is not None and is_due:
                     self._validate(validate)
@@ -151,18 +222,10 @@ class TrainingLoop:
         if self.best is not None:
             self.base.load_state_dict(self.best)
 
-    def release(self) -> None:
-        """Take the model out of Accelerate, so that it is as it was given."""
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        # Autocast was put around this instance's `forward`; the class has the plain one.
-        vars(self.base).pop("forward", None)
-        self.accelerator.free_memory()
-
-    def _train_epoch(self, report: ProgressReport) -> None:
+    def _train_epoch(self, report: "ProgressReport") -> None:
         progress = self.progress
-        self.model.train()
-        batches = self._batches(progress.epoch, start=progress.batch, step=progress.step)
-        with feed(self.objective, batches, self.accelerator.device) as prepared:
+        self.wrapped.train()
+        with read_ahead(self._prepared()) as prepared:
             while window := list(islice(prepared, self.recipe.gradient_accumulation_steps)):
                 figures = self._step(window)
                 progress.loss_sum += figures["loss"] * len(window)
@@ -173,10 +236,14 @@ class TrainingLoop:
                 if isinstance(every, int) and progress.step % every == 0:
                     self._save()
 
-    def _batches(self, epoch: int, *, start: int, step: int) -> Iterator[tuple[Batch, int]]:
-        """Yield the rest of an epoch's batches, each with the optimizer step it belongs to."""
+    def _prepared(self) -> Iterator[Prepared]:
+        """Prepare the rest of an epoch's batches, in the thread that reads ahead."""
+        epoch, start, step = self.progress.epoch, self.progress.batch, self.progress.step
         for number, batch in enumerate(self.batches.epoch(epoch, start=start)):
-            yield batch, step + number // self.recipe.gradient_accumulation_steps
+            one = self.objective.prepare(
+                batch, step + number // self.recipe.gradient_accumulation_steps
+            )
+            yield replace(one, inputs=dict(pinned(one.inputs, self.accelerator.device)))
 
     def _step(self, window: list[Prepared]) -> dict[str, float]:
         """Take one optimizer step; return its figures."""
@@ -187,44 +254,38 @@ class TrainingLoop:
             group["lr"] = learning_rate
         loss_sum = 0.0
         for prepared in window:
-            with self._gradients_meet() if prepared is window[-1] else self._gradients_stay():
-                loss = self.objective(prepared)
-                self._check_finite(loss.item(), prepared.batch)
+            # Gradients are averaged over the ranks with the last batch of the window.
+            within: AbstractContextManager[None] = nullcontext()
+            if prepared is not window[-1]:
+                within = self.accelerator.no_sync(self.wrapped)
+            with within:
+                loss = self.wrapped(prepared)
+                loss_sum += loss.item()
+                if not math.isfinite(loss_sum):
+                    raise self._not_finite(loss_sum, prepared)
                 self.accelerator.backward(loss / len(window))
-            loss_sum += loss.item()
-        norm = self._clip(loss_sum, window[-1].batch)
+        norm = self._clip(loss_sum, window[-1])
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
             "loss": loss_sum / len(window), "learning_rate": learning_rate, "gradient_norm": norm
         }  # fmt: skip
 
-    def _clip(self, loss: float, batch: Batch) -> float:
+    def _clip(self, loss: float, prepared: Prepared) -> float:
         """Clip the gradient and return the norm it had."""
         limit = self.recipe.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit).item()
         # With fp16 the scaler skips a step whose gradient overflowed, and tries a smaller scale.
         if self.accelerator.scaler is None and not math.isfinite(norm):
-            self._check_finite(math.nan, batch, shown=loss)
+            raise self._not_finite(loss, prepared)
         return float(norm)
 
-    def _check_finite(self, loss: float, batch: Batch, shown: float | None = None) -> None:
-        if not math.isfinite(loss):
-            raise ValueError(
-                explain_loss(
-                    loss if shown is None else shown,
-                    step=self.progress.step,
-                    batch=batch,
-                    embedder=self.embedder,
-                )
-            )
-
-    def _gradients_meet(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def _gradients_stay(self) -> AbstractContextManager[None]:
-        context: AbstractContextManager[None] = self.accelerator.no_sync(self.model)
-        return context
+    def _not_finite(self, loss: float, prepared: Prepared) -> ValueError:
+        return ValueError(
+            f"training stopped at step {self.progress.step + 1}: the loss or its gradient is not "
+            f"finite (loss {loss}); {self.objective.explain(prepared)}. Look at these rows, or "
+            "lower learning_rate or max_grad_norm"
+        )
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate_at(step, self.n_steps, self.recipe)
@@ -255,7 +316,7 @@ class TrainingLoop:
         if math.isnan(score):
             raise ValueError(f"the validation score of epoch {self.progress.epoch} is NaN")
         self.progress.history[-1]["score"] = score
-        if self.progress.take_score(score):
+        if self.progress.record_score(score):
             state = self.base.state_dict()
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
@@ -275,6 +336,86 @@ class TrainingLoop:
                 },
             )
             logger.info("saved %s", folder)
-            if self.watch is not None:
-                self.watch(Saved(folder, self.base, self.data, self.progress))
+            if self.on_checkpoint is not None:
+                self.on_checkpoint(TrainingCheckpoint(folder, self.base, self.data, self.progress))
         self.accelerator.wait_for_everyone()
+
+
+def choose_bfloat16(
+    accelerator: Accelerator, shape: tuple[int, int, int], resumed: bool | None
+) -> bool:
+    """Choose, and set Accelerate's autocast accordingly.
+
+    Processors without instructions for bfloat16 multiply it many times slower than float32. The
+    main process measures and the others follow.
+
+    Args:
+        accelerator: what will prepare the model.
+        shape: positions of a step, items that each is scored with, size of an embedding.
+        resumed: what the run that is resumed chose; None chooses now.
+    """
+    if accelerator.mixed_precision != "bf16":
+        return False
+    if accelerator.device.type != "cpu":
+        return True
+    chosen = resumed
+    if chosen is None:
+        times = seconds_of_products(*shape) if accelerator.is_main_process else None
+        narrow, wide = broadcast_object_list([times])[0]
+        chosen = bool(narrow < SLOWER * wide)
+        logger.info(
+            "mixed_precision: bf16: products of %d x %d x %d take %.2f ms in bfloat16 and %.2f in "
+            "float32 here; the run computes in %s",
+            *shape, 1000 * narrow, 1000 * wide, "bfloat16" if chosen else "float32",
+        )  # fmt: skip
+    accelerator.autocast_handler = AutocastKwargs(enabled=chosen)
+    return chosen
+
+
+class ProgressReport:
+    """A bar over the optimizer steps, a line an epoch, and the tracker's figures."""
+
+    def __init__(
+        self, accelerator: Accelerator, n_steps: int, *, done: int, log_every_steps: int
+    ) -> None:
+        self.accelerator = accelerator
+        self.log_every_steps = log_every_steps
+        # None hides the bar where the output is no terminal.
+        hidden = None if accelerator.is_main_process else True
+        self.bar = tqdm(total=n_steps, initial=done, unit="step", disable=hidden)
+        self.redirect = logging_redirect_tqdm()
+
+    def __enter__(self) -> "ProgressReport":
+        self.redirect.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        self.redirect.__exit__(kind, error, trace)
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        """Move the bar; track the figures of every so many steps."""
+        self.bar.update()
+        if step % self.log_every_steps == 0:
+            self.bar.set_postfix(loss=f"{figures['loss']:.4f}")
+            self._track({f"train/{name}": value for name, value in figures.items()}, step)
+
+    def epoch(self, progress: Progress, n_epochs: int) -> None:
+        """Say how the epoch that just ended went."""
+        figures = progress.history[-1]
+        line = f"epoch {progress.epoch}/{n_epochs}  loss {figures['loss']:.4f}"
+        if "score" in figures:
+            is_best = progress.best_epoch == progress.epoch
+            line += f"  validation {figures['score']:.4f}{' (best)' if is_best else ''}"
+        if self.accelerator.is_main_process:
+            logger.info("%s  %.1f s", line, figures["seconds"])
+        tracked = {f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}
+        self._track(tracked, progress.step)
+
+    def _track(self, figures: dict[str, float], step: int) -> None:
+        self.accelerator.log(figures, step=step)

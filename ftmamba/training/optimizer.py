@@ -1,7 +1,9 @@
-"""AdamW with the right weight decay for each kind of parameter."""
+"""AdamW, its learning rate and the randomness of a step, each a function of the step alone."""
 
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,3 +53,32 @@ def _kind(name: str) -> str:
         return "tables" if is_table else "undecayed"
     is_norm = any(part == "norm" or part.endswith("_norm") for part in parts)
     return "undecayed" if is_norm or parts[-1] in WITHOUT_DECAY else "decayed"
+
+
+def learning_rate_at(step: int, n_steps: int, recipe: TrainingRecipe) -> float:
+    """Return the learning rate of a step: linear warm-up, then the schedule down to zero.
+
+    Args:
+        step: optimizer steps taken before this one.
+        n_steps: optimizer steps of the whole schedule.
+        recipe: the highest rate, the warm-up's share and the schedule.
+    """
+    n_warmup = round(n_steps * recipe.warmup_fraction)
+    if step < n_warmup:
+        return recipe.learning_rate * (step + 1) / n_warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
+    if recipe.schedule == "linear":
+        return recipe.learning_rate * (1 - progress)
+    return recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def seed_step(seed: int, *, step: int, rank: int) -> None:
+    """Seed torch for one optimizer step.
+
+    Dropout is then a function of (seed, step, rank): a resumed run repeats it to the bit, and
+    nothing that draws numbers in between, such as a validation, can change it.
+    """
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> np.uint64(1)))

@@ -23,9 +23,9 @@ from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
 from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, load_preset
+from ftmamba.training.checkpoints import OnCheckpoint
 from ftmamba.training.embedding import catalogue_embeddings, longest_history, user_embeddings
-from ftmamba.training.fit import FitResult, fit
-from ftmamba.training.saved import Watch
+from ftmamba.training.loop import FitResult, fit
 from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
@@ -108,13 +108,13 @@ def train(
     split: Split,
     accelerator: Accelerator,
     *,
-    watch: Watch | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> Trained:
     """Train on the training part; validation picks the epoch.
 
     With `evaluation.refit` a second model is then trained on training and validation for as many
-    epochs as were best, on the same schedule; the test part is never looked at. `watch` is told of
-    each state that is saved.
+    epochs as were best, on the same schedule; the test part is never looked at. `on_checkpoint` is
+    called after each training checkpoint.
     """
     start = time.perf_counter()
     data = encode_once(recipe, tables, split, accelerator)
@@ -131,7 +131,7 @@ def train(
         validate=make_validation(data, split, recipe.evaluation),
         output_dir=Path(recipe.output_dir),
         seed=recipe.seed,
-        watch=watch,
+        on_checkpoint=on_checkpoint,
     )
     if recipe.evaluation.refit:
         model, data = refit(recipe, tables, split, accelerator, n_epochs=result.best_epoch)

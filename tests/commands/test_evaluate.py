@@ -8,7 +8,6 @@ import torch
 
 from ftmamba import Recommender
 from ftmamba.__main__ import main
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.data.popularity import PopularityHistory
@@ -16,6 +15,7 @@ from ftmamba.data.schema import Schema
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation.splits import GlobalTime
 from ftmamba.known_users import known_users
+from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor

@@ -1,4 +1,4 @@
-"""Rows of a table by number, whatever its chunks, and what is asked of the disk beforehand."""
+"""Rows of a table by number, and what is asked of the disk beforehand."""
 
 import mmap
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ftmamba.data.arrow_files import TableRows, table_of_arrays, write_arrays
+from ftmamba.data.arrow_files import TableRows, content_hash, write_arrays
 from ftmamba.data.batches import TableBatches
 
 
@@ -15,33 +15,19 @@ def arrays(n_rows):
     return {"ids": rows * 3, "pairs": np.stack([rows, -rows], axis=1).astype(np.float32)}
 
 
-def in_chunks(table, *bounds):
-    return pa.concat_tables(
-        table.slice(a, b - a) for a, b in zip((0, *bounds), (*bounds, len(table)), strict=True)
-    )
-
-
-@pytest.mark.parametrize("bounds", [(), (7,), (7, 130, 131), (1, 1, 299)])
-@pytest.mark.parametrize("n", [0, 1, 64])
-def test_rows_are_taken_in_any_order_from_any_chunks(bounds, n):
+def test_rows_are_read_in_any_order_into_memory_of_their_own(tmp_path):
     expected = arrays(300)
-    rows = TableRows(in_chunks(table_of_arrays(expected), *bounds))
-    numbers = np.random.default_rng(0).integers(0, 300, n)
-    numbers[:1] = 299
-    taken = rows.take(numbers)
+    write_arrays(tmp_path / "rows.arrow", expected)
+    rows = TableRows(tmp_path / "rows.arrow")
     assert rows.n_rows == 300
-    assert list(taken) == ["ids", "pairs"]
-    for name, array in taken.items():
-        np.testing.assert_array_equal(array, expected[name][numbers])
-        assert array.dtype == expected[name].dtype
-        assert array.flags.writeable
-
-
-def test_a_file_and_the_table_in_it_have_the_same_rows(tmp_path):
-    write_arrays(tmp_path / "rows.arrow", arrays(50))
-    numbers = np.array([49, 0, 7])
-    taken = TableRows(tmp_path / "rows.arrow").take(numbers)
-    np.testing.assert_array_equal(taken["pairs"], arrays(50)["pairs"][numbers])
+    for n in (0, 1, 64):
+        numbers = np.random.default_rng(0).integers(0, 300, n)
+        found = rows.take(numbers)
+        assert list(found) == ["ids", "pairs"]
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name][numbers])
+            assert array.dtype == expected[name].dtype
+            assert array.flags.writeable
 
 
 @pytest.fixture
@@ -65,16 +51,15 @@ def test_the_bytes_of_the_rows_are_fetched_and_few_others(tmp_path, asked):
     ids = np.random.default_rng(0).integers(1, 2**62, 50_000)
     write_arrays(path, {"ids": ids})
     TableRows(path).will_need([(10_000, 12_000), (30_000, 30_001)])
-    content, wanted = path.read_bytes(), ids.tobytes()
-    place = content.index(wanted)
-    expected = [(place + 8 * a, place + 8 * b) for a, b in ((10_000, 12_000), (30_000, 30_001))]
+    start_of_ids = path.read_bytes().index(ids.tobytes())
     assert len(asked) == 2
-    for (start, stop), (first, last) in zip(asked, expected, strict=True):
+    for (start, stop), rows in zip(asked, ((10_000, 12_000), (30_000, 30_001)), strict=True):
+        first, last = (start_of_ids + 8 * row for row in rows)
         assert stop == last
         assert first - mmap.PAGESIZE < start <= first
 
 
-def test_every_block_is_asked_for_before_its_first_batch_and_one_ahead(tmp_path, asked):
+def test_every_block_is_asked_for_one_ahead_and_none_that_resuming_skips(tmp_path, asked):
     write_arrays(tmp_path / "rows.arrow", {"ids": np.arange(160_000)})
     batches = TableBatches(tmp_path / "rows.arrow", batch_size=1600, seed=0, block_size=16_000)
     epoch = batches.epoch(0)
@@ -84,18 +69,8 @@ def test_every_block_is_asked_for_before_its_first_batch_and_one_ahead(tmp_path,
         counts.append(len(asked))
     # Blocks of ten batches and 16 stretches: the second is asked for before the first is used.
     assert counts == [32] * 10 + [48] * 10 + [64] * 10
-
-
-def test_rows_skipped_on_resuming_are_not_fetched(tmp_path, asked):
-    write_arrays(tmp_path / "rows.arrow", {"ids": np.arange(160_000)})
-    batches = TableBatches(tmp_path / "rows.arrow", batch_size=1600, seed=0, block_size=16_000)
     next(batches.epoch(0, start=95))
-    assert len(asked) == 16
-
-
-def test_a_table_in_memory_needs_no_fetching(asked):
-    TableRows(table_of_arrays(arrays(10))).will_need([(0, 10)])
-    assert asked == []
+    assert len(asked) == 64 + 16
 
 
 def test_a_system_without_advice_reads_all_the_same(tmp_path, monkeypatch):
@@ -106,3 +81,26 @@ def test_a_system_without_advice_reads_all_the_same(tmp_path, monkeypatch):
     write_arrays(tmp_path / "rows.arrow", arrays(100))
     batches = TableBatches(tmp_path / "rows.arrow", batch_size=10, seed=0)
     assert sum(len(batch["ids"]) for batch in batches.epoch(0)) == 100
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nothing of the kind"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "rows.arrow"
+    write_arrays(path, arrays(1000))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=r"file '.*rows\.arrow' is damaged"):
+        TableRows(path)
+
+
+def test_a_hash_is_of_names_types_and_values_alone():
+    table = pa.table({"a": [1, 2, 3], "b": ["x", None, "z"]})
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    same = content_hash(chunked.replace_schema_metadata({"read": "elsewhere"}))
+    others = [
+        table.rename_columns(["a", "c"]),
+        table.set_column(0, "a", pa.array([1, 2, 3], pa.int32())),
+        table.set_column(1, "b", pa.array(["x", "", "z"])),
+    ]
+    assert same == content_hash(table)
+    assert len({content_hash(one) for one in (table, *others)}) == 4

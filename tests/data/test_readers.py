@@ -1,5 +1,6 @@
 """Every form of file gives the same table; a column becomes its kind; what is wrong is named."""
 
+import datetime
 import gzip
 import json
 
@@ -24,17 +25,13 @@ def write_csv(path, delimiter=",", opened=open):
         file.write(text)
 
 
-def write_json_lines(path):
-    path.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
-
-
 WRITERS = {
     "t.csv": write_csv,
     "t.tsv": lambda path: write_csv(path, "\t"),
     "semicolon.csv": lambda path: write_csv(path, ";"),
     "t.csv.gz": lambda path: write_csv(path, ",", gzip.open),
     "t.parquet": lambda path: pa.parquet.write_table(TABLE, path),
-    "t.jsonl": write_json_lines,
+    "t.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8"),
     "t.json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
     "t.arrow": lambda path: pa.feather.write_feather(TABLE, path),
 }
@@ -49,13 +46,14 @@ def test_every_form_gives_the_same_rows(tmp_path, name):
 
 
 def test_a_folder_of_parquet_files_is_one_table(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no \.parquet file"):
+        read_table(tmp_path)
     for part in range(2):
         pa.parquet.write_table(TABLE.slice(part, 1), tmp_path / f"part-{part}.parquet")
-
     assert read_table(tmp_path).to_pylist() == ROWS[:2]
 
 
-def test_tables_in_memory_are_taken_as_they_are():
+def test_tables_in_memory_are_read_as_they_are():
     dataset = Dataset(TABLE)
 
     assert read_table(TABLE) is TABLE
@@ -64,25 +62,23 @@ def test_tables_in_memory_are_taken_as_they_are():
     assert read_table({"a": [1, 2]}).to_pylist() == [{"a": 1}, {"a": 2}]
 
 
-def test_a_csv_keeps_codes_as_they_are_written(tmp_path):
-    (tmp_path / "t.csv").write_text("id,mixed,float,gap\n0108,1.0,1.0,\n01,x,2.5,3.0\n")
-
-    assert read_table(tmp_path / "t.csv").to_pylist() == [
-        {"id": "0108", "mixed": "1.0", "float": "1.0", "gap": None},
-        {"id": "01", "mixed": "x", "float": "2.5", "gap": "3"},
-    ]
-
-
-def test_quotes_and_blanks_round_the_names_of_a_csv_are_dropped(tmp_path):
-    (tmp_path / "t.csv").write_text('"user_id", "artist name"\n"a","b, c"\n')
-
-    assert read_table(tmp_path / "t.csv").to_pylist() == [{"user_id": "a", "artist name": "b, c"}]
-
-
-def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
-    (tmp_path / "t.csv").write_text("a,b\n1,2\n", encoding="utf-8-sig")
-
-    assert read_table(tmp_path / "t.csv").column_names == ["a", "b"]
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (
+            "id,mixed,float,gap\n0108,1.0,1.0,\n01,x,2.5,3.0\n",
+            [
+                {"id": "0108", "mixed": "1.0", "float": "1.0", "gap": None},
+                {"id": "01", "mixed": "x", "float": "2.5", "gap": "3"},
+            ],
+        ),
+        ('"user_id", "artist name"\n"a","b, c"\n', [{"user_id": "a", "artist name": "b, c"}]),
+        ("\ufeffa,b\n1,2\n", [{"a": "1", "b": "2"}]),
+    ],
+)
+def test_a_csv_keeps_codes_as_they_are_written_and_its_names_are_bare(tmp_path, text, rows):
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    assert read_table(tmp_path / "t.csv").to_pylist() == rows
 
 
 def test_a_hub_data_set_is_loaded_by_name_config_and_split(monkeypatch):
@@ -103,13 +99,10 @@ def test_a_hub_data_set_is_loaded_by_name_config_and_split(monkeypatch):
     ]
 
 
-def test_a_missing_file_suggests_the_near_one(tmp_path):
+def test_a_missing_file_or_folder_is_named_with_the_near_one(tmp_path):
     write_csv(tmp_path / "users.csv")
     with pytest.raises(FileNotFoundError, match=r"user\.csv' does not exist .*mean '.*users\.csv'"):
         read_table(tmp_path / "user.csv")
-
-
-def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'"):
         read_table(tmp_path / "nowhere" / "users.csv")
 
@@ -123,11 +116,7 @@ def test_a_missing_folder_is_named(tmp_path):
         ("t.parquet", b"no parquet", "cannot be read as parquet"),
         ("t.jsonl", b"{", "cannot be read as jsonl"),
         ("t.json", b"[{", "cannot be read as json"),
-        (
-            "t.xlsx",
-            b"PK",
-            r"has the form '\.xlsx', which is not known; convert it to one of: \.csv",
-        ),
+        ("t.xlsx", b"PK", r"has the form '\.xlsx', .* convert it to one of: \.csv"),
         ("t", b"x", "has the form 'of no suffix'"),
     ],
 )
@@ -138,11 +127,6 @@ def test_a_file_that_is_no_table_says_why(tmp_path, name, content, message):
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_a_folder_without_parquet_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no \.parquet file"):
-        read_table(tmp_path)
-
-
 def typed(values, kind, **options):
     values = pa.chunked_array([values])
     return typed_column(values, Column("c", kind, **options), "users")
@@ -150,65 +134,67 @@ def typed(values, kind, **options):
 
 def test_texts_become_numbers_and_their_words_for_nothing_become_missing():
     texts = [" 1", "+2.5", "-3e2", ".5", "", "NA", "nan", "NULL", "None", None]
-
     found = numbers(pa.chunked_array([texts[:4], texts[4:]]), "c", "users")
-
     assert found.to_pylist() == [1, 2.5, -300, 0.5, *[None] * 6]
 
 
-def test_whole_numbers_stay_whole():
-    assert typed(["1", "2", ""], "numeric").to_pylist() == [1, 2, None]
-    assert typed([1.0, 2.0], "numeric").type == pa.int64()
-    assert typed([1.5, 2.0], "numeric").type == pa.float64()
+@pytest.mark.parametrize(
+    ("values", "expected", "kind"),
+    [
+        (["1", "2", ""], [1, 2, None], pa.int64()),
+        ([1.0, 2.0], [1, 2], pa.int64()),
+        ([1.5, float("nan")], [1.5, None], pa.float64()),
+        ([True, None, False], [1, None, 0], pa.int64()),
+        (pa.nulls(2), [None, None], pa.float64()),
+        (["", "NA"], [None, None], pa.float64()),
+    ],
+)
+def test_numbers_are_whole_where_all_are_and_missing_ones_are_null(values, expected, kind):
+    found = typed(values, "numeric")
+    assert found.to_pylist() == expected
+    assert found.type == kind
 
 
-def test_nan_is_missing_and_booleans_are_numbers():
-    assert typed([1.5, float("nan")], "numeric").to_pylist() == [1.5, None]
-    assert typed([True, None, False], "numeric").to_pylist() == [1, None, 0]
-
-
-def test_a_column_without_any_number_stays_missing():
-    assert typed(pa.nulls(2), "numeric").null_count == 2
-    assert typed(["", "NA"], "numeric").null_count == 2
-
-
-def test_keys_are_texts_and_five_is_five():
-    assert key_texts(pa.chunked_array([[5.0, 6.0]])).to_pylist() == ["5", "6"]
-    assert key_texts(pa.chunked_array([[5, 6]])).to_pylist() == ["5", "6"]
-    assert key_texts(pa.chunked_array([["005", "6"]])).to_pylist() == ["005", "6"]
+@pytest.mark.parametrize(
+    ("keys", "texts"),
+    [
+        ([5.0, 6.5, None], ["5", "6.5", None]),
+        ([5, None], ["5", None]),
+        (["005", "", None], ["005", None, None]),
+        ([True, False], ["true", "false"]),
+        ([datetime.date(2020, 1, 2)], ["2020-01-02"]),
+    ],
+)
+def test_keys_are_texts_as_those_of_a_record(keys, texts):
+    assert key_texts(pa.chunked_array([keys])).to_pylist() == texts
+    encoded = pa.chunked_array([pa.array(keys).dictionary_encode()])
+    assert key_texts(encoded).to_pylist() == texts
 
 
 @pytest.mark.parametrize(
     ("texts", "separator"),
-    [
-        (["[0.5, 1]", "[2,3]"], ""),
-        (["0.5 1", " 2  3 "], ""),
-        (["(0.5;1)", "2;3"], ""),
-        (["0.5_1", "2_3"], "_"),
-    ],
+    [(["[0.5, 1]", "[2,3]"], ""), (["(0.5;1)", " 2  3 "], ""), (["0.5_1", "2_3"], "_")],
 )
 def test_vectors_are_read_from_texts(texts, separator):
     assert typed(texts, "vector", separator=separator).to_pylist() == [[0.5, 1.0], [2.0, 3.0]]
 
 
-def test_vectors_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="row 3 has 1 numbers, the first row with a vector has 2"):
-        typed([[1.0, 2.0], None, [3.0]], "vector")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0, 2.0], None, [3.0]], "row 3 has 1 numbers, the first row with a vector has 2"),
+        (["a b"], "column 'c': a text is no list of numbers"),
+        ([["a"]], "kind 'vector' needs lists of numbers"),
+    ],
+)
+def test_vectors_of_words_or_of_different_lengths_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        typed(values, "vector")
 
 
-def test_vectors_of_words_are_refused():
-    with pytest.raises(ValueError, match="column 'c': a text is no list of numbers"):
-        typed(["a b"], "vector")
-    with pytest.raises(ValueError, match="kind 'vector' needs lists of numbers"):
-        typed([["a"]], "vector")
-
-
-def test_sets_may_be_lists_or_separated_texts():
+def test_sets_may_be_lists_or_separated_texts_and_moments_texts_or_seconds():
     assert typed([["a"], None], "categories").to_pylist() == [["a"], None]
     assert typed(["a|b", None], "categories", separator="|").to_pylist() == ["a|b", None]
-
-
-def test_moments_may_be_texts_or_epoch_seconds():
     assert typed(["86400", ""], "timestamp").to_pylist() == [86400, None]
     (moment,) = typed(["1970-01-02"], "timestamp").to_pylist()
     assert moment.timestamp() == 86400

@@ -9,7 +9,7 @@ import pytest
 
 from ftmamba.data.readers import read_table
 from ftmamba.data.schema import InteractionSchema
-from ftmamba.data.schema_inference import infer_schema, infer_schema_with_notes
+from ftmamba.data.schema_inference import infer_schema
 from modeling_ftmamba.configuration_ftmamba import Column
 
 N = 60
@@ -45,9 +45,8 @@ def tables():
     return [pa.table(columns) for columns in (users, items, events)]
 
 
-def test_keys_kinds_title_time_and_weight_are_guessed(tables):
-    inferred = infer_schema_with_notes(*tables)
-    schema = inferred.schema
+def test_keys_kinds_title_time_and_weight_are_guessed_from_memory_and_from_csv(tables, tmp_path):
+    schema, notes = infer_schema(*tables)
 
     assert (schema.users.key, schema.items.key, schema.items.title) == ("uid", "item", "Title")
     assert schema.users.columns == (
@@ -63,19 +62,16 @@ def test_keys_kinds_title_time_and_weight_are_guessed(tables):
     )
     assert [c.popularity_days for c in schema.items.popularity_columns] == [1, 7, 30, 1000]
     assert schema.interactions == InteractionSchema("uid", "item_key", "ts", "rating")
-    assert inferred.notes == (
+    assert notes == (
         "users.bio is left out: it is free text",
         "users.phone is left out: nearly every row has its own value",
     )
 
-
-def test_csv_files_give_the_same_guess(tables, tmp_path):
     paths = [tmp_path / f"{name}.csv" for name in ("users", "items", "events")]
     for table, path in zip(tables, paths, strict=True):
         pa.csv.write_csv(table, path)
     assert read_table(paths[0]).schema.field("age").type == pa.string()
-
-    assert infer_schema_with_notes(*paths) == infer_schema_with_notes(*tables)
+    assert infer_schema(*paths) == (schema, notes)
 
 
 @pytest.mark.parametrize(("scale", "unit"), [(1, "s"), (10**3, "ms"), (10**6, "us"), (10**9, "ns")])
@@ -83,66 +79,39 @@ def test_the_unit_of_a_numeric_time_is_guessed(tables, scale, unit):
     users, items, events = tables
     times = pa.array((np.arange(N) + 1_600_000_000) * scale)
 
-    schema = infer_schema(users, items, events.set_column(2, "ts", times))
+    schema, _ = infer_schema(users, items, events.set_column(2, "ts", times))
 
     assert schema.interactions.time_unit == unit
 
 
-def test_without_times_no_popularity_is_proposed(tables):
+def test_a_time_is_found_by_its_values_and_without_one_no_popularity_is_proposed(tables):
     users, items, events = tables
+    texts = pa.array([f"2020-01-01 10:00:{row:02d}" for row in range(N)])
+    schema, _ = infer_schema(users, items, events.set_column(2, "when", texts))
+    assert schema.interactions.time == "when"
 
-    schema = infer_schema(users, items, events.drop_columns("ts"))
-
+    schema, _ = infer_schema(users, items, events.drop_columns("ts"))
     assert schema.interactions.time == ""
     assert schema.items.popularity_columns == ()
 
 
-def test_a_time_of_an_unusual_name_is_found_by_its_values(tables):
-    users, items, events = tables
-    texts = pa.array([f"2020-01-01 10:00:{row:02d}" for row in range(N)])
-
-    schema = infer_schema(users, items, events.set_column(2, "when", texts))
-
-    assert schema.interactions.time == "when"
-
-
-def test_lists_are_sets_or_vectors(tables):
+def test_lists_are_sets_or_vectors_and_a_table_of_keys_alone_has_its_key(tables):
     users, items, events = tables
     users = users.append_column("tags", pa.array([["a", "b"]] * N))
     users = users.append_column("face", pa.array([[0.5, 1.0]] * N))
 
-    columns = infer_schema(users, items, events).users.columns
-
+    columns = infer_schema(users, items, events)[0].users.columns
     assert columns[-2:] == (Column("tags", "categories"), Column("face", "vector"))
 
-
-def test_a_table_of_keys_alone_has_its_key_as_a_category(tables):
-    users, items, events = tables
-
-    schema = infer_schema(users.select(["uid"]), items, events)
-
+    schema, _ = infer_schema(users.select(["uid"]), items, events)
     assert schema.users.columns == (Column("uid", "categorical"),)
 
 
-def test_notes_go_to_the_log(tables, caplog):
-    with caplog.at_level("INFO"):
-        infer_schema(*tables)
-    assert "users.bio is left out: it is free text" in caplog.text
-
-
-def test_a_table_without_a_key_is_refused(tables):
+def test_tables_without_a_key_or_rows_are_refused(tables):
     users, items, events = tables
-    with pytest.raises(ValueError, match=r"table 'users' has no column with a value of its own"):
+    with pytest.raises(ValueError, match=r"'users' has no column with a value of its own"):
         infer_schema(users.select(["plan"]), items, events)
-
-
-def test_interactions_without_the_key_are_refused(tables):
-    users, items, events = tables
     with pytest.raises(ValueError, match=r"holds keys of table 'items' \(tried item"):
         infer_schema(users, items, events.drop_columns("item_key"))
-
-
-def test_an_empty_table_is_refused(tables):
-    users, items, events = tables
     with pytest.raises(ValueError, match="table 'interactions' is empty"):
         infer_schema(users, items, events.slice(0, 0))

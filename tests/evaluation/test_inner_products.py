@@ -7,7 +7,7 @@ import torch
 from ftmamba.data.interactions import Interactions
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate, inner_products
 from ftmamba.evaluation.inner_products import longest_of, rounding_errors, tile_size
-from modeling_ftmamba.ranking import top_k
+from modeling_ftmamba.catalogue import top_k
 
 NOTHING = (np.empty(0, np.int64), np.empty(0, np.int64))
 

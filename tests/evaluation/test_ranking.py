@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modeling_ftmamba.ranking import top_k
+from modeling_ftmamba.catalogue import top_k
 
 
 def slow_top_k(scores, k):

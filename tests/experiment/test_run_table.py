@@ -71,7 +71,7 @@ def test_csv_is_read_back_and_holds_no_formula(folder):
 
 
 def test_a_folder_that_is_a_run_is_a_table_of_one(folder):
-    assert [run.name for run in find_runs(folder / "a")] == ["a"]
+    assert [name for name, _, _ in find_runs(folder / "a")] == ["a"]
 
 
 def test_a_run_of_another_metric_is_left_out_and_an_unknown_one_refused(folder):
@@ -90,5 +90,5 @@ def test_no_folder_no_run_and_damaged_runs_are_told(folder):
     with pytest.raises(ValueError, match=r"the results in '.*/a' are damaged"):
         find_runs(folder)
     (folder / "a" / "all_results.json").write_text("[]")
-    with pytest.raises(ValueError, match="are of another program"):
+    with pytest.raises(ValueError, match="are not of this program"):
         find_runs(folder)

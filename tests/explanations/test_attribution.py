@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.recommender import Recommender
+from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
 
 ARCHITECTURES = {
@@ -137,7 +137,7 @@ def test_columns_that_do_the_same_get_equal_shares(name):
     with torch.no_grad():
         for parameter in (*numeric.embedding.parameters(), numeric.missing):
             parameter[1] = parameter[0]
-    encoder = recommender._extractor._encoders["user"]._encoders
+    encoder = recommender._extractor._encoders["user"]
     encoder["twin"].table[:] = encoder["age"].table
     found = recommender.explain({"age": 31, "twin": 31, "job": "nurse"}, "i3")
     assert abs(found.user["age"]) > 1e-4

@@ -8,7 +8,7 @@ from itertools import pairwise, permutations
 import pytest
 import torch
 
-from modeling_ftmamba.shapley import MOST_EXACT, N_GROUPS, ORDERS_A_GROUP, play, shares
+from ftmamba.explanations import MOST_EXACT, N_GROUPS, ORDERS_A_GROUP, play, shares
 
 E = 3
 
@@ -85,7 +85,7 @@ def test_drawn_orders_come_near_the_exact_shares_within_their_error(monkeypatch)
     n_columns = 9
     user, item = crooked(n_columns, 3), crooked(n_columns, 4)
     exact = shares(play(user, n_columns), play(item, n_columns), temperature=1.0)
-    monkeypatch.setattr("modeling_ftmamba.shapley.MOST_EXACT", 0)
+    monkeypatch.setattr("ftmamba.explanations.MOST_EXACT", 0)
     misses = []
     for seed in range(20):
         games = play(user, n_columns, seed), play(item, n_columns, seed + 100)

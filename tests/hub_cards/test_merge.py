@@ -184,4 +184,4 @@ def test_line_ends_of_windows_and_metadata_that_is_no_yaml_do_no_harm(caplog):
     broken = merge_card(GENERATED, EDITED.replace("license: mit", "license: [mit"))
     assert metadata(broken) == metadata(GENERATED)
     assert body(broken) == body(merged)
-    assert "no valid YAML" in caplog.text
+    assert "not valid YAML" in caplog.text

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ftmamba.checkpoint import load_checkpoint
-from tests.hub.accounts import TOKEN
 from tests.hub.processes import ROOT, run_process, run_python
+from tests.hub.server import TOKEN
 from tests.space.conftest import served
 from tests.space.test_page import elements, listed, texts, until
 

@@ -8,7 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from tests.hub.accounts import READ_TOKEN, TOKEN
+from tests.hub.server import READ_TOKEN, TOKEN
 
 os.environ["HF_TOKEN"] = TOKEN if os.environ["RANK"] == "0" else READ_TOKEN
 script = runpy.run_path(str(Path(__file__).parents[2] / "train_accelerate.py"))

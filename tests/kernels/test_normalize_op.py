@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from ftmamba.kernels.normalize_op import normalize, normalize_op
 from torch.nn import functional as F
 
-from ftmamba.kernels.normalize_op import normalize, normalize_op
 from modeling_ftmamba import normalize as module
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from modeling_ftmamba.scan_reference import selective_scan, selective_scan_last
 from torch.library import opcheck
 
 from ftmamba.kernels import scan_op
-from modeling_ftmamba.scan_reference import selective_scan, selective_scan_last
 
 from .conftest import gradients, relative_error
 

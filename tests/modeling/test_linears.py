@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from modeling_ftmamba.linears import apply_linear, apply_linear_in_chunks, product_into
 from torch import nn
 
 from modeling_ftmamba import linears
-from modeling_ftmamba.linears import apply_linear, apply_linear_in_chunks, product_into
 
 VENDORS = ["AuthenticAMD", "GenuineIntel", ""]
 # When oneDNN is taken: as on AMD, as on Intel, and as elsewhere.

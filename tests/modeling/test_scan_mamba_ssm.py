@@ -5,10 +5,10 @@ from types import ModuleType
 
 import pytest
 import torch
-
-from modeling_ftmamba import scan_mamba_ssm, scan_sequential
 from modeling_ftmamba.scan_mamba_ssm import selective_scan, selective_scan_last, why_not
 from modeling_ftmamba.scan_reference import selective_scan as definition
+
+from modeling_ftmamba import scan_mamba_ssm, scan_sequential
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 

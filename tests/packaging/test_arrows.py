@@ -39,7 +39,7 @@ def parts_imported_by(source: str) -> set[str]:
 def test_every_part_has_files_to_look_at():
     counts = {part: sum(path.parts[0] == part for path in FILES) for part in ARROWS}
     assert counts["train_accelerate.py"] == 1
-    assert counts["modeling_ftmamba"] > 15
+    assert counts["modeling_ftmamba"] >= 9
     assert counts["ftmamba"] > 50
     assert counts["hub_cards"] >= 3
     imported = [parts_imported_by((ROOT / path).read_text(encoding="utf-8")) for path in FILES]

@@ -1,5 +1,6 @@
 """Laws of the pipeline: it says what the recommender says, in whatever form it is asked."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,8 @@ def test_a_saved_pipeline_is_a_whole_one(recommend, tmp_path: Path):
     again = FTMambaRecommendationPipeline(*parts, device="cpu")
     assert again(RECORDS[0]) == recommend(RECORDS[0])
     assert (tmp_path / "saved" / "pipeline_ftmamba.py").is_file()
-    assert loaded.model.config.custom_pipelines["recommendation"]["impl"] == (
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["custom_pipelines"]["recommendation"]["impl"] == (
         "pipeline_ftmamba.FTMambaRecommendationPipeline"
     )
 

@@ -9,38 +9,27 @@ import torch
 
 from ftmamba.checkpoint import load_checkpoint
 from modeling_ftmamba.configuration_ftmamba import UNSEEN_ID
-from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
-from modeling_ftmamba.pipeline_inputs import WrongInputError
+from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline, WrongInputError
 
 WRONG = [
-    ({"agee": 31}, {}, r"record 0 .* no column .* got: agee; did you mean 'age'\?; known are: age"),
+    ({"agee": 31}, {}, r"record 0 .* no column .*'agee'.*did you mean 'age'"),
     ([{"age": 3}, {"agee": 3}], {}, r"record 1 \(the first is 0\) has no column"),
     ({"age": "old"}, {}, r"record 0 .*, column 'age': must be a finite number, got 'old'"),
-    ({"age": [31]}, {}, r"record 0 .*, column 'age': must be a finite number, got \[31\]"),
     ({"age": float("inf")}, {}, "column 'age': must be a finite number, got inf"),
     ([{"age": 3}, {"gender": {}}], {}, "record 1 .*, column 'gender': must be a single text"),
     ([{"age": 3}, 4], {}, "record 1 .* must be a dict of column name to value, got 4"),
     ("31", {}, r"inputs must be a record \(dict\), a list of records.*, got '31'"),
     (31, {}, "inputs must be a record .* got 31"),
-    (
-        pandas.DataFrame({"age": [31]}),
-        {},
-        r"DataFrame\) must be given as records; write table.to_d",
-    ),
-    (pa.table({"age": [31]}), {}, r"Table\) must be given as records; write .* table.to_pylist"),
-    ({}, {"top_k": 0}, "top_k must be a whole number from 1 to 20, the items .*; got 0"),
-    ({}, {"top_k": 21}, "top_k must be a whole number from 1 to 20, .*; got 21"),
-    ([], {"top_k": 21}, "top_k must be a whole number from 1 to 20, .*; got 21"),
+    (pandas.DataFrame({"age": [31]}), {}, r"inputs must be .*; write table.to_dict\('records'\)"),
+    (pa.table({"age": [31]}), {}, r"inputs must be .*table.to_pylist\(\) for Arrow"),
+    ({}, {"top_k": 0}, "top_k must be a whole number from 1 to 20; got 0"),
+    ([], {"top_k": 21}, "top_k must be .*; got 21"),
     ({}, {"top_k": True}, "top_k must be .*; got True"),
     ({}, {"top_k": 2.0}, "top_k must be .*; got 2.0"),
-    (
-        {},
-        {"exclude": "i00"},
-        r"exclude must be a list of item keys, .* got 'i00'; write exclude=\[",
-    ),
-    ({}, {"exclude": [7]}, "exclude must be a list of item keys, .* got 7"),
+    ({}, {"exclude": "i00"}, r"exclude must be a list of item keys.*got 'i00'"),
+    ({}, {"exclude": [7]}, r"exclude must be a list of item keys.*got \[7\]"),
     ({}, {"topk": 3}, "no parameter 'topk'; did you mean 'top_k'"),
-    ([{}], {"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
+    ([{}], {"batch_size": 0}, "batch_size must be a whole number .*; got 0"),
 ]
 
 
@@ -84,7 +73,7 @@ def test_an_embedding_that_is_not_finite_is_told(checkpoint_folder):
     own = FTMambaRecommendationPipeline(*parts, device="cpu")
     with torch.no_grad():
         loaded.model.user_tower.tokenizer.kinds["category_ids"].table.weight[UNSEEN_ID] = torch.nan
-    with pytest.raises(WrongInputError, match=r"record 3 \(the first is 0\) is not finite"):
+    with pytest.raises(WrongInputError, match=r"record 3 \(the first is 0\).* not finite"):
         own([{"age": 31}, {"gender": "F"}, {}, {"gender": "unseen"}], batch_size=2)
 
 
@@ -93,7 +82,7 @@ def test_a_checkpoint_without_a_catalogue_says_how_to_go_on(checkpoint_folder, t
     (tmp_path / "bare" / "catalogue.safetensors").unlink()
     loaded = load_checkpoint(checkpoint_folder)
     loaded.model.name_or_path = str(tmp_path / "bare")
-    message = "bare' has no catalogue.safetensors: .* without its items.*catalogue='path"
+    message = "bare' has no catalogue.safetensors; give catalogue="
     with pytest.raises(FileNotFoundError, match=message):
         FTMambaRecommendationPipeline(loaded.model, loaded.extractor, device="cpu")
     given = checkpoint_folder / "catalogue.safetensors"

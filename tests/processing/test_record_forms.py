@@ -177,3 +177,35 @@ def test_fitting_again_forgets_the_rows_before():
         extractor.fit(second, {})
     assert twice.to_dict() == once.to_dict()
     assert [column.width for column in once.columns("user")] == [1, 1]
+
+
+def test_known_values_are_the_vocabulary_by_frequency_then_text():
+    extractor = FTMambaFeatureExtractor(
+        [
+            {"name": "job", "kind": "categorical", "min_count": 2},
+            {"name": "age", "kind": "numeric"},
+        ],
+        [{"name": "genres", "kind": "categories"}],
+    )
+    jobs = ["spy", "nurse", "artist", "nurse", "artist"]
+    extractor.fit(
+        {"job": jobs, "age": [1, 2, 3, 4, 5]}, {"genres": [["war"], ["tea", "war"], None]}
+    )
+    for _ in range(2):
+        assert extractor.known_values("user", "job") == ["artist", "nurse"]
+        extractor.known_values("user", "job").clear()
+    assert extractor.known_values("item", "genres") == ["war", "tea"]
+    with pytest.raises(ValueError, match="no column of categories of the users is 'age'"):
+        extractor.known_values("user", "age")
+    with pytest.raises(ValueError, match="did you mean 'job'"):
+        extractor.known_values("user", "jobs")
+    with pytest.raises(ValueError, match="tower must be one of user, item, got 'film'"):
+        extractor.known_values("film", "job")
+
+
+def test_it_prints_in_a_line(fitted):
+    assert repr(fitted) == (
+        "FTMambaFeatureExtractor(user: 2 numeric, 3 categorical, 1 timestamp; item: 2 categories, "
+        "1 timestamp, 1 vector, 1 numeric; 72 categories)"
+    )
+    assert repr(FTMambaFeatureExtractor()).endswith("item: no columns; not fitted)")

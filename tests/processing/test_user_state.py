@@ -7,12 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from modeling_ftmamba.user_state import (
-    STATE_VERSION,
-    UserState,
-    states_from_bytes,
-    states_to_bytes,
-)
+from ftmamba.streaming.observer import states_from_bytes, states_to_bytes
+from modeling_ftmamba.user_state import STATE_VERSION, UserState
 
 FINGERPRINT = "a" * 64
 FIELDS = ("conv", "scan", "last", "n_events", "last_time")

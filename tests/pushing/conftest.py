@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from pyarrow import csv
 
 from ftmamba.hub import Backoff
-from tests.hub.accounts import TOKEN
+from tests.hub.server import TOKEN
 from tests.made_up_tables import checkerboard
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
 

@@ -5,7 +5,7 @@ import shlex
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ftmamba.checkpoint_folder import PUBLISHED_FILES
+from ftmamba.checkpoint import PUBLISHED_FILES
 from ftmamba.commands.hub import add_push_arguments
 from ftmamba.flags import load_recipe
 

@@ -16,7 +16,7 @@ from tests.streaming.history_checkpoint import make_checkpoint
 REPO = "tester/histories"
 PROFILE = {"age": 31, "gender": "F"}
 ITEMS = {"item_id": ["i03", "never seen", "i07"], "year": [1983.0, 1990.0, 1987.0]}
-FEATURES = [[0.0, 4.0], [3.5, 2.0], [5.0, 5.0]]
+FEATURES = [[0.0, 4.0, 1.0, 2.0], [3.5, 2.0, 0.0, 1.0], [5.0, 5.0, 1.0, 0.0]]
 
 
 def test_a_history_model_from_the_hub_follows_a_user_and_recommends(own_hub, tmp_path):
@@ -25,7 +25,7 @@ def test_a_history_model_from_the_hub_follows_a_user_and_recommends(own_hub, tmp
     pushed = push_checkpoint(tmp_path / "run", Destination(REPO, private=True), api=own_hub.api())
     home = tmp_path / "home"
     home.mkdir()
-    raw = {**PROFILE, "taken": ["i03", {"item": {"year": 1990.0}}, "i07"]}
+    raw = {**PROFILE, "films": ["i03", {"item": {"year": 1990.0}}, "i07"]}
     order = {
         "repo": REPO, "revision": pushed.commit, "record": PROFILE, "items": ITEMS,
         "features": FEATURES, "raw": raw, "outputs": str(home / "followed.safetensors"),

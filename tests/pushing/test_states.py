@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ftmamba.recipe import recipe_from_dict
-from ftmamba.training.progress import Progress
+from ftmamba.training.checkpoints import Progress
 from hub_cards import pin_revision
 from hub_cards.merge import merge_card, split_metadata
 from hub_cards.training_push import describe_step, unfinished_card

@@ -12,8 +12,7 @@ from ftmamba.hub import HIDDEN, HubError, hide_tokens
 from hub_cards.contents import published_files
 from hub_cards.push import Destination, push_checkpoint
 from hub_cards.training_push import tokens_hidden_in_logs
-from tests.hub.accounts import READ_TOKEN, TOKEN
-from tests.hub.messages import json_answer
+from tests.hub.server import READ_TOKEN, TOKEN, json_answer
 
 REPO = "tester/films"
 TEXTS = ["README.md", "recipe.yaml", "all_results.json", "network.py"]

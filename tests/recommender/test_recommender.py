@@ -52,7 +52,7 @@ def test_a_known_user_is_its_record_less_what_it_has_seen(recommender: Recommend
     users = recommender.users
     assert users is not None
     row = users.row("u3")
-    seen = {recommender.catalogue.keys[item] for item in users.seen(row)}
+    seen = {recommender.catalogue.keys[event.item] for event in users.events(row)}
     assert seen
     whole = recommender.recommend(record=users.record(row), k=20)
     assert recommender.recommend(user_key="u3", k=20, exclude_seen=False) == whole
@@ -83,7 +83,7 @@ def test_a_batch_of_known_users_equals_each_alone(
 def test_a_batch_of_records_equals_each_alone_across_blocks(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftmamba.recommender._USERS_AT_A_TIME", 2)
+    monkeypatch.setattr("ftmamba.recommender._USERS_AT_ONCE", 2)
     records = [RECORD, {"age": None}, {"gender": "F"}, {"age": 7, "gender": "?"}, RECORD]
     batch = recommender.recommend_batch(records=records, k=4)
     alone = [recommender.recommend(record=record, k=4) for record in records]
@@ -145,11 +145,11 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(recommender: Recommender) 
 
 
 def test_a_user_and_a_record_at_once_are_refused(recommender: Recommender) -> None:
-    with pytest.raises(ValueError, match="exactly one of user_key and record, got both"):
+    with pytest.raises(ValueError, match=r"exactly one of user_key and record .*got both"):
         recommender.recommend(user_key="u1", record=RECORD)
-    with pytest.raises(ValueError, match="exactly one of user_key and record, got none"):
+    with pytest.raises(ValueError, match=r"exactly one of user_key and record .*got none"):
         recommender.recommend()
-    with pytest.raises(ValueError, match="exactly one of user_keys and records, got none"):
+    with pytest.raises(ValueError, match=r"exactly one of user_key and record .*got none"):
         recommender.recommend_batch()
 
 

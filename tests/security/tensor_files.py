@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from modeling_ftmamba.catalogue_file import weights_fingerprint
+from modeling_ftmamba.catalogue import weights_fingerprint
 from modeling_ftmamba.processing_ftmamba import fingerprint_of
 
 

@@ -18,11 +18,12 @@ from ftmamba.data.histories import histories_of
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation import evaluate
 from ftmamba.results import make_checkpoint
-from ftmamba.streaming import CheckpointObserver, Event
+from ftmamba.streaming import CheckpointObserver, UserEvent
 from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
 from ftmamba.training.run import make_protocol, split_tables, train
 from modeling_ftmamba.configuration_ftmamba import history_of
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
+from modeling_ftmamba.processing_ftmamba import Event
 
 from .conftest import ring_recipe
 
@@ -214,7 +215,7 @@ def test_a_stream_gives_what_a_record_gives(recommender, checkpoint_folder):
     observer = CheckpointObserver(load_checkpoint(checkpoint_folder))
     walked = walk(DEAR)
     events = [
-        Event("new", one["item"], time=one["time"], context={"price": one["price"]})
+        UserEvent("new", Event(one["item"], one["time"], context={"price": one["price"]}))
         for one in walked
     ]
     state = observer.start(events[:1])

@@ -193,19 +193,6 @@ def test_an_explanation_gives_it_to_the_history(recommender, key):
 
 
 @pytest.mark.parametrize(
-    ("training", "message"),
-    [
-        ({"loss": "in_batch"}, "loss 'full_softmax', got 'newest' and 'in_batch'"),
-        ({"sequences": ""}, "got '' and 'full_softmax'"),
-        ({"mask_history": True}, "remove one of the two"),
-    ],
-)
-def test_training_that_would_not_learn_it_is_refused(tmp_path, training, message):
-    with pytest.raises(ValueError, match=message):
-        trained_on(recipe_of(tmp_path, repeats=False, **training))
-
-
-@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"temperature": -1}, "model: temperature must be > 0"),

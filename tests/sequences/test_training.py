@@ -12,8 +12,9 @@ from ftmamba.comparison import held_out_scorer
 from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import popularity_column
 from ftmamba.evaluation import evaluate
-from ftmamba.losses.sequences import fused_linear_cross_entropy
-from ftmamba.training import precision, sequence_objectives
+from ftmamba.training import loop
+from ftmamba.training import objective as objective_module
+from ftmamba.training.fused_cross_entropy import fused_linear_cross_entropy
 from ftmamba.training.run import make_accelerator, make_protocol, split_tables, train
 
 from .conftest import N_ITEMS, ring_recipe, ring_tables
@@ -29,11 +30,13 @@ def hit_rate(recipe, split, trained):
     "training",
     [
         {"loss": "full_softmax"},
-        {"loss": "full_softmax", "sequences": "every", "label_smoothing": 0.1},
+        {"loss": {"name": "full_softmax", "label_smoothing": 0.1}, "sequences": "every"},
         {"loss": "in_batch"},
-        {"loss": "sampled_softmax", "n_negatives": 8, "negatives": "mixed"},
-        {"loss": "gbce", "n_negatives": 6, "num_epochs": 60, "evaluate_every": 60},
+        {"loss": {"name": "sampled_softmax", "n_negatives": 8, "negatives": "mixed"}},
+        {"loss": {"name": "gbce", "n_negatives": 6}, "num_epochs": 60, "evaluate_every": 60},
+        {"loss": {"name": "bce", "n_negatives": 8}, "num_epochs": 40, "evaluate_every": 40},
         {"loss": "full_softmax", "sequences": "", "batch_size": 64, "num_epochs": 12},
+        {"loss": "in_batch", "sequences": "", "batch_size": 64, "num_epochs": 12},
     ],
 )
 def test_what_comes_next_is_learnt_and_foretold(tmp_path, training):
@@ -64,8 +67,8 @@ def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(
         types.append(products_in)
         return fused_linear_cross_entropy(*arguments, products_in=products_in, **options)
 
-    monkeypatch.setattr(sequence_objectives, "fused_linear_cross_entropy", spied)
-    monkeypatch.setattr(precision, "seconds_of_products", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(objective_module, "fused_linear_cross_entropy", spied)
+    monkeypatch.setattr(loop, "seconds_of_products", lambda *_: (1.0, 1.0))
     tables = ring_tables()
     recipe = ring_recipe(tmp_path, mixed_precision="bf16")
     split = split_tables(tables, recipe)
@@ -76,21 +79,24 @@ def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(
 
 
 def test_what_is_left_out_is_what_was_taken_before_each_target(tmp_path, monkeypatch):
-    seen = []
+    found = []
 
-    def spied(positions_MD, targets_M, items_ND, *, prefixes, **options):
-        seen.append((targets_M, prefixes))
-        return fused_linear_cross_entropy(
-            positions_MD, targets_M, items_ND, prefixes=prefixes, **options
-        )
+    def spied(queries_MD, targets_M, *arguments, seen, **options):
+        found.append((targets_M, seen))
+        return fused_linear_cross_entropy(queries_MD, targets_M, *arguments, seen=seen, **options)
 
-    monkeypatch.setattr(sequence_objectives, "fused_linear_cross_entropy", spied)
+    monkeypatch.setattr(objective_module, "fused_linear_cross_entropy", spied)
     tables = ring_tables()
-    recipe = ring_recipe(tmp_path, mask_history=True, num_epochs=1, evaluate_every=1)
+    recipe = ring_recipe(
+        tmp_path,
+        loss={"name": "full_softmax", "mask_history": True},
+        num_epochs=1,
+        evaluate_every=1,
+    )
     train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
-    assert seen
-    for targets_M, before in seen:
-        for target, window, n_before in zip(targets_M, before.windows, before.lengths, strict=True):
+    assert found
+    for targets_M, before in found:
+        for target, window, n_before in zip(targets_M, before.lists, before.lengths, strict=True):
             if n_before:
                 last = before.items[window, n_before - 1]
                 assert target == (last + 1) % N_ITEMS
@@ -125,37 +131,23 @@ def test_a_planted_future_item_changes_no_earlier_embedding(walked):
             assert not torch.equal(after[:, place + 1], before[:, place + 1])
 
 
-@pytest.mark.parametrize(
-    ("training", "message"),
-    [
-        ({"loss": "bce"}, "training.loss must be one of"),
-        ({"loss": "gbce", "sequences": ""}, "is of sequences; set training.sequences"),
-        ({"loss": "in_batch", "sequences": ""}, "users with a history need training.sequences"),
-    ],
-)
-def test_options_that_do_not_go_together_are_told(tmp_path, training, message):
-    tables = ring_tables()
-    recipe = ring_recipe(tmp_path, **training)
-    with pytest.raises(ValueError, match=message):
-        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
-
-
 def test_a_loss_that_is_not_finite_stops_with_the_users_whose_histories_made_it(tmp_path):
     tables = ring_tables()
     recipe = ring_recipe(tmp_path, learning_rate=1e30, max_grad_norm=0.0, warmup_fraction=0.0)
-    with pytest.raises(ValueError, match=r"not finite .*histories of the table's user rows"):
+    with pytest.raises(ValueError, match=r"not finite .*the embeddings of user rows"):
         train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
 
 
-def test_popularity_as_of_one_moment_is_refused_where_windows_are_of_all_times(tmp_path):
+def test_sequences_learn_beside_popularity_as_of_their_own_times(tmp_path):
     tables = ring_tables()
     items = tables.schema.items
     columns = (*items.columns, popularity_column(7))
     schema = dataclasses.replace(tables.schema, items=dataclasses.replace(items, columns=columns))
     tables = dataclasses.replace(tables, schema=schema)
-    recipe = ring_recipe(tmp_path)
-    with pytest.raises(ValueError, match="popularity_7d are as of one moment"):
-        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+    recipe = ring_recipe(tmp_path, loss={"name": "full_softmax", "time_buckets": 3})
+    split = split_tables(tables, recipe)
+    trained = train(recipe, tables, split, Accelerator(cpu=True))
+    assert hit_rate(recipe, split, trained) > 0.9
 
 
 def test_sequences_without_a_history_are_told(tmp_path):

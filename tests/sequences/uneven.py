@@ -17,8 +17,11 @@ SCHEMA = {
     "interactions": {"user": "user_id", "item": "item_id"},
 }
 LOSSES = {
-    "full_softmax": {"training": {"mask_history": True}, "overrides": {}},
-    "with repeats": {"training": {}, "overrides": {"repeat_bias": True}},
+    "full_softmax": {"loss": {"name": "full_softmax", "mask_history": True}},
+    "with repeats": {"loss": {"name": "full_softmax"}, "overrides": {"repeat_bias": True}},
+    "in_batch": {"loss": {"name": "in_batch", "mask_known_positives": True}},
+    "sampled_softmax": {"loss": {"name": "sampled_softmax", "n_negatives": 8}},
+    "bce": {"loss": {"name": "bce"}},
 }
 
 
@@ -43,15 +46,14 @@ def gradients(folder, loss: str, *, batch_size: int, accelerator: Accelerator):
     """Return the gradient of the first batch's loss, as the training loop computes it."""
     small = {"hidden_size": 16, "projection_size": 16, "intermediate_size": 32, "state_size": 4}
     still = {"token_dropout": 0.0, "residual_dropout": 0.0, "feed_forward_dropout": 0.0}
-    overrides = {**small, **still, "learn_temperature": True, **LOSSES[loss]["overrides"]}
+    overrides = {**small, **still, "learn_temperature": True, **LOSSES[loss].get("overrides", {})}
     recipe = recipe_from_dict(
         {
             "data": {"users": "-", "items": "-", "interactions": "-", "cache_dir": str(folder)},
             "split": "leave-last-out",
             "model": {"preset": "ft-mamba-history", "overrides": overrides},
             "training": {
-                "sequences": "newest", "loss": "full_softmax", "batch_size": batch_size,
-                **LOSSES[loss]["training"],
+                "sequences": "newest", "loss": LOSSES[loss]["loss"], "batch_size": batch_size,
             },
             "output_dir": str(folder / "run"),
         }
@@ -63,10 +65,9 @@ def gradients(folder, loss: str, *, batch_size: int, accelerator: Accelerator):
         make_model(recipe, data), data, recipe.training, accelerator, folder=folder, seed=5
     )
     batch = next(iter(loop.batches.epoch(0)))
-    value = loop.objective(loop.objective.prepare(batch, 0))
+    value = loop.wrapped(loop.objective.prepare(batch, 0))
     accelerator.backward(value)
     found = {name: one.grad.clone() for name, one in loop.base.named_parameters()}
     found["loss"] = accelerator.reduce(value.detach(), "mean")
-    found["n_targets"] = torch.tensor(int((batch["targets"] >= 0).sum()))
-    loop.release()
+    found["n_targets"] = torch.tensor(len(batch.targets))
     return found

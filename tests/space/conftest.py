@@ -20,8 +20,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.table_embedding import embed_catalogue
 from hub_cards.space import SpaceFacts, write_space
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel

@@ -13,7 +13,7 @@ import torch
 
 from ftmamba.checkpoint import load_to_recommend
 from ftmamba.streaming import CheckpointObserver, Rules, consume
-from ftmamba.streaming.opening import Reading, open_source, open_store
+from ftmamba.streaming.opening import open_source, open_store
 
 
 class Fuse:
@@ -63,7 +63,7 @@ class FusedSource:
 
 def run(observer, job) -> None:
     fuse = Fuse(job["point"], job["nth"])
-    store, source = open_store(job["store"]), open_source(job["source"], Reading())
+    store, source = open_store(job["store"]), open_source(job["source"])
     consume(FusedSource(source, fuse), FusedStore(store, fuse), observer, Rules(batch_size=8))
     source.close()
     store.close()

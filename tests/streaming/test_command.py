@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ftmamba.__main__ import main
-from ftmamba.streaming.opening import Reading, open_source, open_store
+from ftmamba.streaming.opening import open_source, open_store
 
 from .history_checkpoint import make_events, write_events
 
@@ -83,7 +83,7 @@ def test_a_stream_is_taken_in(checkpoint_folder, redis_server, capsys):
         (["--source", "none.jsonl", "--store", "memory:"], "no file of events 'none.jsonl'"),
         (["--source", "-", "--store", "memory:x"], "a store must be memory:, file:PATH or redis"),
         (["--source", "-", "--store", "states.bin"], "a store must be memory:, file:PATH or redis"),
-        (["--source", "redis://h/s", "--store", "memory:"], "forgets at its end"),
+        (["--source", "redis://h/s", "--store", "memory:"], "loses at its end"),
         (["--source", "redis://h/a/b/c", "--store", "file:x"], "must end in its name"),
         (["--source", "redis://h/", "--store", "file:x"], "must end in its name"),
         (["--source", "-", "--store", "memory:", "--batch", "0"], "batch_size must be 1"),
@@ -107,11 +107,11 @@ def test_places_with_options(redis_server, tmp_path):
     store.close()
     with pytest.raises(ValueError, match="has no option 'prefiks'; it has: prefix"):
         open_store("redis://h?prefiks=x")
-    source = open_source(redis_server.url + "/events", Reading())
+    source = open_source(redis_server.url + "/events")
     assert source.read(1) is None
     source.close()
     write_events(tmp_path / "e", make_events(1))
-    source = open_source(str(tmp_path / "e"), Reading(offset_file=str(tmp_path / "place")))
+    source = open_source(str(tmp_path / "e"), offset_file=tmp_path / "offset")
     source.acknowledge(source.read(1))
     source.close()
-    assert (tmp_path / "place").exists()
+    assert (tmp_path / "offset").exists()

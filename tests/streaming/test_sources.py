@@ -1,14 +1,15 @@
-"""Events from files and pipes: every whole line once, and what is wrong in words."""
+"""Events from files and pipes: every complete line once, and what is wrong in words."""
 
 import io
 import json
+import math
 
 import pytest
 
-from ftmamba.streaming import Event, parse_event
+from ftmamba.streaming import parse_event
 from ftmamba.streaming.sources import FileHistory, JsonLinesSource, StandardInputSource
 
-from .history_checkpoint import make_events, write_events
+from .history_checkpoint import event, make_events, write_events
 
 
 @pytest.fixture
@@ -26,21 +27,27 @@ def drained(source, size=3):
     return events
 
 
-def test_an_event_on_one_line_comes_back():
-    event = Event("u", "i", "e\n", 5, 2.5, {"year": None, "tags": ["a"]}, {"age": 3})
-    assert "\n" not in event.to_json()
-    assert parse_event(event.to_json()) == event
-    assert parse_event(b'{"user_key": 7, "item_key": "i", "x": 1}', event_id="e") == Event(
-        "7", "i", "e"
+def test_an_event_survives_its_line():
+    records = {"item_record": {"year": None, "tags": ["a"]}, "user_record": {"age": 3}}
+    for one in (
+        event("u", "i", "e\n", time=5.0, weight=2.5, context={"price": 3.5}, **records),
+        event("u", "i"),
+    ):
+        assert "\n" not in one.to_json()
+        assert parse_event(one.to_json()) == one
+
+
+def test_raw_values_are_read_as_in_a_file():
+    large = 10**20 + 7
+    text = (
+        f'{{"user_key": {large}, "item_key": 7.0, "time": 5.9, "x": 1,'
+        '"context": {"price": null, "on_sale": true}}'
     )
-    assert parse_event('{"user_key": "u", "item_key": "i", "time": 5.9}').time == 5
-    brought = Event("u", "i", context={"price": 3.5})
-    assert parse_event(brought.to_json()) == brought
-    text = '{"user_key": "u", "item_key": "i", "context": {"price": null, "on_sale": true}}'
-    assert parse_event(text).context == {"on_sale": 1.0}
-    number = 10**20 + 7
-    numbered = parse_event(f'{{"user_key": {number}, "item_key": 1, "event_id": {number}}}')
-    assert (numbered.user_key, numbered.event_id) == (str(number), str(number))
+    expected = event(str(large), "7", "e", time=5.0, context={"on_sale": 1.0})
+    assert parse_event(text.encode(), event_id="e") == expected
+    text = '{"user_key": "u", "item_key": "i", "time": "1970-01-01T01:00+01:00", "event_id": 3}'
+    assert parse_event(text, event_id="e") == event("u", "i", "3", time=0.0)
+    assert math.isnan(parse_event('{"user_key": 1, "item_key": 2, "time": null}').event.time)
 
 
 @pytest.mark.parametrize(
@@ -49,41 +56,40 @@ def test_an_event_on_one_line_comes_back():
         ({"user_key": None}, "user_key must be a text"),
         ({"user_key": ""}, "user_key must be a text"),
         ({"user_key": True}, "user_key must be a text"),
+        ({"user_key": "\ud800"}, "user_key must be a text"),
         ({"user_key": "x" * 1025}, "user_key must be a text of 1 to 1024 bytes"),
         ({"item_key": ["i"]}, "item_key must be a text"),
-        ({"event_id": ""}, "event_id must be a text of 1 to 128"),
-        ({"event_id": "e" * 129}, "event_id must be a text of 1 to 128"),
-        ({"time": "2024-01-01"}, "time must be seconds since 1970"),
+        ({"event_id": ""}, "event_id must be a text of 1 to 512"),
+        ({"event_id": "e" * 513}, "event_id must be a text of 1 to 512"),
+        ({"time": "noon"}, "time must be seconds since 1970"),
         ({"time": -1}, "time must be seconds since 1970"),
-        ({"time": 1_700_000_000_000_000}, "divide milliseconds by 1000"),
+        ({"time": 1_700_000_000_000}, "divide milliseconds by 1000"),
         ({"time": True}, "time must be seconds since 1970"),
-        ({"weight": "5"}, "weight must be a number"),
-        ({"weight": 10**400}, "weight must be a number"),
-        ({"weight": 1e31}, "weight must be a number"),
+        ({"weight": "5"}, "weight must be a finite number"),
+        ({"weight": 10**400}, "weight must be a finite number"),
+        ({"weight": -1e31}, "weight must be a finite number"),
         ({"item_record": []}, "item_record must be an object"),
         ({"user_record": 1}, "user_record must be an object"),
         ({"context": [3]}, "context must be an object"),
-        ({"context": {"price": "3"}}, "context must have a finite number in 'price', got '3'"),
-        ({"context": {"price": 1e31}}, "context must have a finite number in 'price'"),
-        ({"context": {"price": [1]}}, "leave it out where it is not known"),
+        ({"context": {"price": "3"}}, "context 'price' must be a finite number, got '3'"),
+        ({"context": {"price": [1]}}, "context 'price' must be a finite number"),
     ],
 )
-def test_a_wrong_value_is_told_by_its_field(change, message):
-    values = {"user_key": "u", "item_key": "i"} | change
+def test_a_wrong_value_is_named_by_its_field(change, message):
     with pytest.raises(ValueError, match=message):
-        parse_event(json.dumps(values))
+        parse_event(json.dumps({"user_key": "u", "item_key": "i"} | change))
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"user_key": NaN}', "\ud800", b"\xff", "[" * 9999, '{"a":1,"a":2}']
 )
-def test_what_is_no_object_is_no_event(text):
+def test_anything_but_an_object_is_refused(text):
     with pytest.raises(ValueError, match="an event must be a JSON object"):
         parse_event(text)
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
-def test_a_file_is_read_to_its_end_and_next_time_from_there(path, tmp_path, size):
+def test_a_file_is_read_to_its_end_and_continued_from_there(path, tmp_path, size):
     events = make_events(5)
     offset = tmp_path / "offset"
     write_events(path, events[:3])
@@ -96,7 +102,7 @@ def test_a_file_is_read_to_its_end_and_next_time_from_there(path, tmp_path, size
     assert drained(JsonLinesSource(path), size) == events
 
 
-def test_what_was_not_acknowledged_comes_again(path, tmp_path):
+def test_what_was_not_acknowledged_is_delivered_again(path, tmp_path):
     events = make_events(5)
     write_events(path, events)
     source = JsonLinesSource(path, tmp_path / "offset")
@@ -106,54 +112,51 @@ def test_what_was_not_acknowledged_comes_again(path, tmp_path):
     assert drained(JsonLinesSource(path, tmp_path / "offset")) == events[2:]
 
 
-def test_a_line_without_an_end_waits_for_it(path, tmp_path):
+def test_a_line_without_a_newline_waits_for_it(path, tmp_path):
     line = make_events(1)[0].to_json()
     path.write_text(line[:-5])
     assert drained(JsonLinesSource(path, tmp_path / "offset")) == []
-    slept = []
-    source = JsonLinesSource(path, tmp_path / "offset", follow=True, sleep=slept.append)
+    waits = []
+    source = JsonLinesSource(path, tmp_path / "offset", follow=True, sleep=waits.append)
     assert len(source.read(5)) == 0
     path.write_text(line)
     assert len(source.read(5)) == 0
     path.write_text(f"{line}\n")
     assert list(source.read(5).events) == make_events(1)
-    assert len(slept) == 2
+    assert len(waits) == 2
     source.close()
 
 
-def test_a_bad_line_is_told_with_its_place_and_does_not_stop_the_others(path):
+def test_a_bad_line_is_reported_with_its_offset_and_does_not_stop_the_others(path):
     good = make_events(2)
     lines = [good[0].to_json(), "{broken", "x" * (2**20 + 5), good[1].to_json()]
     path.write_text("\n".join(lines))
     source = JsonLinesSource(path)
     batch = source.read(10)
     assert list(batch.events) == good
-    place = len(lines[0]) + 1
-    assert batch.problems[0].startswith(f"events.jsonl, byte {place}: an event must be")
+    start = len(lines[0]) + 1
+    assert batch.problems[0].startswith(f"events.jsonl, byte {start}: an event must be")
     assert batch.problems[1].endswith("a line of more than 1048576 bytes")
     source.close()
 
 
 def test_events_without_ids_get_the_same_when_read_again_and_another_elsewhere(path):
-    line = '{"user_key": "u", "item_key": "i"}\n'
-    path.write_text(line * 2)
-    ids = [[event.event_id for event in drained(JsonLinesSource(path))] for _ in range(2)]
+    path.write_text('{"user_key": "u", "item_key": "i"}\n' * 2)
+    ids = [[one.event_id for one in drained(JsonLinesSource(path))] for _ in range(2)]
     assert ids[0] == ids[1]
     assert len({*ids[0], ""}) == 3
 
 
 @pytest.mark.parametrize("content", ["", "other\n" * 100])
-def test_another_file_in_the_place_of_one_that_was_read_is_refused(path, tmp_path, content):
+def test_another_file_under_the_same_name_is_refused(path, tmp_path, content):
     write_events(path, make_events(3))
     drained(JsonLinesSource(path, tmp_path / "offset"))
     path.write_text(content)
-    with pytest.raises(
-        ValueError, match=r"is not the file of which .*offset.* give another offset"
-    ):
+    with pytest.raises(ValueError, match=r"is not the file of which .* give another offset"):
         JsonLinesSource(path, tmp_path / "offset")
 
 
-def test_a_file_that_is_cut_while_it_is_followed_is_told(path):
+def test_a_file_that_is_cut_while_it_is_followed_is_refused(path):
     write_events(path, make_events(3))
     source = JsonLinesSource(path, follow=True)
     source.read(3)
@@ -171,7 +174,7 @@ def test_a_damaged_offset_is_refused(path, tmp_path, text):
         JsonLinesSource(path, tmp_path / "offset")
 
 
-def test_no_file_is_told(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file of events"):
         JsonLinesSource(tmp_path / "none")
 
@@ -184,13 +187,13 @@ def test_the_history_of_a_file_ends_where_the_source_has_read_to(path):
     for end in (10, 20, 30):
         source.read(10)
         for user in ("u0", "u1"):
-            assert history(user) == [event for event in events[:end] if event.user_key == user]
+            assert history(user) == [one for one in events[:end] if one.user_key == user]
     assert history("nobody") == []
     source.close()
 
 
 class Pipe(io.RawIOBase):
-    """Gives its pieces one by one, as a pipe would."""
+    """Returns its pieces one by one, as a pipe would."""
 
     def __init__(self, pieces):
         self.pieces = list(pieces)
@@ -204,9 +207,9 @@ class Pipe(io.RawIOBase):
         return len(piece)
 
 
-def test_a_pipe_gives_what_is_there_without_waiting_for_more():
+def test_a_pipe_returns_what_has_arrived_without_waiting_for_more():
     events = make_events(5)
-    text = "".join(f"{event.to_json()}\n" for event in events).encode()
+    text = "".join(f"{one.to_json()}\n" for one in events).encode()
     cut = len(events[0].to_json()) + 20
     pipe = Pipe([text[:cut], text[cut:-3], b"", b""])
     source = StandardInputSource(io.BufferedReader(pipe))
@@ -214,12 +217,11 @@ def test_a_pipe_gives_what_is_there_without_waiting_for_more():
     assert len(pipe.pieces) == 3
     assert list(source.read(2).events) == events[1:3]
     assert list(source.read(9).events) == events[3:4]
-    last = source.read(9)
-    assert last.problems == ["line 5: " + last.problems[0].partition(": ")[2]]
+    assert source.read(9).problems[0].startswith("line 5: ")
     assert source.read(9) is None
 
 
-def test_a_line_of_a_pipe_that_is_too_long_is_passed_over():
+def test_a_line_of_a_pipe_that_is_too_long_is_skipped():
     line = make_events(1)[0].to_json().encode()
     pieces = [b"x" * 8000] * 140 + [b"\n" + line + b"\n"]
     source = StandardInputSource(io.BufferedReader(Pipe(pieces)))

@@ -14,7 +14,7 @@ STATE = bytes(range(256)) * 4
 
 @pytest.fixture(params=["memory", "file", "redis"])
 def make_store(request, tmp_path):
-    """Return what opens a store; each call opens the same states, where they outlive it."""
+    """Return a function that opens a store."""
     opened = []
     if request.param == "redis":
         server = request.getfixturevalue("redis_server")
@@ -33,8 +33,12 @@ def make_store(request, tmp_path):
         store.close()
 
 
-def test_what_was_put_is_got_and_nothing_of_others(make_store):
-    store = make_store()
+@pytest.fixture
+def store(make_store):
+    return make_store()
+
+
+def test_what_was_put_is_returned_and_nothing_of_others(store):
     first = Stored(5, STATE, ("a", "é"))
     assert store.get(["u", "v"]) == [None, None]
     assert store.put("u", first, ABSENT)
@@ -43,19 +47,15 @@ def test_what_was_put_is_got_and_nothing_of_others(make_store):
     assert (len(store), sorted(store)) == (2, ["u", "v"])
 
 
-@pytest.mark.parametrize(
-    "key", ["ключ пользователя", "a:b*?[c]\\", "0", " ", "x" * 1024, "new\nline"]
-)
-def test_any_text_is_a_key(make_store, key):
-    store = make_store()
+@pytest.mark.parametrize("key", ["ключ", "a:b*?[c]\\", "0", " ", "x" * 1024, "new\nline"])
+def test_any_text_is_a_key(store, key):
     assert store.put(key, Stored(1, STATE, ()), ABSENT)
     assert store.get([key, f"{key[:-1]}!"])[0] == Stored(1, STATE, ())
     assert list(store) == [key]
 
 
 @pytest.mark.parametrize("key", ["", "x" * 1025, "é" * 513, "\ud800", 7])
-def test_what_is_no_key_is_refused(make_store, key):
-    store = make_store()
+def test_other_keys_are_refused(store, key):
     for act in (
         lambda: store.get([key]),
         lambda: store.put(key, Stored(1, b""), ABSENT),
@@ -65,28 +65,19 @@ def test_what_is_no_key_is_refused(make_store, key):
             act()
 
 
-def test_a_put_on_another_version_changes_nothing(make_store):
-    store = make_store()
+@pytest.mark.parametrize("first", [1, 2**53 + 1])  # a double has no whole numbers beyond 2**53
+def test_a_put_on_another_version_changes_nothing(store, first):
     assert not store.put("u", Stored(2, STATE), 1)
     assert store.get(["u"]) == [None]
-    assert store.put("u", Stored(1, STATE), ABSENT)
-    assert not store.put("u", Stored(9, b"other"), ABSENT)
-    assert not store.put("u", Stored(9, b"other"), 2)
-    assert store.get(["u"]) == [Stored(1, STATE)]
-    assert store.put("u", Stored(2, b"new", ("e",)), 1)
-    assert store.get(["u"]) == [Stored(2, b"new", ("e",))]
+    assert store.put("u", Stored(first, STATE), ABSENT)
+    for version in (ABSENT, first - 1, first + 1):
+        assert not store.put("u", Stored(9, b"other"), version)
+    assert store.get(["u"]) == [Stored(first, STATE)]
+    assert store.put("u", Stored(first + 1, b"new", ("e",)), first)
+    assert store.get(["u"]) == [Stored(first + 1, b"new", ("e",))]
 
 
-def test_versions_beyond_the_whole_numbers_of_a_double_are_told_apart(make_store):
-    store = make_store()
-    large = 2**53 + 1
-    assert store.put("u", Stored(large, STATE), ABSENT)
-    assert not store.put("u", Stored(1, STATE), large - 1)
-    assert store.put("u", Stored(large + 1, STATE), large)
-
-
-def test_many_puts_succeed_or_fail_each_by_itself(make_store):
-    store = make_store()
+def test_many_puts_succeed_or_fail_each_by_itself(store):
     users = [f"u{row}" for row in range(600)]
     assert all(store.put_many([Put(user, Stored(1, user.encode()), ABSENT) for user in users]))
     changes = [Put(user, Stored(2, b"2"), row % 2) for row, user in enumerate(users)]
@@ -96,12 +87,10 @@ def test_many_puts_succeed_or_fail_each_by_itself(make_store):
     assert found[598].state == b"u598"
     with pytest.raises(ValueError, match="'u1' occurs twice"):
         store.put_many([Put("u1", Stored(3, b""), 2)] * 2)
-    assert store.put_many([]) == []
-    assert store.get([]) == []
+    assert store.put_many([]) == store.get([]) == []
 
 
-def test_a_deleted_user_is_absent_and_may_come_back(make_store):
-    store = make_store()
+def test_a_deleted_user_is_absent_and_may_return(store):
     assert not store.delete("u")
     store.put("u", Stored(1, STATE), ABSENT)
     assert store.delete("u")
@@ -112,8 +101,7 @@ def test_a_deleted_user_is_absent_and_may_come_back(make_store):
     assert store.get(["u"]) == [Stored(7, STATE)]
 
 
-def test_threads_that_compare_and_swap_lose_no_update(make_store):
-    store = make_store()
+def test_threads_that_compare_and_swap_lose_no_update(store):
     store.put("u", Stored(1, b"0"), ABSENT)
 
     def add_ten():
@@ -134,7 +122,7 @@ def test_threads_that_compare_and_swap_lose_no_update(make_store):
 
 @pytest.mark.parametrize("make_store", ["memory", "file"], indirect=True)
 def test_a_user_expires_after_the_last_put(make_store):
-    # Redis has a clock of its own: see test_redis.py.
+    # Redis has its own clock: see test_redis.py.
     now = [100.0]
     store = make_store(ttl_seconds=10, clock=lambda: now[0])
     store.put("u", Stored(1, STATE), ABSENT)
@@ -156,19 +144,16 @@ def test_a_time_to_live_must_be_a_number(make_store, ttl):
         make_store(ttl_seconds=ttl)
 
 
-@pytest.mark.parametrize("version", [0, -1, 2**63])
-def test_a_version_is_a_positive_number(version):
-    with pytest.raises(ValueError, match="version of a stored state"):
-        Stored(version, b"")
-
-
-def test_a_first_version_is_like_none_before():
+def test_a_version_is_a_positive_number_and_a_first_one_is_new():
+    for version in (0, -1, 2**63):
+        with pytest.raises(ValueError, match="version of a stored state"):
+            Stored(version, b"")
     assert next_version(7) == 8
     first = next_version(ABSENT)
     assert 2**60 < first < next_version(ABSENT) + 1 < 2**63
 
 
-def test_memory_forgets_whom_nobody_asked_for_longest():
+def test_memory_drops_the_user_who_was_not_used_for_longest():
     store = MemoryStore(most_users=2)
     for user in "ab":
         store.put(user, Stored(1, b""), ABSENT)

@@ -9,10 +9,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from ftmamba.kernels.softmax import seconds_of_products
-from ftmamba.training import catalogue_embeddings, fit, precision, user_embeddings
+from ftmamba.training import catalogue_embeddings, fit, loop, user_embeddings
 from ftmamba.training.checkpoints import CheckpointStore
-from ftmamba.training.optimizer import decay_groups, make_optimizer
-from ftmamba.training.schedule import learning_rate_at
+from ftmamba.training.optimizer import decay_groups, learning_rate_at, make_optimizer
 
 from .toy import training_recipe
 
@@ -208,9 +207,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(data, run, toy):
     data.users["numeric"][[3, 7]] = 3e38
     with pytest.raises(ValueError, match=r"training stopped at step 1: .* not finite") as error:
         run(data, training_recipe(batch_size=160, num_epochs=1))
-    named = str(error.value).split("training rows ")[1].split(" and ")[0]
-    users = toy.checkerboard().user_ids[[int(row) for row in named.split(", ")]]
-    assert set(users) <= {3, 7}
+    assert "the embeddings of user rows 3, 7 are not finite" in str(error.value)
 
 
 def test_checkpoints_are_pruned_and_hold_no_pickle(data, run, tmp_path):
@@ -261,7 +258,7 @@ def test_a_damaged_or_unknown_checkpoint_is_named(data, run, tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors' is damaged or cut short"):
         run(data, again)
     state = folder / "training_state.json"
-    state.write_text(state.read_text().replace('"format_version": 1', '"format_version": 9'))
+    state.write_text(state.read_text().replace('"format_version": 2', '"format_version": 9'))
     with pytest.raises(ValueError, match="has format_version 9"):
         run(data, again)
     state.write_text("{")
@@ -295,7 +292,7 @@ def test_bf16_is_float32_where_that_is_faster(
     data, toy, tmp_path, bf16_accelerator, monkeypatch, seconds
 ):
     types = []
-    monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+    monkeypatch.setattr(loop, "seconds_of_products", lambda *_: seconds)
     head = toy.model(data).user_tower.head
     kind = type(next(one for one in head.modules() if isinstance(one, torch.nn.Linear)))
     forward = kind.forward
@@ -313,7 +310,7 @@ def test_a_resumed_run_computes_in_the_type_that_it_began_with(
     data, toy, tmp_path, bf16_accelerator, monkeypatch
 ):
     def run(name, *seconds, **options):
-        monkeypatch.setattr(precision, "seconds_of_products", lambda *_: seconds)
+        monkeypatch.setattr(loop, "seconds_of_products", lambda *_: seconds)
         folder = tmp_path / name
         options = {"checkpointing_steps": "epoch", **options}
         return bf16_run(data, toy, bf16_accelerator, folder, **options)[0]

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from .toy import OBJECTIVES
+
 HERE = Path(__file__).parent
 LAUNCH_FILE = HERE.parents[1] / "configuration" / "accelerate" / "two-cpu-processes.yaml"
 
@@ -36,7 +38,7 @@ def test_there_are_two_ranks_and_they_end_equal(ranks):
         assert torch.equal(ranks[0][name], ranks[1][name]), name
 
 
-@pytest.mark.parametrize("loss", ["in_batch", "full_softmax", "sampled", "full_mse", "bce"])
+@pytest.mark.parametrize("loss", OBJECTIVES)
 def test_two_ranks_have_the_gradient_of_one_process_on_the_global_batch(
     ranks, loss, data, toy, accelerator, tmp_path
 ):

@@ -4,29 +4,34 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 
 from ftmamba.data.arrow_files import write_arrays
-from ftmamba.data.encoded import EncodedData
+from ftmamba.data.batches import Batch
+from ftmamba.data.encoded import EncodedData, encode
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
+from ftmamba.data.tables import load_tables
 from ftmamba.recipe import TrainingRecipe, build, upgraded
-from ftmamba.training.feed import Batch, Objective
 from ftmamba.training.loop import TrainingLoop
-from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from ftmamba.training.objective import Objective
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, column_from_dict
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 N_USERS, N_ITEMS = 16, 20
 DAY = 86_400
 OBJECTIVES = {
-    "in_batch": {"loss": "in_batch"},
-    "full_softmax": {"loss": "full_softmax", "user_weight_exponent": 0.5},
-    "sampled": {"loss": "full_softmax", "n_sampled_items": 3},
-    "full_mse": {"loss": "full_mse"},
-    "bce": {"loss": "bce"},
+    "in_batch": {"name": "in_batch", "mask_known_positives": True},
+    "full_softmax": {"name": "full_softmax", "user_weight_exponent": 0.5},
+    "sampled": {"name": "full_softmax", "n_sampled_items": 3, "mask_known_positives": True},
+    "sampled_softmax": {"name": "sampled_softmax", "n_negatives": 6, "negatives": "mixed"},
+    "full_mse": {"name": "full_mse"},
+    "gbce": {"name": "gbce", "n_negatives": 6},
+    "bce": {"name": "bce", "mask_known_positives": True},
 }
-"""Options of the objectives whose gradients are compared over ranks."""
+"""Losses whose gradients are compared over ranks."""
 
 
 def checkerboard():
@@ -45,16 +50,17 @@ def encoded(folder: Path, *, with_popularity: bool = False) -> EncodedData:
     train = checkerboard()
     history = PopularityHistory(train) if with_popularity else None
     arrays = {"user_ids": train.user_ids, "item_ids": train.item_ids, "times": train.times}
-    if history is not None:
-        arrays["popularity"] = history.columns(train.item_ids, train.times, [7])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"interactions-{with_popularity}.arrow"
     if not path.exists():
         write_arrays(path, arrays)
     popularity = [{"name": "popularity", "kind": "numeric", "popularity_days": 7}]
+    item_columns = _columns("item", N_ITEMS) + popularity * with_popularity
     extractor = SimpleNamespace(
         user_columns=_columns("user", N_USERS),
-        item_columns=_columns("item", N_ITEMS) + popularity * with_popularity,
+        item_columns=item_columns,
+        columns=lambda _tower: tuple(map(column_from_dict, item_columns)),
+        numeric_slots=lambda _tower, names: [1] * len(names),
         encode_numeric=lambda *arguments: arguments[-1].astype(np.float32),
     )
     return EncodedData(
@@ -62,9 +68,6 @@ def encoded(folder: Path, *, with_popularity: bool = False) -> EncodedData:
         users=_tensors(N_USERS, 1),
         items=_tensors(N_ITEMS, 1 + with_popularity),
         interactions=path,
-        popularity_slots=(1,) * with_popularity,
-        popularity_names=("popularity",) * with_popularity,
-        popularity_days=(7,) * with_popularity,
         popularity_history=history,
         item_counts=np.bincount(train.item_ids, minlength=N_ITEMS),
         as_of=int(train.times.max()) + 1,
@@ -76,6 +79,8 @@ def model(data: EncodedData, **fields) -> FTMambaTwoTowerModel:
     """Build a one-layer model with seeded weights."""
     torch.manual_seed(3)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection_size": 16}
+    if data.history_column is not None:
+        small |= {"pooling": "last", "history_start": True}
     return FTMambaTwoTowerModel(
         FTMambaConfig.from_columns(
             data.extractor.user_columns,
@@ -83,6 +88,33 @@ def model(data: EncodedData, **fields) -> FTMambaTwoTowerModel:
             **{**small, "temperature": 0.5, "learn_temperature": True, **fields},
         )
     )
+
+
+def encoded_sequences(folder: Path, *, with_popularity: bool = False) -> EncodedData:
+    """Encode users who take from 3 to 12 of the items, some of them again, a few at one second."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(N_USERS):
+        times = np.sort(rng.integers(0, 40, size=rng.integers(3, 13))) * DAY // 2
+        rows += [(f"u{user}", f"i{rng.integers(N_ITEMS):02}", int(time)) for time in times]
+    users, items, times = (list(column) for column in zip(*rows, strict=True))
+    columns = {"item_id": "categorical", "size": "numeric"}
+    history = {"kind": "history", "max_length": 8, "event_features": ["gap"]}
+    schema = {
+        "users": {"key": "user_id", "columns": {"age": "numeric", "history": history}},
+        "items": {"key": "item_id", "columns": columns, "popularity_days": [3, 99]},
+        "interactions": {"user": "user_id", "item": "item_id", "time": "time"},
+    }
+    if not with_popularity:
+        del schema["items"]["popularity_days"]
+    user_keys, item_keys = ([f"u{n}" for n in range(N_USERS)], [f"i{n:02}" for n in range(N_ITEMS)])
+    tables = load_tables(
+        pa.table({"user_id": user_keys, "age": [20.0 + n for n in range(N_USERS)]}),
+        pa.table({"item_id": item_keys, "size": [float(n) for n in range(N_ITEMS)]}),
+        pa.table({"user_id": users, "item_id": items, "time": times}),
+        schema,
+    )
+    return encode(tables, tables.interactions, cache_dir=folder)
 
 
 def training_recipe(**options) -> TrainingRecipe:
@@ -94,13 +126,13 @@ def gradients(
     data: EncodedData, name: str, *, batch_size: int, accelerator: Accelerator, folder: Path
 ) -> dict[str, torch.Tensor]:
     """Return the gradient of the first batch's loss, as the training loop computes it."""
-    recipe = training_recipe(batch_size=batch_size, mask_known_positives=True, **OBJECTIVES[name])
+    recipe = training_recipe(batch_size=batch_size, loss=OBJECTIVES[name])
     loop = TrainingLoop(model(data), data, recipe, accelerator, folder=folder, seed=5)
-    loss_value = loss_of(loop.objective, next(iter(loop.batches.epoch(0))))
+    batch = next(iter(loop.batches.epoch(0)))
+    loss_value = loop.wrapped(loop.objective.prepare(batch, 0))
     accelerator.backward(loss_value)
     found = {name: p.grad.clone() for name, p in loop.base.named_parameters()}
     found["loss"] = accelerator.reduce(loss_value.detach(), "mean")
-    loop.release()
     return found
 
 

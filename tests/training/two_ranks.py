@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from toy import OBJECTIVES, encoded, gradients, model, training_recipe
 
 from ftmamba.recipe import Recipe
-from ftmamba.training.fit import fit
+from ftmamba.training import fit
 from ftmamba.training.run import make_accelerator
 
 torch.set_num_threads(1)

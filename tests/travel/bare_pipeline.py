@@ -24,7 +24,6 @@ def recommend(place, records, token):
         "list": pipe(records, top_k=5, batch_size=2),
         "stream": list(pipe(iter(records), top_k=5)),
         "excluded": pipe(records[0], top_k=5, exclude=[best]),
-        "explanation": pipe.explain(records[0], best),
     }
 
 

@@ -12,10 +12,10 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor
 
-from ftmamba.catalogue import embed_catalogue
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.data.interactions import Interactions
 from ftmamba.known_users import known_users
+from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
 
 HERE = Path(__file__).parent

@@ -10,8 +10,8 @@ import pytest
 import hub_cards
 from ftmamba import Recommender
 from ftmamba.checkpoint import save_checkpoint
-from tests.hub.accounts import TOKEN
 from tests.hub.processes import run_python
+from tests.hub.server import TOKEN
 from tests.travel.conftest import HERE, make_checkpoint
 
 HANDLER = Path(hub_cards.__file__).with_name("handler.py")
@@ -78,15 +78,8 @@ def assert_right(report, expected):
     assert_close([report["one"]], expected[:1])
     assert_close(report["list"], expected)
     assert_close(report["stream"], expected)
-    best, *rest = report["one"]
+    rest = report["one"][1:]
     assert report["excluded"][:4] == rest
-    explanation = report["explanation"]
-    assert (explanation["item_key"], explanation["title"]) == (best["item_key"], best["title"])
-    shares = [*explanation["user"].values(), *explanation["item"].values()]
-    assert len(shares) == 10
-    gap = explanation["score"] - explanation["baseline_score"] - sum(shares)
-    assert abs(gap) < 1e-9
-    assert explanation["score"] == pytest.approx(best["score"], abs=1e-5)
 
 
 def test_a_folder_recommends_what_the_recommender_does(from_folder, expected):

@@ -68,7 +68,7 @@ def text_of(path: Path) -> str:
 
 
 def test_there_is_code_to_look_at():
-    assert len(SOURCES) > 15
+    assert len(SOURCES) > 8
     assert {"modeling_ftmamba", "processing_ftmamba", "configuration_ftmamba"} <= SIBLINGS
     assert sum(len(imports_of(ast.parse(text_of(path)))) for path in SOURCES) > 100
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from modeling_ftmamba.mamba_parameters import MambaParameters
+from modeling_ftmamba.scan_triton import selective_scan, triton_mixer
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from modeling_ftmamba import scan_triton_device, scan_triton_mixer
 from modeling_ftmamba import scan_triton_launch as launch
-from modeling_ftmamba.mamba_parameters import MambaParameters
-from modeling_ftmamba.scan_triton import selective_scan, triton_mixer
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FORWARD = ("scan_forward", "run_chunks", "join_chunks", "conv_forward")

@@ -1,10 +1,9 @@
 """Inputs, definitions in float64, and the comparison of Triton's results with them."""
 
 import torch
-from torch.nn import functional as F
-
 from modeling_ftmamba.mamba_parameters import MambaParameters
 from modeling_ftmamba.scan_reference import selective_scan as definition
+from torch.nn import functional as F
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUNDS = {torch.float32: (1e-6, 2e-6), torch.bfloat16: (2e-2, 4e-2), torch.float16: (3e-3, 6e-3)}

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from modeling_ftmamba.mamba_parameters import MambaParameters
+from modeling_ftmamba.scan_triton import selective_scan, triton_layer, triton_mixer
 from torch.nn import functional as F
 
 from modeling_ftmamba import scan_triton_launch as launch
 from modeling_ftmamba import scan_triton_mixer as mixer_module
-from modeling_ftmamba.mamba_parameters import MambaParameters
-from modeling_ftmamba.scan_triton import selective_scan, triton_layer, triton_mixer
 
 from .definitions import (
     DEVICE,

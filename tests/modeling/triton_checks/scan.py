@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from modeling_ftmamba.scan_triton import selective_scan, selective_scan_last
 from torch.nn import functional as F
 
 import modeling_ftmamba
 from modeling_ftmamba import scan_triton as scan_module
 from modeling_ftmamba import scan_triton_device as device_module
 from modeling_ftmamba import scan_triton_launch as launch
-from modeling_ftmamba.scan_triton import selective_scan, selective_scan_last
 
 from .conftest import EMPTY_GPU, FULL_GPU
 from .definitions import (

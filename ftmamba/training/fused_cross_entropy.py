@@ -11,13 +11,14 @@ from torch.autograd.function import once_differentiable
 
 from ftmamba.kernels.linears import product_into
 from ftmamba.kernels.softmax import (
+    Exponentials,
     Listed,
     SoftmaxOfProducts,
     exponentiate,
     has_softmax_of_products,
     softmax_of_products,
 )
-from ftmamba.losses.sequences.prefixes import Prefixes, TakenBefore
+from ftmamba.training.negatives import SeenItems
 
 LOGIT_BYTES_AT_ONCE = 2**23
 """What a chunk writes is still in the cache when it is read."""
@@ -37,7 +38,7 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     label_smoothing: float = 0.0,
     *,
     weights_M: Tensor | None = None,
-    prefixes: Prefixes | None = None,
+    seen: SeenItems | None = None,
     repeat_bias: Tensor | None = None,
     products_in: torch.dtype | None = None,
     chunk: int | None = None,
@@ -54,13 +55,13 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     rounded to it, sums over items and over positions are not.
 
     Args:
-        hidden_MD: outputs of positions, already divided by the temperature.
-        targets_M: int64, the item that came next, a row of `items_ID`.
+        hidden_MD: embeddings of users at positions, already divided by the temperature.
+        targets_M: int64, the item of the next interaction, a row of `items_ID`.
         items_ID: embeddings of all items.
         bias_I: added to each item's logits.
         label_smoothing: this share of a position's label is spread over all items.
         weights_M: weight of each position's loss, without gradient; None weighs all alike.
-        prefixes: items ahead of each position; None treats all items alike.
+        seen: items that each position has seen; None treats all items alike.
         repeat_bias: (1,), added to their logits; None makes them no negatives there.
         products_in: type of the matrix products; by default that of the inputs.
         chunk: positions at once; by default as many as are fast.
@@ -68,49 +69,16 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     Returns:
         Mean over the positions of weight times loss, in nats; 0 if there is no position.
     """
-    loss, _ = fused_linear_cross_entropy_of_each(
-        hidden_MD,
-        targets_M,
-        items_ID,
-        bias_I,
-        label_smoothing,
-        weights_M=weights_M,
-        prefixes=prefixes,
-        repeat_bias=repeat_bias,
-        products_in=products_in,
-        chunk=chunk,
-    )
-    return loss
-
-
-def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
-    hidden_MD: Tensor,
-    targets_M: Tensor,
-    items_ID: Tensor,
-    bias_I: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    *,
-    weights_M: Tensor | None = None,
-    prefixes: Prefixes | None = None,
-    repeat_bias: Tensor | None = None,
-    products_in: torch.dtype | None = None,
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Compute `fused_linear_cross_entropy`, and beside it the loss of each position.
-
-    Returns:
-        The loss, and the positions' losses (M,), not weighted and without gradient.
-    """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 position, got {chunk}")
-    if repeat_bias is not None and prefixes is None:
-        raise ValueError("repeat_bias needs prefixes, the items ahead of each position")
+    if repeat_bias is not None and seen is None:
+        raise ValueError("repeat_bias needs `seen`, the items that each position has seen")
     inputs = [one for one in (hidden_MD, items_ID, bias_I, repeat_bias) if one is not None]
     with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     with torch.autocast(hidden_MD.device.type, enabled=False):
-        outputs: tuple[Tensor, Tensor] = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        loss: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             _exact(hidden_MD),
             _exact(items_ID),
             targets_M,
@@ -118,12 +86,12 @@ def fused_linear_cross_entropy_of_each(  # noqa: PLR0913 - as above
             None if repeat_bias is None else _exact(repeat_bias),
             weights_M,
             label_smoothing,
-            prefixes,
+            seen,
             products_in,
             chunk,
             with_gradient,
         )
-    return outputs
+    return loss
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -141,16 +109,16 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         repeat_bias: Tensor | None,
         weights_M: Tensor | None,
         label_smoothing: float,
-        prefixes: Prefixes | None,
+        seen: SeenItems | None,
         products_in: torch.dtype | None,
         chunk: int | None,
         with_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         share_M = hidden_MD.new_full((len(hidden_MD),), 1 / max(1, len(hidden_MD)))
         if weights_M is not None:
             share_M *= weights_M
-        taken = None if prefixes is None else TakenBefore(prefixes, repeat_bias)
-        work = _Work(items_ID, bias_I, label_smoothing, taken, products_in, with_gradient)
+        apart = None if seen is None else _Apart(seen, repeat_bias)
+        work = _Work(items_ID, bias_I, label_smoothing, apart, products_in, with_gradient)
         hidden_MD = hidden_MD.detach()
         chunk = chunk or work.default_chunk(hidden_MD)
         parts = [slice(start, start + chunk) for start in range(0, len(hidden_MD), chunk)]
@@ -158,23 +126,69 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         losses_M = torch.cat([losses for losses, _ in chunks]) if chunks else share_M
         if with_gradient:
             d_hidden_MD = torch.cat([d for _, d in chunks]) if chunks else hidden_MD
-            d_repeat_bias = items_ID.new_zeros(1) if taken is None else taken.d_repeat_bias
+            d_repeat_bias = items_ID.new_zeros(1) if apart is None else apart.d_repeat_bias
             # In the order of the items: what follows is many times slower on transposed numbers.
             d_items_ID = work.d_items_DI.t().contiguous()
             ctx.save_for_backward(d_hidden_MD, d_items_ID, work.d_bias_I, d_repeat_bias)
-        ctx.mark_non_differentiable(losses_M)
         ctx.has_bias, ctx.has_repeat_bias = bias_I is not None, repeat_bias is not None
-        return losses_M @ share_M, losses_M
+        return losses_M @ share_M
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_MD, d_items_ID, *others = (tensor * d_loss for tensor in ctx.saved_tensors)
         d_bias, d_repeat_bias = (
             one if given else None
             for one, given in zip(others, (ctx.has_bias, ctx.has_repeat_bias), strict=True)
         )
         return d_hidden_MD, d_items_ID, None, d_bias, d_repeat_bias, *[None] * 6
+
+
+class _Apart:
+    """What a softmax does with seen items: they are left out, or get a bias.
+
+    Args:
+        seen: these items.
+        repeat_bias: (1,), added to their logits; None leaves them out.
+    """
+
+    def __init__(self, seen: SeenItems, repeat_bias: Tensor | None) -> None:
+        self._seen = seen
+        self._bias = None if repeat_bias is None else float(repeat_bias)
+        kind = torch.float32 if repeat_bias is None else repeat_bias.dtype
+        self.d_repeat_bias = torch.zeros(1, dtype=kind, device=seen.items.device)
+
+    def listed(self, positions: slice, targets_C: Tensor) -> Listed:
+        """Return a chunk's seen items for `exponentiate`."""
+        if self._bias is None:
+            return self._seen.left_out(positions, targets_C)
+        return self._seen.biased(positions, self._bias)
+
+    def add_labels(
+        self, listed: Listed, found: Exponentials, targets_C: Tensor, share_C: Tensor,
+        smoothing: float, n: int,
+    ) -> Tensor | float:  # fmt: skip
+        """Add a chunk's gradient of the bias: probabilities of listed items less their labels.
+
+        Returns:
+            What the bias adds to the logits (C,) that the labels of n items weigh.
+        """
+        if self._bias is None or found.listed is None:
+            return 0.0
+        label_C = self._label(listed, targets_C, smoothing, n)
+        self.d_repeat_bias += (share_C * (found.listed / found.sum - label_C)).sum()
+        return self._bias * label_C
+
+    def _label(self, listed: Listed, targets_C: Tensor, smoothing: float, n: int) -> Tensor:
+        """Return the share (C,) of each label that is on seen items."""
+        columns_CT, counts_CT = listed.columns()
+        is_target_C = ((columns_CT == targets_C[:, None]) & counts_CT).any(1)
+        label_C = (1 - smoothing) * is_target_C.to(self.d_repeat_bias)
+        return (
+            label_C + smoothing / n * counts_CT.sum(1).to(self.d_repeat_bias)
+            if smoothing
+            else label_C
+        )
 
 
 class _Work:
@@ -185,14 +199,14 @@ class _Work:
         items_ID: Tensor,
         bias_I: Tensor | None,
         label_smoothing: float,
-        taken: TakenBefore | None,
+        apart: _Apart | None,
         products_in: torch.dtype | None,
         with_gradient: bool,
     ) -> None:
         self.items_ID, self.bias_I = items_ID.detach(), bias_I
         self.factor_ID = self.items_ID.to(products_in or items_ID.dtype)
         self.smoothing, self.with_gradient = label_smoothing, with_gradient
-        self.taken = taken
+        self.apart = apart
         self.mean_item_D = self.items_ID.mean(0)
         self.mean_bias = 0.0 if bias_I is None else bias_I.detach().mean()
         # Items last: this product is twice as fast as its transpose.
@@ -213,8 +227,8 @@ class _Work:
         self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor, positions: slice
     ) -> tuple[Tensor, Tensor]:
         """Return the losses (C,) of a chunk and the gradient (C, D) of its outputs."""
-        taken, n_items = self.taken, len(self.items_ID)
-        listed = None if taken is None else taken.listed(positions, targets_C)
+        apart, n_items = self.apart, len(self.items_ID)
+        listed = None if apart is None else apart.listed(positions, targets_C)
         if self._is_compiled(hidden_CD):
             d_items_DI = self.d_items_DI if self.with_gradient else None
             found, target_C, d_hidden_CD = softmax_of_products(
@@ -225,8 +239,8 @@ class _Work:
         label_logit_C = (1 - self.smoothing) * target_C
         if self.smoothing:
             label_logit_C += self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
-        if taken is not None and listed is not None:
-            label_logit_C += taken.add_labels(
+        if apart is not None and listed is not None:
+            label_logit_C += apart.add_labels(
                 listed, found, targets_C, share_C, self.smoothing, n_items
             )
         losses_C = found.sum.log() + found.largest - label_logit_C
