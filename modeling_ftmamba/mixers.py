@@ -11,7 +11,7 @@ X convolved channels, J tokens that the convolution keeps (its kernel's width le
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers import initialization as init
 
 from .configuration_ftmamba import FTMambaTowerConfig
 
-Inputs, Outputs = ParamSpec("Inputs"), TypeVar("Outputs")
+Scan = TypeVar("Scan", bound=Callable[..., Any])
 # Numbers of a scan's states that are computed at a time: a few megabytes, to stay in the cache.
 _NUMBERS_AT_A_TIME = 2**20
 # Tokens of a chunk of the SSD scan: longer ones cost more pairs, shorter ones more states.
@@ -57,16 +57,15 @@ class Part(NamedTuple):
     gaps: Tensor | None = None
 
 
-def _in_wide_types(scan: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:
+def _in_wide_types(scan: Scan) -> Scan:
     """Let a scan ignore autocast, whose products would be in 16 bits."""
 
     @functools.wraps(scan)
-    def run(*inputs: Inputs.args, **more: Inputs.kwargs) -> Outputs:
-        assert isinstance(inputs[0], Tensor)
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return scan(*inputs, **more)
+    def run(u: Tensor, *inputs: Tensor | None) -> Any:
+        with torch.autocast(u.device.type, enabled=False):
+            return scan(u, *inputs)
 
-    return run
+    return cast(Scan, run)
 
 
 @_in_wide_types
@@ -200,7 +199,7 @@ def _widened(
     """Return all in float32 at least, and zeros for no state."""
     wide = torch.promote_types(u.dtype, torch.float32)
     if state_BEN is None:
-        state_BEN = u.new_zeros(len(u), math.prod(u.shape[2:]), B.shape[-1])
+        state_BEN = u.new_zeros(len(u), u.shape[2:].numel(), B.shape[-1])
     u, dt, A, B, C, state_BEN = (x.to(wide) for x in (u, dt, A, B, C, state_BEN))
     return u, dt, A, B, C, state_BEN
 

@@ -112,7 +112,8 @@ def true_copy(tower: nn.Module) -> nn.Module:
     """Return the tower in float64, its scan the definition."""
     truth = copy.deepcopy(tower).double()
     if isinstance(truth, TokenTower):
-        truth.model.set_scan("reference")
+        scans = truth.model.scan_implementation != "none"
+        truth.model.set_scan("reference" if scans else "sequential")
     return truth
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modeling_ftmamba.scans import scan_named
 from torch.nn import functional as F
+
+from ftmamba.kernels.attach import missing
+from ftmamba.kernels.scan import cpu_scan
+from modeling_ftmamba.mixers import selective_scan
 
 from .contenders import cpu_contenders
 from .measure import Limits, Spread, Task, Timer, inference_task, interleave, use_threads
@@ -24,7 +27,7 @@ from .targets import (
     Shape,
 )
 
-SCANS = ("cpu", "sequential")
+SCANS = {"cpu": cpu_scan, "sequential": lambda *tensors: selective_scan(*tensors)[0]}
 
 
 def main() -> None:
@@ -78,10 +81,10 @@ def scan_rates(
     """Return the speed of each scan alone: without its convolution, gate and linear maps."""
     tasks: dict[tuple[str, str], Task] = {}
     for name in SCANS:
-        try:
+        if name == "cpu" and (reason := missing("cpu")):
+            left_out[f"scan {name}"] = reason
+        else:
             tasks.update(_scan_tasks(name, shape))
-        except (RuntimeError, ValueError) as error:
-            left_out[f"scan {name}"] = str(error)
     n_elements = shape.batch * shape.length * 2 * TARGET_SIZE * STATE_SIZE
     times = interleave(tasks, timer, limits)
     return [
@@ -99,17 +102,17 @@ def scan_rates(
 
 def _scan_tasks(name: str, shape: Shape) -> dict[tuple[str, str], Task]:
     inputs = _scan_inputs(shape)
-    scan = scan_named(name).for_tensor(inputs[0])
+    scan = SCANS[name]
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     outputs: list[torch.Tensor] = []
     dy_BLE = torch.randn_like(inputs[0])
 
     @torch.no_grad()
     def forward() -> None:
-        scan.full(*inputs)
+        scan(*inputs)
 
     def record() -> None:
-        outputs[:] = [scan.full(*leaves)]
+        outputs[:] = [scan(*leaves)]
 
     def backward() -> None:
         torch.autograd.grad(outputs, leaves, dy_BLE)

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Callable
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,22 @@ CONTRACT = 1
 PLAIN = ("sequential", "reference")
 """Scans that run as the network's own code has them."""
 KERNELS = ("cpu", "triton", "mamba_ssm")
+
+
+class Choice(NamedTuple):
+    """What a module runs on, found out once: a compiled graph must not look for libraries.
+
+    Attributes:
+        scan: what was asked for.
+        on_cpu: name of the implementation for tensors on a CPU, never `auto`, here and below.
+        on_cuda: for tensors on a GPU.
+        elsewhere: for other devices, and for float64.
+    """
+
+    scan: str
+    on_cpu: str
+    on_cuda: str
+    elsewhere: str
 
 
 def attach(network: nn.Module, scan: str) -> None:
@@ -57,17 +73,14 @@ def attach(network: nn.Module, scan: str) -> None:
             f"scan {scan!r} has no effect here: the layers' mixer is {', '.join(sorted(mixers))}, "
             "without a selective scan; choose 'auto' or 'sequential'"
         )
-    if scan in KERNELS and (reason := missing(scan)) is not None:
-        raise RuntimeError(reason)
-    if scan == "auto" and "MambaMixer" in mixers:
-        _warn_of_slow_scans()
+    choice = _choice(scan, scans="MambaMixer" in mixers)
     for layer in layers:
         if getattr(layer, "kernel_contract", None) == CONTRACT:
-            _attach_layer(layer, scan)
+            _attach_layer(layer, choice)
     for tower in network.modules():
         if _is(tower, "TowerNetwork"):
-            _bind(tower, FastTower, scan)
-            _bind(tower.tokenizer.dropout, FastDropout, scan)
+            _bind(tower, FastTower, choice)
+            _bind(tower.tokenizer.dropout, FastDropout, choice)
 
 
 @functools.cache
@@ -85,48 +98,55 @@ def missing(scan: str) -> str | None:
     return mamba_ssm_missing() if scan == "mamba_ssm" else None
 
 
-def implementation(module: nn.Module, x: Tensor) -> str:
-    """Return what a module runs on such a tensor: a name that `attach` takes, never `auto`."""
-    choice: str = module.kernel_choice  # type: ignore[assignment]
-    if choice != "auto":
-        return choice
-    if x.dtype is torch.float64:
-        return "sequential"
-    if x.is_cpu:
-        return "sequential" if missing("cpu") else "cpu"
+def _choice(scan: str, *, scans: bool) -> Choice:
+    """Return what runs for a name; warn where `auto` finds no kernel for a scan."""
+    if scan != "auto":
+        if scan in KERNELS and (reason := missing(scan)) is not None:
+            raise RuntimeError(reason)
+        return Choice(scan, scan, scan, scan)
     # Importing Triton takes as long as loading a checkpoint.
-    return "triton" if x.is_cuda and not missing("triton") else "sequential"
+    on_cuda = missing("triton") if torch.cuda.is_available() else "no GPU"
+    for reason, device in ((missing("cpu"), "CPU"), (on_cuda, "GPU")):
+        if scans and reason not in (None, "no GPU"):
+            logger.warning_once(f"The scan runs in plain torch, slower on a {device}: {reason}.")
+    return Choice(
+        scan,
+        on_cpu="sequential" if missing("cpu") else "cpu",
+        on_cuda="sequential" if on_cuda else "triton",
+        elsewhere="sequential",
+    )
+
+
+def implementation(module: Any, x: Tensor) -> str:
+    """Return what a module runs on such a tensor: a name that `attach` takes, never `auto`."""
+    choice: Choice = module.kernels
+    if x.dtype is torch.float64:
+        return choice.elsewhere
+    return choice.on_cpu if x.is_cpu else choice.on_cuda if x.is_cuda else choice.elsewhere
 
 
 def _is(module: nn.Module, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(module).__mro__)
 
 
-def _warn_of_slow_scans() -> None:
-    if reason := missing("cpu"):
-        logger.warning_once(f"The scan runs in plain torch, many times slower on a CPU: {reason}.")
-    if torch.cuda.is_available() and (reason := missing("triton")):
-        logger.warning_once(f"The scan runs in plain torch, slower on a GPU: {reason}.")
-
-
-def _attach_layer(layer: nn.Module, scan: str) -> None:
-    _bind(layer, FastLayer, scan)
-    _bind(layer.dropout, FastDropout, scan)
+def _attach_layer(layer: Any, choice: Choice) -> None:
+    _bind(layer, FastLayer, choice)
+    _bind(layer.dropout, FastDropout, choice)
     for part in (layer.mixer, layer.reverse_mixer, layer.feed_forward):
         fast = None if part is None else FAST.get(type(part).__name__)
         if fast is not None:
-            _bind(part, fast, scan)
+            _bind(part, fast, choice)
     if layer.feed_forward is not None:
-        _bind(layer.feed_forward.dropout, FastDropout, scan)
+        _bind(layer.feed_forward.dropout, FastDropout, choice)
 
 
-def _bind(module: Any, methods: type, scan: str) -> None:
+def _bind(module: Any, methods: type, choice: Choice) -> None:
     """Bind the functions of a class to an instance; for a plain scan take them off again."""
-    module.kernel_choice = scan
+    module.kernels = choice
     for name, function in vars(methods).items():
         if not isinstance(function, FunctionType):
             continue
-        if scan not in PLAIN:
+        if choice.scan not in PLAIN:
             # Under its own name, so that a pickled or copied module finds it, or the plain one.
             setattr(module, name, MethodType(function, module))
         elif getattr(vars(module).get(name), "__func__", None) is function:
@@ -135,9 +155,8 @@ def _bind(module: Any, methods: type, scan: str) -> None:
 
 def _runs_on_cpu(module: Any, x: Tensor) -> bool:
     """Return whether the C kernels beside the scan take such a tensor."""
-    takes = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16)
-    takes = takes and module.kernel_choice not in PLAIN and not torch.compiler.is_compiling()
-    return takes and missing("cpu") is None
+    narrow = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16)
+    return narrow and module.kernels.on_cpu == "cpu" and not torch.compiler.is_compiling()
 
 
 def _fused(mixer: Any, x: Tensor, gaps_BL: Tensor | None, rate: float = 0.0) -> Any:
@@ -309,7 +328,7 @@ class FastSSD:
 
 
 def _mixes_in_row_blocks(mixer: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None) -> bool:
-    if mixer.kernel_choice in PLAIN or (gaps_BL is not None and mixer.gap_weight is not None):
+    if mixer.kernels.scan in PLAIN or (gaps_BL is not None and mixer.gap_weight is not None):
         return False
     parts = (mixer.in_proj, mixer.conv1d, mixer.norm, mixer.out_proj)
     norm_class = sys.modules[type(mixer).__module__].GatedRMSNorm

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
-from ftmamba.kernels.softmax import seconds_of_products
 from ftmamba.training import catalogue_embeddings, fit, loop, user_embeddings
 from ftmamba.training.checkpoints import CheckpointStore
 from ftmamba.training.optimizer import decay_groups, learning_rate_at, make_optimizer
@@ -320,10 +319,6 @@ def test_a_resumed_run_computes_in_the_type_that_it_began_with(
     resumed = run("cut", 1, 2, resume_from_checkpoint="latest")
     assert same_weights(straight, resumed)
     assert not same_weights(straight, narrow)
-
-
-def test_both_types_are_measured():
-    assert all(seconds > 0 for seconds in seconds_of_products(100, 50, 8, repeats=1))
 
 
 def test_accelerates_own_accumulation_is_refused(data, toy, tmp_path, accelerator):

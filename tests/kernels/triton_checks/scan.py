@@ -1,8 +1,8 @@
 """What the Triton scan computes, against the definition in float64.
 
-`test_scan_triton.py` runs this file in a process of its own, because Triton decides when it is
+`test_triton.py` runs this file in a process of its own, because Triton decides when it is
 imported whether kernels run on a GPU or in its interpreter. By hand, without a GPU:
-TRITON_INTERPRET=1 pytest tests/modeling/triton_checks/scan.py
+TRITON_INTERPRET=1 pytest tests/kernels/triton_checks/scan.py
 """
 
 import sys
@@ -11,40 +11,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from modeling_ftmamba.scan_triton import selective_scan, selective_scan_last
 from torch.nn import functional as F
 
-import modeling_ftmamba
-from modeling_ftmamba import scan_triton as scan_module
-from modeling_ftmamba import scan_triton_device as device_module
-from modeling_ftmamba import scan_triton_launch as launch
+import ftmamba.kernels
+from ftmamba.kernels import triton_launch as launch
+from ftmamba.kernels import triton_layer as scan_module
+from ftmamba.kernels.triton_layer import triton_scan
 
 from .conftest import EMPTY_GPU, FULL_GPU
 from .definitions import (
     DEVICE,
     assert_equal_to,
     defined,
-    definition,
     doubles,
     relative_error,
     scan_inputs,
 )
 
 
-def check_scan(*shape, last=False, dtype=torch.float32):
-    tensors = scan_inputs(*shape, last=last, dtype=dtype)
+def check_scan(*shape, dtype=torch.float32):
+    tensors = scan_inputs(*shape, dtype=dtype)
     exact = doubles(tensors)
-    run = selective_scan_last if last else selective_scan
-    assert_equal_to(defined(exact, last=last), exact, run(*tensors), tensors)
+    assert_equal_to(defined(exact), exact, triton_scan(*tensors), tensors)
 
 
-@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(
     "shape",
     [(1, 1, 1, 1), (2, 2, 33, 8), (1, 21, 40, 3), (1, 5, 3, 32), (2, 3, 65, 5), (1, 64, 2, 1)],
 )
-def test_values_and_gradients_equal_the_definition(shape, last, poison):
-    check_scan(*shape, last=last)
+def test_values_and_gradients_equal_the_definition(shape, poison):
+    check_scan(*shape)
     assert sum(poison) > 0
 
 
@@ -57,10 +53,9 @@ def test_long_records():
     check_scan(1, 200, 2, 1)
 
 
-@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", [(1, 12, 2, 1), (2, 13, 3, 2), (1, 23, 2, 1)])
-def test_chunks_one_after_the_other_and_side_by_side(shape, last, chunked):
-    check_scan(*shape, last=last)
+def test_chunks_one_after_the_other_and_side_by_side(shape, chunked):
+    check_scan(*shape)
 
 
 def test_chunks_give_the_same_either_way(monkeypatch):
@@ -68,9 +63,9 @@ def test_chunks_give_the_same_either_way(monkeypatch):
     tensors = scan_inputs(2, 13, 3, 1)
     outputs = []
     for processors in (FULL_GPU, EMPTY_GPU):
-        monkeypatch.setattr(device_module, "n_processors", lambda _, n=processors: n)
-        assert device_module.run_side_by_side(None, 2, 3) == (processors == EMPTY_GPU)
-        y = selective_scan(*tensors)
+        monkeypatch.setattr(launch, "n_processors", lambda _, n=processors: n)
+        assert launch.run_side_by_side(None, 2, 3) == (processors == EMPTY_GPU)
+        y = triton_scan(*tensors)
         outputs.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
     for one, other in zip(*outputs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -80,7 +75,7 @@ def test_chunks_give_the_same_either_way(monkeypatch):
 def test_the_state_is_float32_for_half_inputs(dtype):
     tensors = scan_inputs(2, 9, 5, 4, dtype=dtype)
     exact = doubles(tensors)
-    expected, got = defined(exact), selective_scan(*tensors)
+    expected, got = defined(exact), triton_scan(*tensors)
     # The output's rounding alone.
     assert relative_error(got, expected) < torch.finfo(dtype).eps
     assert_equal_to(expected, exact, got, tensors)
@@ -90,7 +85,7 @@ def test_half_tokens_go_with_float32_time_steps():
     u, dt, A, B, C = scan_inputs(2, 5, 3, 2)
     tensors = [u.detach().bfloat16().requires_grad_(), dt, A, B, C]
     exact = doubles(tensors)
-    expected, got = defined(exact), selective_scan(*tensors)
+    expected, got = defined(exact), triton_scan(*tensors)
     assert got.dtype is torch.bfloat16
     gradients = torch.autograd.grad(got.float().sum(), tensors)
     wanted = torch.autograd.grad(expected.sum(), exact)
@@ -104,8 +99,8 @@ def test_views_that_split_other_tensors_are_read_in_place():
     steps, A = torch.rand(2, 7, 5, device=DEVICE), -torch.rand(7, 4, device=DEVICE)
     inputs = (u, steps.transpose(1, 2), A, B, C)
     assert all(launch.dense(x) is x for x in (u, B, C))
-    expected = definition(*(x.double() for x in inputs))
-    assert relative_error(selective_scan(*inputs), expected) < 1e-6
+    expected = defined([x.double() for x in inputs])
+    assert relative_error(triton_scan(*inputs), expected) < 1e-6
 
 
 def test_large_and_small_steps_neither_overflow_nor_vanish():
@@ -113,7 +108,7 @@ def test_large_and_small_steps_neither_overflow_nor_vanish():
     with torch.no_grad():
         tensors[1].mul_(torch.tensor([1e-6, 1e-2, 30.0, 300.0], device=DEVICE))
     exact = doubles(tensors)
-    assert_equal_to(defined(exact), exact, selective_scan(*tensors), tensors)
+    assert_equal_to(defined(exact), exact, triton_scan(*tensors), tensors)
 
 
 def test_softplus_is_exact_for_small_and_large_arguments():
@@ -138,21 +133,18 @@ def test_softplus_is_exact_for_small_and_large_arguments():
 
 
 def test_gradients_are_the_same_every_time(monkeypatch):
-    monkeypatch.setattr(device_module, "n_processors", lambda _: FULL_GPU)
+    monkeypatch.setattr(launch, "n_processors", lambda _: FULL_GPU)
     tensors = scan_inputs(3, 5, 3, 2)
     weights = torch.randn(3, 5, 3, device=DEVICE)
-    once, again = (
-        torch.autograd.grad(selective_scan(*tensors), tensors, weights) for _ in range(2)
-    )
+    once, again = (torch.autograd.grad(triton_scan(*tensors), tensors, weights) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
-@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", [(0, 5, 3, 2), (2, 0, 3, 2)])
-def test_no_rows_or_no_tokens_give_zeros(shape, last):
-    tensors = scan_inputs(*shape, last=last)
-    y = (selective_scan_last if last else selective_scan)(*tensors)
-    assert y.shape == ((shape[0], 3) if last else (*shape[:2], 3))
+def test_no_rows_or_no_tokens_give_zeros(shape):
+    tensors = scan_inputs(*shape)
+    y = triton_scan(*tensors)
+    assert y.shape == (*shape[:2], 3)
     assert not y.any()
     gradients = torch.autograd.grad(y.sum(), tensors)
     assert [x.shape for x in gradients] == [x.shape for x in tensors]
@@ -171,7 +163,7 @@ def test_offsets_of_rows_go_beyond_32_bits():
     for u in (far, near):
         assert launch.dense(u) is u
         tensors = [x.detach().requires_grad_() for x in (u, dt, A, B, C)]
-        y = selective_scan(*tensors)
+        y = triton_scan(*tensors)
         weights = torch.ones_like(y)
         outputs.append([y, *torch.autograd.grad(y, tensors, weights)])
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
@@ -189,44 +181,43 @@ def test_nothing_is_kept_for_a_backward_that_will_not_come(monkeypatch):
     monkeypatch.setattr(scan_module, "run_forward", watched)
     tensors, saved = scan_inputs(1, 5, 2, 1), []
     with torch.no_grad():
-        selective_scan(*tensors)
+        triton_scan(*tensors)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()), lambda x: x):
-        selective_scan(*tensors)
+        triton_scan(*tensors)
     assert kept == [0, 2 * 2]
     assert sum(saved) == sum(tensor.numel() for tensor in tensors) + 2 * 2
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_operators_pass_the_checks_of_torch(last, monkeypatch):
+def test_operators_pass_the_checks_of_torch(monkeypatch):
     monkeypatch.setattr(launch, "CHUNK", 2)
-    torch.library.opcheck(scan_module._forward, (*scan_inputs(2, 3, 3, 1, last=last), True))
+    torch.library.opcheck(scan_module._scan_forward, (*scan_inputs(2, 3, 3, 1), True))
 
 
 def test_two_copies_of_the_code_live_in_one_process(tmp_path, monkeypatch):
     folder = tmp_path / "one-copy.of_the_code"
     folder.mkdir()
-    for path in Path(modeling_ftmamba.__file__).parent.glob("*.py"):
+    for path in Path(ftmamba.kernels.__file__).parent.glob("*.py"):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "__init__.py").write_text("")
     name = "one_copy_of_the_code"
     package = spec_from_file_location(name, folder / "__init__.py")
     monkeypatch.setitem(sys.modules, name, module_from_spec(package))
     sys.modules[name].__path__ = [str(folder)]
-    copy = __import__(f"{name}.scan_triton", fromlist=["scan_triton"])
+    copy = __import__(f"{name}.triton_layer", fromlist=["triton_layer"])
     assert name == copy.NAMESPACE
-    assert scan_module.NAMESPACE == "modeling_ftmamba"
+    assert scan_module.NAMESPACE == "ftmamba_kernels"
     tensors = scan_inputs(1, 3, 2, 2)
-    torch.testing.assert_close(copy.selective_scan(*tensors), selective_scan(*tensors))
+    torch.testing.assert_close(copy.triton_scan(*tensors), triton_scan(*tensors))
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
         ({0: (3, 4)}, ValueError, r"takes u \(batch, tokens, channels\)"),
-        ({1: (2, 3, 5)}, ValueError, r"got dt \(2, 3, 5\)"),
-        ({2: (5, 2)}, ValueError, r"got A \(5, 2\)"),
-        ({3: (2, 3, 1)}, ValueError, r"got B \(2, 3, 1\)"),
-        ({4: (2, 2)}, ValueError, r"got C \(2, 2\)"),
+        ({1: (2, 3, 5)}, ValueError, r"dt must .* got \(2, 3, 5\)"),
+        ({2: (5, 2)}, ValueError, r"A must .* got \(5, 2\)"),
+        ({3: (2, 3, 1)}, ValueError, r"B must .* got \(2, 3, 1\)"),
+        ({4: (2, 2)}, ValueError, r"C must .* got \(2, 2\)"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(changed, error, message):
@@ -234,15 +225,15 @@ def test_tensors_that_do_not_fit_are_refused(changed, error, message):
     for place, shape in changed.items():
         tensors[place] = torch.zeros(shape, device=DEVICE)
     with pytest.raises(error, match=message):
-        selective_scan(*tensors)
+        triton_scan(*tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
 def test_other_types_are_refused_with_a_remedy(dtype):
     tensors = [tensor.detach().to(dtype) for tensor in scan_inputs(2, 3, 4, 2)]
-    with pytest.raises(TypeError, match=r"got u of torch.*set_scan\('sequential'\)"):
-        selective_scan(*tensors)
+    with pytest.raises(TypeError, match=r"got torch.*set_scan\('sequential'\)"):
+        triton_scan(*tensors)
 
 
 def test_triton_says_that_it_can_run():
-    assert device_module.why_not() is None
+    assert launch.why_not() is None

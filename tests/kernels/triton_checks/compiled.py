@@ -1,8 +1,8 @@
 """What the Triton kernels compile to for three GPUs, without one.
 
-`test_scan_triton.py` runs this file in a process of its own, without Triton's interpreter. A driver
+`test_triton.py` runs this file in a process of its own, without Triton's interpreter. A driver
 stands in that names the GPU, and kernels are compiled as launched, but not run. By hand:
-pytest tests/modeling/triton_checks/compiled.py
+pytest tests/kernels/triton_checks/compiled.py
 """
 
 import re
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from modeling_ftmamba.mamba_parameters import MambaParameters
-from modeling_ftmamba.scan_triton import selective_scan, triton_mixer
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from modeling_ftmamba import scan_triton_device, scan_triton_mixer
-from modeling_ftmamba import scan_triton_launch as launch
+from ftmamba.kernels import triton_launch as launch
+from ftmamba.kernels import triton_layer
+from ftmamba.kernels.library import MambaParameters
+from ftmamba.kernels.triton_layer import triton_mixer, triton_scan
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FORWARD = ("scan_forward", "run_chunks", "join_chunks", "conv_forward")
@@ -54,7 +54,7 @@ def launches(monkeypatch):
         return compiled
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
-    for module in (launch, scan_triton_mixer):
+    for module in (launch, triton_layer):
         monkeypatch.setattr(module, "refuse_elsewhere", lambda _: None)
     return seen
 
@@ -78,7 +78,7 @@ def mix(rows, length, d=192, *, dtype=torch.bfloat16, backward=True, **options):
 
 def scan(rows, length, E, N):
     shapes = [(rows, length, E)] * 2 + [(E, N)] + [(rows, length, N)] * 2
-    return selective_scan(*(torch.zeros(shape) for shape in shapes))
+    return triton_scan(*(torch.zeros(shape) for shape in shapes))
 
 
 def usage(compiled, folder):
@@ -115,7 +115,7 @@ def test_backward_kernels_fit_as_many_times_as_is_launched(launches, tmp_path):
     assert sorted(launches) == sorted(["scan_forward", "conv_forward", *BACKWARD])
     ((grid, compiled),) = launches["scan_backward"]
     registers, spilled = usage(compiled, tmp_path)
-    assert registers * 32 * scan_triton_device.FULL_WARPS_A_PROCESSOR <= 65536
+    assert registers * 32 * launch.FULL_WARPS_A_PROCESSOR <= 65536
     assert spilled < 100
     assert len(grid) == 1
     ((_, compiled),) = launches["conv_backward"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_ftmamba import scan_triton_device, scan_triton_launch
+from ftmamba.kernels import triton_launch
 
 FULL_GPU, EMPTY_GPU = 0, 10**6
 """Processors of a GPU that is so full, or so empty, that it decides how chunks run."""
@@ -45,6 +45,6 @@ def poison(monkeypatch):
 @pytest.fixture(params=[FULL_GPU, EMPTY_GPU], ids=["one_after_the_other", "side_by_side"])
 def chunked(request, monkeypatch):
     """Short chunks, which run one after the other or side by side."""
-    monkeypatch.setattr(scan_triton_launch, "CHUNK", 6)
-    monkeypatch.setattr(scan_triton_launch, "SPAN", 4)
-    monkeypatch.setattr(scan_triton_device, "n_processors", lambda _: request.param)
+    monkeypatch.setattr(triton_launch, "CHUNK", 6)
+    monkeypatch.setattr(triton_launch, "SPAN", 4)
+    monkeypatch.setattr(triton_launch, "n_processors", lambda _: request.param)

@@ -2,14 +2,26 @@
 
 import pytest
 import torch
-from modeling_ftmamba.dropout import Dropout
+from torch import nn
 from torch.library import opcheck
 
-from ftmamba.kernels import layer_op, states
+from ftmamba.kernels import attach as attach_module
+from ftmamba.kernels import layer as layer_module
+from ftmamba.kernels.attach import _norm_weights, _parameters
+from ftmamba.kernels.layer import carried_layer
 from ftmamba.kernels.library import KernelLibrary
+from modeling_ftmamba.mixers import MixerState, Part
 from modeling_ftmamba.network import FTMambaLayer
 
-from .conftest import LIBRARY, gradients, make_layer, relative_error, twins
+from .conftest import (
+    LIBRARY,
+    compare,
+    gradients,
+    make_layer,
+    relative_error,
+    tokens,
+    twins,
+)
 
 # Rows, tokens, and the architecture: sizes that fill vectors and tiles, and sizes that do not; one
 # chunk, several, and several segments of a row.
@@ -24,56 +36,58 @@ SHAPES = {
     "longer rows, odd sizes": (2, 517, {"hidden_size": 20, "state_size": 6, "conv_kernel": 7}),
     "no convolution": (3, 12, {"hidden_size": 16, "state_size": 4, "conv_kernel": 1}),
 }
-# Relative to the largest: a few roundings of products over the hidden size.
-VALUES, GRADIENTS = 2e-6, 1e-5
+VALUES = 2e-6
+"""Relative to the largest: a few roundings of products over the hidden size."""
 
 
-def tokens(rows, length, hidden):
-    return torch.randn(rows, length, hidden, generator=torch.Generator().manual_seed(1))
+def call_last(layer, x):
+    return layer.forward_last(x)
 
 
-def compare(layer, exact, x, run):
-    x_exact = x.double().requires_grad_()
-    x = x.requires_grad_()
-    expected, got = run(exact, x_exact), run(layer, x)
-    assert got.dtype is torch.float32
-    assert relative_error(got, expected) < VALUES
-    wanted = dict(layer.named_parameters()), dict(exact.named_parameters())
-    found = gradients(got, [x, *wanted[0].values()])
-    right = gradients(expected, [x_exact, *wanted[1].values()])
-    errors = {
-        name: relative_error(a, b)
-        for name, a, b in zip(["x", *wanted[0]], found, right, strict=True)
-    }
-    assert len(errors) > 9
-    assert max(errors.values()) < GRADIENTS, errors
+@pytest.fixture
+def calls(monkeypatch):
+    """Which fused calls were made, by their name and dropout."""
+    seen = []
+
+    def watched(name):
+        run = getattr(attach_module, name)
+
+        def call(*tensors, **options):
+            seen.append((name, options.get("dropout", 0.0)))
+            return run(*tensors, **options)
+
+        monkeypatch.setattr(attach_module, name, call)
+
+    watched("fused_layer")
+    watched("carried_layer")
+    return seen
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("last", [False, True])
-def test_a_layer_equals_its_definition(variant, shape, last):
+def test_a_layer_equals_its_definition(variant, shape, last, calls):
     rows, length, fields = SHAPES[shape]
     layer, exact = twins(**fields)
     x = tokens(rows, length, fields["hidden_size"])
-    run = type(layer).forward_last if last else type(layer).forward
-    assert layer._fused(x, last=last) is not None
+    run = call_last if last else FTMambaLayer.__call__
     compare(layer, exact, x, run)
+    assert calls == [("fused_layer", 0.0)]
 
 
 @pytest.mark.parametrize("shape", ["one token", "short rows", "odd sizes", "long rows"])
 def test_both_directions_equal_their_definition(variant, shape):
     rows, length, fields = SHAPES[shape]
     layer, exact = twins(bidirectional=True, **fields)
-    compare(layer, exact, tokens(rows, length, fields["hidden_size"]), type(layer).forward)
+    compare(layer, exact, tokens(rows, length, fields["hidden_size"]), FTMambaLayer.__call__)
 
 
 @pytest.mark.parametrize("fields", [{"norm_position": "post"}, {"residual_dropout": 0.5}])
 def test_a_layer_with_parts_outside_the_kernel_equals_its_definition(variant, fields):
     layer, exact = twins(hidden_size=32, state_size=8, **fields)
-    compare(layer.eval(), exact.eval(), tokens(4, 11, 32), type(layer).forward)
+    compare(layer.eval(), exact.eval(), tokens(4, 11, 32), FTMambaLayer.__call__)
 
 
-class Kept(Dropout):
+class Kept(nn.Dropout):
     """Dropout of numbers that are known."""
 
     def __init__(self, kept, rate):
@@ -86,9 +100,9 @@ class Kept(Dropout):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("last", [False, True])
-def test_dropout_ahead_of_the_sum_equals_its_definition(variant, shape, last):
+def test_dropout_ahead_of_the_sum_equals_its_definition(variant, shape, last, calls):
     rows, length, fields = SHAPES[shape]
-    run = FTMambaLayer.forward_last if last else FTMambaLayer.forward
+    run = call_last if last else FTMambaLayer.__call__
     x = tokens(rows, length, fields["hidden_size"])
 
     def seeded(layer, x):
@@ -102,12 +116,13 @@ def test_dropout_ahead_of_the_sum_equals_its_definition(variant, shape, last):
         assert (kept[0] != kept[1]).any()
     layer, exact = twins(residual_dropout=0.4, **fields)
     exact.dropout = Kept(kept, 0.4)
-    assert layer.train()._fused(x, last=last) is not None
-    compare(layer, exact.eval(), x, seeded)
+    calls.clear()
+    compare(layer.train(), exact.eval(), x, seeded)
+    assert calls == [("fused_layer", 0.4)]
 
 
 def test_dropout_is_not_forgotten_in_training():
-    layer = make_layer("cpu", hidden_size=32, state_size=8, residual_dropout=0.5)
+    layer = make_layer(hidden_size=32, state_size=8, residual_dropout=0.5)
     x = tokens(4, 11, 32)
     assert not torch.equal(layer.train()(x), layer.eval()(x))
     unchanged = (layer.train()(x) == x).float().mean()
@@ -115,7 +130,7 @@ def test_dropout_is_not_forgotten_in_training():
 
 
 def test_rows_do_not_see_each_other(variant):
-    layer = make_layer("cpu", hidden_size=32, state_size=8)
+    layer = make_layer(hidden_size=32, state_size=8)
     x = tokens(19, 11, 32)
     together = layer(x)
     alone = torch.cat([layer(row[None]) for row in x])
@@ -128,7 +143,7 @@ def test_rows_do_not_see_each_other(variant):
 def test_three_threads_give_what_one_gives_and_the_same_every_time(
     rows, length, last, hidden_size, rate, threads, monkeypatch
 ):
-    layer = make_layer("cpu", hidden_size=hidden_size, state_size=16, residual_dropout=rate)
+    layer = make_layer(hidden_size=hidden_size, state_size=16, residual_dropout=rate)
     run = layer.forward_last if last else layer.forward
     x = tokens(rows, length, hidden_size).requires_grad_()
     wanted = [x, *layer.parameters()]
@@ -155,7 +170,7 @@ def test_threads_are_lent_by_torch():
 
 
 def test_gradients_that_fade_over_a_long_row_are_zero_and_not_denormal(variant):
-    layer = make_layer("cpu", hidden_size=16, state_size=4)
+    layer = make_layer(hidden_size=16, state_size=4)
     x = tokens(1, 2000, 16).requires_grad_()
     with torch.no_grad():
         layer.mixer.dt_proj.bias.fill_(2.0)
@@ -165,23 +180,24 @@ def test_gradients_that_fade_over_a_long_row_are_zero_and_not_denormal(variant):
     assert not ((d_x.abs() < tiny) & (d_x != 0)).any()
 
 
-def arguments(rows=2, length=40, keep_states=True, **fields):
-    layer = make_layer("cpu", **{"hidden_size": 16, "state_size": 4} | fields)
-    x = tokens(rows, length, 16).requires_grad_()
-    norm = layer.mixer_norm
-    options = (1e-5, True, False, False, 0.3, 7, keep_states)
-    return (x, *layer.mixer.fused_parameters(), norm.weight, norm.bias, *options)
+OPTIONS = (1e-5, True, False, False, 0.3, 7, True)
+
+
+def arguments():
+    layer = make_layer(hidden_size=16, state_size=4)
+    x, norm = tokens(2, 40, 16).requires_grad_(), layer.mixer_norm
+    return [x, *_parameters(layer.mixer), norm.weight, norm.bias]
 
 
 def test_the_operator_passes_the_checks_of_torch():
-    opcheck(layer_op.mamba_layer, arguments())
-    without_bias = list(arguments())
-    without_bias[3] = without_bias[10] = without_bias[11] = None
-    opcheck(layer_op.mamba_layer, tuple(without_bias))
+    given = arguments()
+    opcheck(layer_module.mamba_layer, (given, *OPTIONS))
+    given[3] = given[10] = given[11] = torch.empty(0)
+    opcheck(layer_module.mamba_layer, (given, *OPTIONS))
 
 
 def test_a_compiled_model_gives_the_same_with_gradients():
-    layer = make_layer("cpu", hidden_size=16, state_size=4)
+    layer = make_layer(hidden_size=16, state_size=4)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = tokens(3, 40, 16).requires_grad_()
     wanted = [x, *layer.parameters()]
@@ -194,7 +210,7 @@ def test_a_compiled_model_gives_the_same_with_gradients():
 
 
 def test_under_autocast_the_kernel_stays_in_float32():
-    layer = make_layer("cpu", hidden_size=32, state_size=8)
+    layer = make_layer(hidden_size=32, state_size=8)
     x = tokens(3, 11, 32)
     with torch.autocast("cpu", torch.bfloat16):
         got = layer(x)
@@ -212,7 +228,7 @@ def test_a_half_model_computes_in_float32_and_answers_in_its_type(dtype):
 
 
 def test_empty_batches_and_rows_give_empty_answers():
-    layer = make_layer("cpu", hidden_size=16, state_size=4)
+    layer = make_layer(hidden_size=16, state_size=4)
     for shape in ((0, 5, 16), (3, 0, 16)):
         x = torch.zeros(shape, requires_grad=True)
         out = layer(x)
@@ -225,7 +241,7 @@ def test_empty_batches_and_rows_give_empty_answers():
 
 
 def test_strided_inputs_are_read_as_they_are_meant():
-    layer = make_layer("cpu", hidden_size=16, state_size=4)
+    layer = make_layer(hidden_size=16, state_size=4)
     x = tokens(3, 11, 16)
     strided = x.transpose(0, 1).contiguous().transpose(0, 1)
     assert not strided.is_contiguous()
@@ -233,22 +249,21 @@ def test_strided_inputs_are_read_as_they_are_meant():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "match"),
+    ("index", "spoil", "match"),
     [
-        ({0: lambda x: x[0]}, ValueError, "x must have 3 dimensions, got the shape"),
-        ({1: lambda w: w[:-1]}, ValueError, r"in_proj must have the shape \(64, 16\), got \(63"),
-        ({2: lambda w: w[:, 0]}, ValueError, "conv_weight must have 3 dimensions"),
-        ({8: lambda w: w[:5]}, ValueError, "D must have the shape"),
-        ({10: lambda w: w[:5]}, ValueError, "norm_weight must have the shape"),
-        ({2: lambda w: w.repeat(1, 1, 9)}, ValueError, "convolution of 1 to 32 tokens, got 36"),
+        (0, lambda x: x[0], r"a layer takes .* got x \(40, 16\)"),
+        (1, lambda w: w[:-1], r"in_proj must have the shape \(64, 16\), got \(63"),
+        (2, lambda w: w[:, 0], r"conv_weight \(32, 4\)"),
+        (8, lambda w: w[:5], "D must have the shape"),
+        (10, lambda w: w[:5], "norm_weight must have the shape"),
+        (2, lambda w: w.repeat(1, 1, 9), "convolution of 1 to 32 tokens, got 36"),
     ],
 )
-def test_wrong_shapes_are_refused_before_any_memory_is_read(change, error, match):
-    given = list(arguments())
-    for index, spoil in change.items():
-        given[index] = spoil(given[index].detach())
-    with pytest.raises(error, match=match):
-        layer_op.mamba_layer(*given)
+def test_wrong_shapes_are_refused_before_any_memory_is_read(index, spoil, match):
+    given = arguments()
+    given[index] = spoil(given[index].detach())
+    with pytest.raises(ValueError, match=match):
+        layer_module.mamba_layer(given, *OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +281,7 @@ def test_tensors_of_other_types_and_devices_are_refused(x, error, match):
 
 
 def test_steps_that_are_not_numbers_stay_so():
-    layer = make_layer("cpu", hidden_size=16, state_size=4)
+    layer = make_layer(hidden_size=16, state_size=4)
     x = tokens(2, 5, 16)
     x[0, 2, 3] = float("nan")
     out = layer(x)
@@ -276,31 +291,79 @@ def test_steps_that_are_not_numbers_stay_so():
 
 
 def test_tokens_too_large_to_be_normalised_are_no_numbers_afterwards(variant):
-    layer = make_layer("cpu", hidden_size=16, state_size=4)
+    layer = make_layer(hidden_size=16, state_size=4)
     x = tokens(2, 5, 16)
     x[0, 2] *= 1e30
     assert layer(x)[0, 2:].isnan().all()
 
 
-def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setattr(states, "installed_library", lambda: "no compiler; install gcc")
-    with pytest.raises(RuntimeError, match="cannot run: no compiler; install gcc"):
-        make_layer("cpu", hidden_size=16, state_size=4)(tokens(1, 2, 16))
-
-
 def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(ValueError, match=r"variant must be one of .*generic, got 'sve'"):
+    with pytest.raises(ValueError, match=r"variant must be one of .*generic.* got 'sve'"):
         KernelLibrary(LIBRARY, "sve")
 
 
-def test_an_adapter_or_a_hook_in_the_mixer_is_run():
-    layer = make_layer("cpu", hidden_size=16, state_size=4)
-    x, seen = tokens(2, 5, 16), []
-    plain = layer(x)
-    handle = layer.mixer.out_proj.register_forward_hook(lambda *_: seen.append(1))
-    torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-6)
-    assert seen
-    handle.remove()
-    adapted = torch.nn.Sequential(layer.mixer.out_proj, torch.nn.Linear(16, 16))
-    layer.mixer.out_proj = adapted
-    assert not torch.allclose(layer(x), plain, atol=1e-3)
+# Where a sequence is cut, as far as it goes: parts of one token, fewer than the kernel's, a chunk's
+# and more than a segment's.
+CUTS = (0, 1, 2, 4, 9, 41, 420)
+
+
+def nothing(layer, rows):
+    (inner, state), kept = layer.mixer.A_log.shape, layer.mixer.conv1d.kernel_size[0] - 1
+    return MixerState(torch.zeros(rows, inner, kept), torch.zeros(rows, inner, state))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_parts_of_a_sequence_equal_the_whole(variant, threads, shape, n_threads, calls):
+    threads(n_threads)
+    rows, length, fields = SHAPES[shape]
+    layer, exact = twins(**fields)
+    layer.eval(), exact.eval()
+    x = tokens(rows, length, fields["hidden_size"])
+    state, outputs = nothing(layer, rows), []
+    ends = [cut for cut in CUTS[1:] if cut < length] + [length]
+    with torch.no_grad():
+        expected = exact(x.double())
+        for start, end in zip([0, *ends], ends, strict=False):
+            output, state = layer.advance(x[:, start:end], state, Part())
+            outputs.append(output)
+        before = MixerState(*(one.double() for one in nothing(layer, rows)))
+        _, right = exact.advance(x.double(), before, Part())
+    assert calls == [("carried_layer", 0.0)] * len(ends)
+    assert relative_error(torch.cat(outputs, 1), expected) < VALUES
+    for one, wanted in zip(state, right, strict=True):
+        if one.numel():
+            assert relative_error(one, wanted) < VALUES
+
+
+def test_states_of_before_are_left_as_they_were(variant):
+    layer = make_layer(hidden_size=16, state_size=4)
+    state = MixerState(torch.randn(3, 32, 3), torch.randn(3, 32, 4))
+    before = [one.clone() for one in state]
+    with torch.no_grad():
+        layer.eval().advance(torch.randn(3, 5, 16), state, Part())
+    assert all(torch.equal(one, kept) for one, kept in zip(state, before, strict=True))
+
+
+def test_no_rows_and_narrow_types_are_carried_too():
+    layer = make_layer(hidden_size=16, state_size=4)
+    parameters, norm = _parameters(layer.mixer), _norm_weights(layer)
+    with torch.no_grad():
+        none = torch.randn(0, 2, 16)
+        out, *state = carried_layer(none, parameters, norm, *nothing(layer, 0), residual=True)
+        assert out.shape == (0, 2, 16)
+        assert [len(one) for one in state] == [0, 0]
+        x = torch.randn(2, 3, 16).bfloat16()
+        out, *state = carried_layer(x, parameters, norm, *nothing(layer, 2), residual=True)
+    assert out.dtype is torch.bfloat16
+    assert {one.dtype for one in state} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("conv", "scan"), [((2, 32, 2), (2, 32, 4)), ((2, 32, 3), (2, 32, 5)), ((1, 32, 3), (2, 32, 4))]
+)
+def test_states_of_another_shape_are_refused(conv, scan):
+    layer = make_layer(hidden_size=16, state_size=4)
+    states = torch.zeros(conv), torch.zeros(scan)
+    with torch.no_grad(), pytest.raises(ValueError, match="_before must have the shape"):
+        carried_layer(torch.randn(2, 1, 16), _parameters(layer.mixer), None, *states, residual=True)

@@ -1,9 +1,10 @@
 """Inputs, definitions in float64, and the comparison of Triton's results with them."""
 
 import torch
-from modeling_ftmamba.mamba_parameters import MambaParameters
-from modeling_ftmamba.scan_reference import selective_scan as definition
 from torch.nn import functional as F
+
+from ftmamba.kernels.library import MambaParameters
+from modeling_ftmamba.mixers import selective_scan_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUNDS = {torch.float32: (1e-6, 2e-6), torch.bfloat16: (2e-2, 4e-2), torch.float16: (3e-3, 6e-3)}
@@ -15,23 +16,20 @@ def draw(generator, *shape):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def scan_inputs(B, L, E, N, *, last=False, dtype=torch.float32):
+def scan_inputs(B, L, E, N, *, dtype=torch.float32):
     generator = torch.Generator().manual_seed(B + 10 * L)
     tensors = [
         draw(generator, B, L, E),
         draw(generator, B, L, E).exp() * 0.3,
         -draw(generator, E, N).exp(),
         draw(generator, B, L, N),
-        draw(generator, B, N) if last else draw(generator, B, L, N),
+        draw(generator, B, L, N),
     ]
     return [tensor.to(DEVICE, dtype).requires_grad_() for tensor in tensors]
 
 
-def defined(tensors, *, last=False):
-    u, dt, A, B, C = tensors
-    if last:
-        return definition(u, dt, A, B, C[:, None].expand_as(B))[:, -1]
-    return definition(u, dt, A, B, C)
+def defined(tensors):
+    return selective_scan_reference(*tensors)[0]
 
 
 def doubles(tensors):
@@ -82,7 +80,7 @@ def mixer_definition(hidden_BLD, parameters, *, last, reverse):
     u = F.silu(total).transpose(1, 2)
     dt, B, C = F.linear(u, parameters.x_proj).split([R, N, N], -1)
     dt = F.softplus(F.linear(dt, parameters.dt_weight, parameters.dt_bias))
-    y = definition(u, dt, -torch.exp(parameters.A_log), B, C) + parameters.D * u
+    y = defined((u, dt, -torch.exp(parameters.A_log), B, C)) + parameters.D * u
     mixed = F.linear(y * F.silu(gate), parameters.out_proj)
     mixed = mixed.flip(1) if reverse else mixed
     return mixed[:, -1] if last else mixed

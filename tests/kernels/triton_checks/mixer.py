@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from modeling_ftmamba.mamba_parameters import MambaParameters
-from modeling_ftmamba.scan_triton import selective_scan, triton_layer, triton_mixer
 from torch.nn import functional as F
 
-from modeling_ftmamba import scan_triton_launch as launch
-from modeling_ftmamba import scan_triton_mixer as mixer_module
+from ftmamba.kernels import triton_launch as launch
+from ftmamba.kernels import triton_layer as mixer_module
+from ftmamba.kernels.library import MambaParameters
+from ftmamba.kernels.triton_layer import triton_layer, triton_mixer, triton_scan
 
 from .definitions import (
     DEVICE,
@@ -55,7 +55,7 @@ def test_convolutions_narrow_and_wide(width):
 
 
 def test_the_convolution_of_a_record_of_several_chunks(monkeypatch):
-    monkeypatch.setattr("modeling_ftmamba.conv_triton.CHUNK", 3)
+    monkeypatch.setattr("ftmamba.kernels.triton_conv.CHUNK", 3)
     check_mixer(1, 13)
     check_mixer(1, 13, reverse=True)
 
@@ -131,7 +131,7 @@ def test_the_mixers_operator_passes_the_checks_of_torch(last, monkeypatch):
 def test_compiled_graphs_hold_the_operators_whole():
     def both(tokens, parameters, *inputs):
         mixed = triton_mixer(tokens, parameters, last=False, reverse=True)
-        return mixed.sum() + selective_scan(*inputs).sum()
+        return mixed.sum() + triton_scan(*inputs).sum()
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager", dynamic=True)
     parameters = mixer_parameters()
@@ -147,7 +147,7 @@ def test_compiled_graphs_hold_the_operators_whole():
 
 def test_tokens_that_do_not_fit_are_refused():
     parameters = MambaParameters(*(x.detach().double() for x in mixer_parameters()))
-    with pytest.raises(TypeError, match=r"got tokens of torch\.float64"):
+    with pytest.raises(TypeError, match=r"got torch\.float64"):
         triton_mixer(hidden(1, 2, 4).double(), parameters, last=False, reverse=False)
     with pytest.raises(ValueError, match=r"one token at least .* got \(2, 0, 4\)"):
         triton_mixer(hidden(2, 0, 4), mixer_parameters(), last=True, reverse=False)

@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-import modeling_ftmamba
-from modeling_ftmamba import scan_triton, scan_triton_device
+import ftmamba.kernels
+from ftmamba.kernels import triton_launch
+from ftmamba.kernels.triton_layer import triton_scan
 
 CHECKS = Path(__file__).parent / "triton_checks"
 ROOT = CHECKS.parents[2]
@@ -88,17 +89,18 @@ def test_there_are_checks_to_run():
 def test_without_triton_the_code_loads_and_says_how_to_get_it(tmp_path):
     package = tmp_path / "copied_code"
     package.mkdir()
-    for path in Path(modeling_ftmamba.__file__).parent.glob("*.py"):
+    for path in Path(ftmamba.kernels.__file__).parent.glob("*.py"):
         (package / path.name).write_bytes(path.read_bytes())
     (tmp_path / "triton.py").write_text("raise ImportError(\"No module named 'triton'\")\n")
     program = """
 import sys
 import torch
-from copied_code.scan_triton import selective_scan, why_not
-assert "copied_code.scan_triton_kernels" not in sys.modules
+from copied_code.triton_launch import why_not
+from copied_code.triton_layer import triton_scan
+assert "copied_code.triton_scan" not in sys.modules
 print(why_not())
 try:
-    selective_scan(*map(torch.zeros, [(1, 2, 3), (1, 2, 3), (3, 4), (1, 2, 4), (1, 2, 4)]))
+    triton_scan(*map(torch.zeros, [(1, 2, 3), (1, 2, 3), (3, 4), (1, 2, 4), (1, 2, 4)]))
 except RuntimeError as error:
     print(error)
 """
@@ -115,28 +117,28 @@ except RuntimeError as error:
 
 @pytest.fixture
 def not_interpreted(monkeypatch):
-    monkeypatch.setattr("modeling_ftmamba.scan_triton_kernels.INTERPRETED", False)
+    monkeypatch.setattr("ftmamba.kernels.triton_scan.INTERPRETED", False)
 
 
 @pytest.mark.usefixtures("not_interpreted")
 def test_without_a_gpu_it_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    reason = scan_triton.why_not()
+    reason = triton_launch.why_not()
     assert "needs a GPU" in reason
     assert "install torch for CUDA" in reason
 
 
 @pytest.mark.usefixtures("not_interpreted")
 def test_tensors_on_the_cpu_are_refused_on_a_machine_with_a_gpu(monkeypatch):
-    monkeypatch.setattr(scan_triton_device, "why_not", lambda: None)
+    monkeypatch.setattr(triton_launch, "why_not", lambda: None)
     tensors = [torch.zeros(shape) for shape in [(1, 2, 3)] * 2 + [(3, 4)] + [(1, 2, 4)] * 2]
     with pytest.raises(RuntimeError, match=r"got tensors on cpu; .* \.to\('cuda'\)"):
-        scan_triton.selective_scan(*tensors)
+        triton_scan(*tensors)
 
 
 def test_chunks_run_side_by_side_where_records_are_long_and_few(monkeypatch):
-    monkeypatch.setattr(scan_triton_device, "n_processors", lambda _: 100)
-    decide, device = scan_triton_device.run_side_by_side, torch.device("cuda")
+    monkeypatch.setattr(triton_launch, "n_processors", lambda _: 100)
+    decide, device = triton_launch.run_side_by_side, torch.device("cuda")
     assert decide(device, n_programs=199, n_chunks=3)
     assert not decide(device, n_programs=200, n_chunks=3)
     assert not decide(device, n_programs=1, n_chunks=2)
