@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint types check bench sanitize clean
+.PHONY: quickstart test lint types check bench mutants sanitize clean
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ check: $(VENV)/test.stamp
 bench: $(VENV)/train.stamp
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,baselines,bench]'
 	$(BIN)/python -m benchmarks.run_all
+
+# Faults put into the code one by one, and the share of them that the tests notice.
+mutants: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.mutants
 
 # The C kernels' tests once more, every memory access and every arithmetic rule watched.
 SANITIZED := build/sanitize/kernels.so

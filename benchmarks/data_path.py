@@ -32,7 +32,7 @@ from ftmamba.data.arrow_files import write_arrays
 from ftmamba.data.batches import TableBatches, make_batches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.read_ahead import read_ahead
-from ftmamba.recipe import TrainingRecipe
+from ftmamba.recipe import LossRecipe, TrainingRecipe
 from ftmamba.training.objective import Objective, Prepared
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
@@ -179,7 +179,8 @@ def make_objective(path: Path, **fields: object) -> Objective:
         as_of=None,
         n_users=N_RECORDS,
     )
-    return Objective(model, data, TrainingRecipe(), seed=0)
+    recipe = TrainingRecipe(loss=LossRecipe("in_batch", time_buckets=1))
+    return Objective(model, data, recipe, seed=0)
 
 
 def records() -> dict[str, torch.Tensor]:

@@ -132,7 +132,7 @@ def _walk(section: Any, path: tuple[str, ...]) -> Iterator[tuple[Option, bool]]:
         if is_dataclass(hints[f.name]):
             yield from _walk(hints[f.name], (*path, f.name))
         else:
-            default = f.metadata["read_by"] or f.default_factory()  # type: ignore[misc]
+            default = f.metadata["read_by"] or getattr(section(), f.name)
             one = Option((*path, f.name), hints[f.name], default, f.metadata["help"])
             yield one, f.metadata["main"]
 

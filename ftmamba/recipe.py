@@ -143,7 +143,7 @@ class ModelRecipe(_Options):
 SAMPLED = {"sampled_softmax": 4, "gbce": 4, "bce": 4, "mse": 4}
 LOSSES = ("in_batch", "sampled_softmax", "full_softmax", "full_mse", "gbce", "bce", "mse")
 _WITH_NEGATIVES = dict.fromkeys(("in_batch", "full_softmax", *SAMPLED), False)
-_TIME_BUCKETS = {"in_batch": 8, "full_softmax": 8, "full_mse": 8, "sampled_softmax": 0, "gbce": 0}
+_TIME_BUCKETS = {"in_batch": 4, "full_softmax": 4, "full_mse": 4, "sampled_softmax": 0, "gbce": 0}
 
 
 @dataclass(frozen=True)
@@ -539,9 +539,9 @@ def upgraded(values: Mapping[str, Any], schema: Any = None) -> dict[str, Any]:
     result, schema = dict(values), values.get("schema", schema)
     training = values.get("training")
     if isinstance(training, Mapping) and training.keys() & _MOVED:
-        name = training.get("loss")
+        loss = as_mapping(training.get("loss") or {}, LossRecipe)
         moved = {new: training[old] for old, new in _MOVED.items() if old in training}
-        if isinstance(name, str):
+        if name := loss.get("name"):
             for f in fields(LossRecipe):
                 if f.metadata["read_by"] and name not in f.metadata["read_by"]:
                     moved.pop(f.name, None)
@@ -549,9 +549,8 @@ def upgraded(values: Mapping[str, Any], schema: Any = None) -> dict[str, Any]:
                 moved.pop("label_smoothing", None)
             if name in ("full_softmax", "full_mse") and "popularity_days" in str(schema):
                 moved["time_buckets"] = 1
-            moved["name"] = name
         kept = {key: value for key, value in training.items() if key not in (*_MOVED, "loss")}
-        result["training"] = {"loss": moved, **kept}
+        result["training"] = {"loss": {**loss, **moved}, **kept}
     for key in (FOR_SPLIT, "rivals"):
         if isinstance(parts := values.get(key), Mapping):
             result[key] = {

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files as package_files
 from pathlib import Path
 
@@ -197,17 +197,18 @@ def _code_files(folder: Path) -> set[str]:
 
 
 def _requirements() -> str:
-    """Return the packages that a checkpoint's code needs, with this project's lower bounds."""
+    """Return what a checkpoint's code needs, with this project's lower bounds, and the project."""
     try:
-        declared = requires("ftmamba") or []
+        declared, own = requires("ftmamba") or [], f"ftmamba>={version('ftmamba')}"
     except PackageNotFoundError:
-        declared = []
+        declared, own = [], "ftmamba"
     by_name = {
         re.split(r"[<>=!~\[ (]", one)[0].lower().replace("_", "-"): one
         for one in declared
         if ";" not in one
     }
-    return "".join(f"{by_name.get(name, name)}\n" for name in _RUNTIME)
+    lines = [by_name.get(name, name) for name in _RUNTIME]
+    return "\n".join([*lines, own, ""])
 
 
 def _without_tokens(file: PublishedFile, tokens: Sequence[str]) -> PublishedFile:

@@ -21,7 +21,7 @@ GRADIO_VERSION = "6.31.0"
 """What the page was tested with; the Space installs it by its metadata."""
 
 REQUIRED = ("torch", "transformers")
-"""What the page imports besides; the versions installed here are asked for there."""
+"""What the page needs besides; the versions installed here are asked for there."""
 
 _LONGEST_TITLE = 60
 
@@ -72,7 +72,7 @@ def space_of(model: str, *, revision: str | None = None) -> SpaceFacts:
 
 
 def space_files(facts: SpaceFacts) -> dict[str, str]:
-    """Return the Space's files, name to text; they need Gradio, torch and transformers alone."""
+    """Return the Space's files, name to text; without `ftmamba` they show no explanations."""
     requirements = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIRED)
     package = files("hub_cards")
     return {
@@ -80,7 +80,7 @@ def space_files(facts: SpaceFacts) -> dict[str, str]:
         "page.py": (package / "space_page.py").read_text(encoding="utf-8"),
         "page.css": (package / "space_page.css").read_text(encoding="utf-8"),
         "README.md": render("space_card.md.jinja", facts=facts, metadata=_metadata(facts)),
-        "requirements.txt": requirements,
+        "requirements.txt": f"{requirements}ftmamba\n",
     }
 
 

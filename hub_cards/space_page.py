@@ -126,7 +126,7 @@ class Demo:
         try:
             from ftmamba.explanations import explain
         except ImportError:
-            raise ValueError("what each column adds needs `pip install ftmamba`") from None
+            raise ValueError("explanations need `pip install ftmamba`") from None
         pipe = self._pipeline
         parts = (pipe.model, pipe.feature_extractor, pipe.catalogue)
         return explain(*parts, dict(record), item_key).to_dict()

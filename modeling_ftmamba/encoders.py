@@ -13,11 +13,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cached_property, partial
 from hashlib import blake2b
-from itertools import chain, pairwise, repeat
+from itertools import chain, repeat
 from types import NoneType
 from typing import Any, ClassVar, Self
 
@@ -39,24 +39,19 @@ try:
 except ImportError:  # a checkpoint's user may not have it
     pa = None
 
-N_BINS = 48
-N_QUANTILES = 1000
 TEXT_RULE = "must be a single text, number, true/false or date"
 NUMBER_RULE = "must be a finite number"
 TIME_RULE = (
     "must be a time between the years 1 and 9999: ISO 8601 text, a date, or seconds since 1970 in "
     "UTC (not milliseconds)"
 )
-_SMALLEST_BIN = 1e-4
-_LARGEST_32_BIT_CHUNK = 2**31 - 1
 _YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PIECE = 4096
 _NUMBERS = (int, float, Decimal, np.number, np.bool_)
 
 
 class WrongValueError(ValueError):
-    """The value in one row (the first is 0) of a column, by name, breaks the column's rule."""
+    """The value in one row (the first is 0) of a column, by its name, breaks the column's rule."""
 
     def __init__(self, name: str, row: int, value: object, *, rule: str) -> None:
         shown = repr(value)
@@ -75,10 +70,9 @@ def is_missing(value: object) -> bool:
 def text_of(value: object) -> str | None:
     """Return the one text of a key, a category or a member of a set; None where it is missing.
 
-    The same for a file, a record, a data frame and a stream. Whole numbers have no point: 36, 36.0,
-    `np.int8(36)` and "36" are "36"; other numbers are written as Python writes a float; truth is
-    "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC. None, NaN,
-    NaT, NA and the empty text are missing. Anything else raises TypeError or ValueError.
+    The same for a file, a record, a data frame and a stream: 36, 36.0, `np.int8(36)` and "36" are
+    "36"; other numbers are written as Python writes a float, truth as "true" or "false"; bytes are
+    UTF-8; dates are ISO 8601, times with an offset in UTC. None, NaN, NaT, NA and "" are missing.
     """
     if isinstance(value, str):
         return str(value) or None
@@ -100,10 +94,9 @@ def text_of(value: object) -> str | None:
 
 
 def seconds_of(value: object) -> float:
-    """Return the UTC seconds since 1970 of a time, NaN where it is missing.
+    """Return the UTC seconds since 1970 of a time, NaN where it is missing; see `TIME_RULE`.
 
     The same for a file, a record, a data frame and a stream. A time without an offset is in UTC.
-    What breaks `TIME_RULE` raises TypeError, ValueError or OverflowError.
     """
     value = _python_value(value)
     if is_missing(value) or (isinstance(value, str) and not value):
@@ -123,7 +116,7 @@ def seconds_of(value: object) -> float:
 
 
 def number_of(value: Any) -> float:
-    """Return a number, NaN where it is missing; TypeError or ValueError of what is none."""
+    """Return a finite number, NaN where it is missing; a text is none."""
     if is_missing(value):
         return math.nan
     number = float(value) if isinstance(value, _NUMBERS) else math.inf
@@ -139,10 +132,7 @@ def _python_value(value: object) -> object:
 
 
 def column_texts(values: Any, name: str) -> tuple[NDArray[np.int64], list[str | None]]:
-    """Return codes (R,), -1 for null, into texts (V,), of which the last is None.
-
-    A text may occur twice, where values are written alike; None is missing. See `text_of`.
-    """
+    """Return codes (R,), -1 for null, into texts (V,), some of them alike, the last None."""
     return _converted(values, text_of, name, TEXT_RULE)
 
 
@@ -228,7 +218,7 @@ def is_arrow(values: object) -> bool:
 def _one_array(values: Any) -> Any:
     """Return the column as one Arrow array of its storage type."""
     if isinstance(values, pa.ChunkedArray):
-        if values.nbytes > _LARGEST_32_BIT_CHUNK and pa.types.is_string(values.type):
+        if values.nbytes >= 2**31 and pa.types.is_string(values.type):
             values = values.cast(pa.large_string())
         values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
     if isinstance(values, pa.ExtensionArray):
@@ -259,30 +249,33 @@ def _arrow_numbers(array: Any) -> NDArray[np.float64] | None:
     """Return numbers (R,), NaN for null, or None where the type is no number."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    if not any(test(array.type) for test in tests):
+    kinds = ("is_integer", "is_floating", "is_decimal")
+    if not any(getattr(pa.types, kind)(array.type) for kind in kinds):
         return None
     return np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
-def _arrow_lists(array: Any) -> tuple[Any, NDArray[np.int64]] | None:
-    """Return the members of all lists (F,) and the lengths (R,), -1 for null; None of no lists."""
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(test(array.type) for test in tests):
-        return None
-    lengths = array.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
-    return _one_array(array.flatten()), lengths.astype(np.int64)
+def _lists(
+    values: Any, list_of: Callable[[Any], Any], name: str, rule: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Any]]:
+    """Return codes (R,) into V lists, their lengths, -1 for missing, and what is in them."""
+    array: Any = _one_array(values) if is_arrow(values) else None
+    kinds = ("is_list", "is_large_list", "is_fixed_size_list")
+    if array is not None and any(getattr(pa.types, kind)(array.type) for kind in kinds):
+        lengths_R = array.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
+        return np.arange(len(array)), lengths_R.astype(np.int64), [_one_array(array.flatten())]
+    if array is not None or set(map(type, values)) <= {str, NoneType}:
+        codes_R, lists = _converted(values, list_of, name, rule)
+    else:
+        codes_R, lists = np.arange(len(values)), _each(list(values), list_of, name, rule)
+    lengths_V = np.array([-1 if one is None else len(one) for one in lists], dtype=np.int64)
+    return codes_R, lengths_V, [one for one in lists if one is not None]
 
 
 class TextTable(Sequence[str]):
-    """Texts that stay packed until they are read: safetensors hold them, and millions are light.
+    """Texts that stay packed until they are read, as safetensors hold them.
 
-    Args:
-        packed: the texts' UTF-8 bytes end to end (Z,).
-        offsets: where each begins and ends (N + 1,).
-
-    Raises:
-        ValueError: the two arrays do not fit each other.
+    Their UTF-8 bytes stand end to end (Z,), and each begins and ends at its offsets (N + 1,).
     """
 
     def __init__(self, packed: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
@@ -303,11 +296,8 @@ class TextTable(Sequence[str]):
         return self.take(rows) if isinstance(index, slice) else self.take(rows[None])[0]
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _PIECE):
-            bounds = self.offsets[first : first + _PIECE + 1]
-            blob = self.packed[bounds[0] : bounds[-1]].tobytes()
-            pairs = pairwise((bounds - bounds[0]).tolist())
-            yield from [blob[start:end].decode("utf-8", "surrogatepass") for start, end in pairs]
+        for first in range(0, len(self), 4096):
+            yield from self.take(np.arange(first, min(first + 4096, len(self))))
 
     def take(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the texts of some rows."""
@@ -328,13 +318,7 @@ def text_table(texts: Sequence[str]) -> TextTable:
 class ColumnEncoder(ABC):
     """A fitted column: R raw values in, an array of (R, `column.width`) out.
 
-    Args:
-        column: with its fitted fields.
-        name: of the column and its tower, for errors.
-        arrays: what is saved.
-
-    Raises:
-        ValueError: the arrays are not those of the column.
+    Its arrays are saved; those of another column are refused. Its name is for errors.
     """
 
     parts: ClassVar[Mapping[str, type]] = {}
@@ -350,20 +334,13 @@ class ColumnEncoder(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, column: Column, name: str, values: Any) -> Self:
-        """Learn from the training rows; warn of a column that says nothing."""
+    def fit(cls, column: Column, name: str, values: Any) -> Self: ...
 
     @abstractmethod
-    def encode(self, values: Any) -> NDArray[Any]:
-        """Encode a list, a numpy array or an Arrow array of R values."""
+    def encode(self, values: Any) -> NDArray[Any]: ...
 
     @abstractmethod
-    def words(self, slots: NDArray[np.generic]) -> str:
-        """Return the encoded value of one record in words."""
-
-    @abstractmethod
-    def _fits(self) -> bool:
-        """Tell whether the arrays fit the column, and read them."""
+    def _fits(self) -> bool: ...
 
 
 class NumericEncoder(ColumnEncoder):
@@ -420,17 +397,6 @@ class NumericEncoder(ColumnEncoder):
             raise WrongValueError(self.name, row, float(numbers_R[row]), rule=rule)
         return scaled_R[:, None]
 
-    def words(self, slots: NDArray[np.generic]) -> str:
-        if np.isnan(slots[0]):
-            return "missing"
-        if self.table.ndim == 2:
-            number = float(np.interp(slots[0], self.table[1], self.table[0]))
-        else:
-            number = _unscaled(float(slots[0]), self.table)
-        if days := self.column.popularity_days:
-            return f"{round(math.expm1(number))} in {days} day{'' if days == 1 else 's'}"
-        return f"{number:.6g}"
-
     def _scaled(self, numbers_R: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.table.ndim == 1:
             mean, slope = self.table
@@ -438,28 +404,22 @@ class NumericEncoder(ColumnEncoder):
         return np.interp(numbers_R, self.table[0], self.table[1])
 
 
-def _unscaled(scaled: float, line: NDArray[np.float64]) -> float:
-    mean, slope = line.tolist()
-    return scaled / slope + mean if slope else mean
-
-
 def _quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
-    """Return up to `N_BINS` + 1 rising bin edges, at the quantiles of the training values."""
-    candidates = np.unique(np.quantile(scaled.astype(np.float64), np.linspace(0, 1, N_BINS + 1)))
-    smallest = _SMALLEST_BIN * (candidates[-1] - candidates[0])
+    """Return up to 49 rising bin edges, at the quantiles of the training values."""
+    candidates = np.unique(np.quantile(scaled.astype(np.float64), np.linspace(0, 1, 49)))
     edges = [candidates[0]]
     for candidate in candidates[1:]:
-        if candidate - edges[-1] > smallest:
+        if candidate - edges[-1] > 1e-4 * (candidates[-1] - candidates[0]):
             edges.append(candidate)
     return tuple(map(float, edges))
 
 
 def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (2, T): values, and the normal score of the middle of each one's ranks."""
+    """Return (2, T): up to 1,000 values, and the normal score of the middle of each one's ranks."""
     distinct_V, counts_V = np.unique(known, return_counts=True)
     kept = np.arange(len(distinct_V))
-    if len(distinct_V) > N_QUANTILES:
-        kept = np.unique(np.linspace(0, len(known) - 1, N_QUANTILES).round().astype(np.int64))
+    if len(distinct_V) > 1000:
+        kept = np.unique(np.linspace(0, len(known) - 1, 1000).round().astype(np.int64))
         kept = np.unique(np.searchsorted(np.cumsum(counts_V), kept, side="right"))
     ranks_V = (np.cumsum(counts_V) - counts_V / 2) / len(known)
     scores = torch.special.ndtri(torch.from_numpy(ranks_V[kept])).numpy()
@@ -503,13 +463,13 @@ class CategoryEncoder(ColumnEncoder):
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
-        self._first_bucket = N_SPECIAL_IDS + len(self.texts)
-        return self._first_bucket + self.column.hash_buckets == self.column.vocabulary_size
+        self.first_bucket = N_SPECIAL_IDS + len(self.texts)
+        return self.first_bucket + self.column.hash_buckets == self.column.vocabulary_size
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:
         ids: dict[str | None, int] = {None: MISSING_ID}
-        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self._first_bucket), strict=True))
+        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self.first_bucket), strict=True))
         return ids
 
     def encode(self, values: Any) -> NDArray[np.int64]:
@@ -526,7 +486,7 @@ class CategoryEncoder(ColumnEncoder):
         if self.column.hash_buckets:
             for index in np.flatnonzero(ids == UNSEEN_ID).tolist():
                 bucket = stable_hash(str(texts[index])) % self.column.hash_buckets
-                ids[index] = self._first_bucket + bucket
+                ids[index] = self.first_bucket + bucket
         if self.column.kind == "categorical":
             return ids[codes_R, None]
         last, ids_F = self.column.vocabulary_size, ids[codes_F]
@@ -543,15 +503,6 @@ class CategoryEncoder(ColumnEncoder):
         ids_VM[lengths_V < 0, 0] = MISSING_ID
         ids_VM[rows_F[kept_F], slots_F[kept_F]] = ids_F[kept_F]
         return ids_VM[codes_R]
-
-    def words(self, slots: NDArray[np.generic]) -> str:
-        special = {MISSING_ID: "missing", UNSEEN_ID: "never seen in training"}
-        found = []
-        for one in map(int, slots[slots != PADDING_ID]):
-            known = one < self._first_bucket
-            text = self.texts[one - N_SPECIAL_IDS] if known and one >= N_SPECIAL_IDS else "rare"
-            found.append(special.get(one, text))
-        return ", ".join(found) or "none"
 
 
 def stable_hash(text: str) -> int:
@@ -573,19 +524,10 @@ def _members(
     rule = "must be a list of texts; to split a text, give the column a separator"
     if column.separator:
         rule = f"must be a list of texts, or one text with {column.separator!r} between its members"
-    array = _one_array(values) if is_arrow(values) else None
-    lists = None if array is None else _arrow_lists(array)
-    if lists is not None:
-        members, lengths_V = lists
-        codes_R = np.arange(len(lengths_V))
-    else:
-        split = partial(_set_of, separator=column.separator)
-        if array is not None or (column.separator and set(map(type, values)) <= {str, NoneType}):
-            codes_R, sets = _converted(values, split, name, rule)
-        else:
-            codes_R, sets = np.arange(len(values)), _each(list(values), split, name, rule)
-        lengths_V = np.array([-1 if one is None else len(one) for one in sets], dtype=np.int64)
-        members = list(chain.from_iterable(one or () for one in sets))
+    split = partial(_set_of, separator=column.separator)
+    codes_R, lengths_V, lists = _lists(values, split, name, rule)
+    is_array = len(lists) == 1 and is_arrow(lists[0])
+    members = lists[0] if is_array else list(chain.from_iterable(lists))
     try:
         return codes_R, lengths_V, *column_texts(members, name)
     except WrongValueError as error:
@@ -653,12 +595,6 @@ class TimestampEncoder(ColumnEncoder):
         features[missing_R] = np.nan
         return features
 
-    def words(self, slots: NDArray[np.generic]) -> str:
-        if np.isnan(slots[0]):
-            return "missing"
-        when = _EPOCH + timedelta(seconds=_unscaled(float(slots[0]), self.line))
-        return when.strftime("%Y-%m-%d")
-
 
 class VectorEncoder(ColumnEncoder):
     """W numbers a row as they are, all NaN where the vector is missing."""
@@ -692,28 +628,19 @@ class VectorEncoder(ColumnEncoder):
             raise WrongValueError(self.name, row, value, rule=rule)
         return vectors_RW
 
-    def words(self, slots: NDArray[np.generic]) -> str:
-        return "missing" if np.isnan(slots).any() else f"a vector of {len(slots)}"
-
 
 def _vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the numbers of all vectors end to end and the length of each (R,), -1 for missing."""
-    rule = "must be a list of numbers"
-    if is_arrow(values):
-        array = _one_array(values)
-        lists = _arrow_lists(array)
-        numbers = None if lists is None else _arrow_numbers(lists[0])
-        if lists is not None and numbers is not None:
-            return numbers, lists[1]
-        if array.null_count < len(array):
-            raise WrongValueError(name, *_first_value(array), rule=rule)
-        return np.empty(0), np.full(len(array), -1)
     if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf":
         return values.reshape(-1), np.full(len(values), values.shape[1])
-    vectors = _each(list(values), _vector_of, name, rule)
-    known = [vector for vector in vectors if vector is not None]
-    lengths_R = np.array([-1 if one is None else len(one) for one in vectors], dtype=np.int64)
-    return np.concatenate(known) if known else np.empty(0), lengths_R
+    rule = "must be a list of numbers"
+    codes_R, lengths_V, lists = _lists(values, _vector_of, name, rule)
+    if lists and is_arrow(lists[0]):
+        numbers = _arrow_numbers(lists[0])
+        if numbers is None and len(lists[0]):
+            raise WrongValueError(name, *_first_value(_one_array(values)), rule=rule)
+        lists = [] if numbers is None else [numbers]
+    return np.concatenate(lists) if lists else np.empty(0), lengths_V[codes_R]
 
 
 def _vector_of(value: Any) -> NDArray[Any] | None:

@@ -38,7 +38,6 @@ from .configuration_ftmamba import (
 )  # fmt: skip
 from .encoders import (
     ENCODERS,
-    CategoryEncoder,
     ColumnEncoder,
     WrongValueError,
     is_arrow,
@@ -76,17 +75,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     and are never errors; a value of the wrong type is.
 
     Args:
-        user_columns: dictionaries of `Column`, in the order of the tokens.
-        item_columns: the same of the items.
-        user_key: name of the column that identifies a user.
-        item_key: the same of the items.
-
-    Attributes:
-        catalogue_path: of an extractor that was loaded for a pipeline, the catalogue's file of the
-            same revision.
-
-    Raises:
-        ValueError: an unknown argument, a bad column, or two columns of one name.
+        user_columns: dictionaries of `Column`, in the order of the tokens; `item_columns` alike.
+        user_key: name of the column that identifies a user; `item_key` an item.
 
     Example:
         >>> extractor = FTMambaFeatureExtractor(
@@ -140,14 +130,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                 }
 
     def __repr__(self) -> str:
-        towers = []
+        text = f"{type(self).__name__}("
         for tower, columns in self._columns.items():
             kinds = [column.kind for column in columns]
             counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
-            towers.append(f"{tower}: {', '.join(counts) or 'no columns'}")
-        sizes = [c.vocabulary_size for columns in self._columns.values() for c in columns]
-        state = f"{sum(sizes):,} categories" if self._encoders else "not fitted"
-        return f"{type(self).__name__}({'; '.join(towers)}; {state})"
+            text += f"{tower}: {', '.join(counts) or 'no columns'}; "
+        size = sum(c.vocabulary_size for columns in self._columns.values() for c in columns)
+        return text + (f"{size:,} categories)" if self._encoders else "not fitted)")
 
     @property
     def user_columns(self) -> list[dict[str, Any]]:
@@ -173,16 +162,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     def fit(self, users: Any, items: Any) -> None:
         """Learn vocabularies, scales and bins of both towers from training rows.
 
-        A column of popularity is given like the others, as raw values (`Column`). Fitting again
-        starts from the columns as they were declared.
-
-        Args:
-            users: a table of Arrow, pandas, polars or datasets, a dict of column name to array, in
-                which columns may differ in length, or a list of records.
-            items: the same of the items.
-
-        Raises:
-            ValueError: a column is absent or empty, or a value has the wrong type.
+        A column of popularity is given like the others, as raw values (`Column`). The columns of a
+        dict may differ in length. Fitting again starts from the columns as they were declared.
         """
         encoders: dict[str, dict[str, ColumnEncoder]] = {tower: {} for tower in TOWERS}
         for tower, source in zip(TOWERS, (users, items), strict=True):
@@ -218,9 +199,6 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             The tensors that `Column` describes, named `user_numeric`, ..., `item_dense`.
-
-        Raises:
-            ValueError: the extractor is not fitted, or a value has the wrong type.
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
@@ -234,51 +212,47 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             if n_rows < 0:
                 lengths = ", ".join(f"{name!r} has {len(own)}" for name, own in values.items())
                 raise ValueError(f"the {tower} columns must have one length, got: {lengths}")
-            encoders = self._fitted(tower)
             for tensor, columns in self._tensors(tower):
                 array = np.empty((n_rows, sum(c.width for c in columns)), DTYPES[tensor])
                 ends = np.cumsum([column.width for column in columns])
                 for column, end in zip(columns, ends, strict=True):
                     own = values.get(column.name, [None] * n_rows)
-                    array[:, end - column.width : end] = encoders[column.name].encode(own)
+                    array[:, end - column.width : end] = self.encoder(tower, column.name).encode(
+                        own
+                    )
                 arrays[f"{tower}_{tensor}"] = array
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return BatchFeature(arrays)
 
-    def describe(self, tower: str, inputs: Mapping[str, Any]) -> dict[str, str]:
-        """Return in words what the model reads in each column of one encoded record.
-
-        Args:
-            tower: `user` or `item`.
-            inputs: the record's tensors, as this extractor names them.
-        """
-        found = {}
-        for tensor, columns in self._tensors(tower):
-            slots = np.asarray(inputs[f"{tower}_{tensor}"])[0]
-            ends = np.cumsum([column.width for column in columns])
-            for column, own in zip(columns, np.split(slots, ends[:-1]), strict=True):
-                found[column.name] = self._fitted(tower)[column.name].words(own)
-        return {name: found[name] for name in self._fitted(tower)}
+    def encoder(self, tower: str, name: str) -> Any:
+        """Return the fitted encoder of a column."""
+        self.columns(tower)
+        if not self._encoders:
+            raise ValueError(
+                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
+                "load a saved one with from_pretrained"
+            )
+        known = self._encoders[tower]
+        if name not in known:
+            raise ValueError(
+                f"the {tower}s have no column {name!r}{near(name, known)}; they have: "
+                f"{', '.join(known)}"
+            )
+        return known[name]
 
     def encode_numeric(self, tower: str, name: str, values: Any) -> NDArray[np.float32]:
         """Scale raw values of one numeric column, such as popularity as of another time."""
-        self.numeric_slots(tower, [name])
-        scaled_B: NDArray[np.float32] = self._fitted(tower)[name].encode(values)[:, 0]
-        return scaled_B
+        return self.encoder(tower, name).encode(values)[:, 0]
 
     def numeric_slots(self, tower: str, names: Iterable[str]) -> list[int]:
         """Return the slots of numeric columns in the tower's tensor `numeric`."""
         slots = [column.name for column in columns_of_tensor(self.columns(tower), "numeric")]
-        return [_index_of(name, slots, f"numeric column of the {tower}s") for name in names]
+        return [slots.index(name) for name in names]
 
     def known_values(self, tower: str, name: str) -> list[str]:
         """Return the texts that a `categorical` or `categories` column knows, by frequency."""
-        self.columns(tower)
-        encoders = self._fitted(tower)
-        known = {k: e.texts for k, e in encoders.items() if isinstance(e, CategoryEncoder)}
-        _index_of(name, list(known), f"column of categories of the {tower}s")
-        return list(known[name])
+        return list(self.encoder(tower, name).texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `preprocessor_config.json` holds."""
@@ -296,10 +270,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Write the JSON file and `vocabularies.safetensors` beside it, each whole or not at all.
+        """Write the JSON file and `vocabularies.safetensors`, each whole or not at all.
 
-        `save_pretrained` ends here, so that both files are there when it pushes to the Hub. The
-        fingerprint in the JSON file shows if a crash fell between the two.
+        `save_pretrained` ends here; the fingerprint shows if a crash fell between the two.
         """
         path = Path(json_file_path)
         replace_file(path.with_name(VOCABULARY_NAME), save(self._arrays(), {"format": "np"}))
@@ -312,10 +285,6 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         """Read both files of a folder or a Hub id: what `from_pretrained` builds from.
 
         Keys of other programs in the JSON file are left out.
-
-        Raises:
-            OSError: the repository or one of its files is not there.
-            ValueError: a file is damaged or of another version.
         """
         hub = {key: kwargs.pop(key) for key in _HUB_KEYS if key in kwargs}
         for_pipeline = kwargs.pop("_from_pipeline", None) is not None
@@ -324,6 +293,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         source = str(given.parent if given.is_file() else pretrained_model_name_or_path)
         name = given.name if given.is_file() else FEATURE_EXTRACTOR_NAME
         path = _find(source, name, hub)
+        # The other files of the same commit, also if the branch moves on meanwhile.
+        hub |= {"revision": extract_commit_hash(str(path), None) or hub.get("revision")}
+        vocabularies = _find(source, VOCABULARY_NAME, hub)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             for key, kind in _JSON_TYPES.items():
@@ -331,22 +303,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                     raise ValueError(f"{key} must be a {kind.__name__}")
             if values["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"its format_version must be {FORMAT_VERSION}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r} is damaged ({error!s:.200}); {_AGAIN}") from None
-        # The other files of the same commit, also if the branch moves on meanwhile.
-        hub |= {"revision": extract_commit_hash(str(path), None) or hub.get("revision")}
-        vocabularies = _find(source, VOCABULARY_NAME, hub)
-        try:
             arrays = load_file(vocabularies)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            problem = f"is no safetensors file ({error!s:.200})"
-            raise ValueError(f"{str(vocabularies)!r} {problem}; {_AGAIN}") from None
-        columns = [values["user_columns"], values["item_columns"]]
-        if fingerprint_of(arrays, columns) != values["fingerprint"]:
-            raise ValueError(
-                f"{str(vocabularies)!r} and the {name} beside it do not belong together: they are "
-                f"of two saves, or one was changed; {_AGAIN}"
-            )
+            columns = [values["user_columns"], values["item_columns"]]
+            if fingerprint_of(arrays, columns) != values["fingerprint"]:
+                raise ValueError("they are of two saves, or one was changed")
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            files = f"{str(path)!r} or the {VOCABULARY_NAME} beside it"
+            raise ValueError(f"{files} is damaged ({error!s:.200}); {_AGAIN}") from None
         # A pipeline does not know revision and token, the extractor does.
         options = {"_raise_exceptions_for_missing_entries": False, **hub}
         catalogue = (
@@ -360,20 +323,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         found = [(name, columns_of_tensor(self.columns(tower), name)) for name in DTYPES]
         return [(name, columns) for name, columns in found if columns]
 
-    def _fitted(self, tower: str) -> dict[str, ColumnEncoder]:
-        if not self._encoders:
-            raise ValueError(
-                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
-                "load a saved one with from_pretrained"
-            )
-        return self._encoders[tower]
-
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {
-            f"{tower}/{name}/{part}": np.ascontiguousarray(array)
+            f"{tower}/{column.name}/{part}": np.ascontiguousarray(array)
             for tower in TOWERS
-            for name, encoder in self._fitted(tower).items()
-            for part, array in encoder.arrays.items()
+            for column in self._columns[tower]
+            if column.kind != HISTORY
+            for part, array in self.encoder(tower, column.name).arrays.items()
         }
 
 
@@ -412,19 +368,12 @@ def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
     return Path(path)
 
 
-def _index_of(name: str, known: list[str], what: str) -> int:
-    if name not in known:
-        raise ValueError(f"no {what} is {name!r}{near(name, known)}; there are: {', '.join(known)}")
-    return known.index(name)
-
-
 def _raw_columns(
     source: Any, columns: Sequence[Column], tower: str
 ) -> tuple[dict[str, Any], int, list[str]]:
     """Return the known columns that are given, the rows of all (-1 if they differ), and all names.
 
-    A source is a list of records, a dict of columns, or what offers Arrow data: tables of pyarrow,
-    pandas and polars (the Arrow PyCapsule interface), and a `datasets.Dataset`.
+    Tables are those that offer Arrow data by the PyCapsule interface, and a `datasets.Dataset`.
     """
     names = [column.name for column in columns if column.kind != HISTORY]
     if isinstance(source, list | tuple):
@@ -510,23 +459,19 @@ class Event(NamedTuple):
 class PaddedEvents:
     """Some events of each of B users, oldest first, padded on the right.
 
-    Attributes:
-        is_event: bool (B, T).
-        index: int64 (B, T), of each event in its `EventTable`; 0 beyond a row's end.
-        lengths: int64 (B,).
-        features: float32 (B, T, F); NaN where missing.
+    `index` is each event's in its `EventTable`, 0 where padded; a feature is NaN where missing.
     """
 
-    is_event: NDArray[np.bool_]
-    index: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    features: NDArray[np.float32]
+    is_event: NDArray[np.bool_]  # (B, T)
+    index: NDArray[np.int64]  # (B, T)
+    lengths: NDArray[np.int64]  # (B,)
+    features: NDArray[np.float32]  # (B, T, F)
 
     def of(self, values_R: NDArray[Any]) -> NDArray[Any]:
-        """Return one value of each event (B, T), 0 beyond a row's end."""
-        if not len(values_R):
-            return np.zeros(self.index.shape, values_R.dtype)
-        return np.where(self.is_event, values_R[self.index], np.zeros((), values_R.dtype))
+        """Return one value of each event (B, T), 0 where padded."""
+        padded_BT = np.zeros(self.index.shape, values_R.dtype)
+        padded_BT[self.is_event] = values_R[self.index[self.is_event]]
+        return padded_BT
 
 
 @dataclass(frozen=True, eq=False)
@@ -560,15 +505,9 @@ class EventTable:
     def padded(
         self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], names: Sequence[str] = ()
     ) -> PaddedEvents:
-        """Return stretches of neighbouring events, with some of their numbers as features.
+        """Return stretches of neighbouring events, by the first of each and how many.
 
-        Args:
-            starts_B: the first event of each stretch.
-            lengths_B: how many of each.
-            names: of the features: `gap`, `weight` or columns of the context.
-
-        Raises:
-            ValueError: an unknown name.
+        Their features are named `gap`, `weight` or a column of the context.
         """
         known = {"gap": self.gaps, "weight": self.weights, **self.context}
         steps_T = np.arange(lengths_B.max(initial=0))
@@ -599,13 +538,8 @@ class HistoryReader:
         {"item": {"title": "Dune", "genres": ["sci-fi"]}}     an item that is in no catalogue
 
     Where each of a record's events has a time, they are put in order of time, those of one second
-    as they are listed; otherwise they stay as they are.
-
-    Args:
-        model: both towers.
-        extractor: of the same checkpoint.
-        catalogue: of the same checkpoint.
-        items: the catalogue's embeddings (I, E) on the model's device.
+    as they are listed; otherwise they stay as they are. All parts are of one checkpoint; `items`
+    are the catalogue's embeddings (I, E) on the model's device.
     """
 
     def __init__(self, model: Any, extractor: Any, catalogue: Any, items: Tensor) -> None:
@@ -622,8 +556,7 @@ class HistoryReader:
     def seen(self, histories: Sequence[Sequence[Event]]) -> tuple[Tensor, Tensor] | None:
         """Return the rows of the histories and of the catalogue's items that are in them.
 
-        Of events as the model reads them, for `TwoTowerNetwork.scores`; None where it has no bias
-        for them.
+        For the model's `scores`; None where it has no bias for them.
         """
         if self.column is None or self._model.repeat_bias is None:
             return None
@@ -639,9 +572,7 @@ class HistoryReader:
     ) -> dict[str, Tensor]:
         """Return `user_history` and what belongs to it; nothing where the model has no history.
 
-        Args:
-            histories: the events of each user, in order.
-            max_length: the newest events of a user to read; by default the column's, 0 for all.
+        Only the newest events of each user are read: by default as the column says, 0 is all.
         """
         if self.column is None:
             return {}
@@ -718,12 +649,10 @@ def _event(given: Any, context: Sequence[str], name: str, row: int) -> Event:
             raise ValueError("no item")
         rule = "an event's time must be UTC seconds or an ISO text, its weight a number"
         time, weight = seconds_of(values.get("time")), number_of(values.get("weight"))
-        numbers = {}
-        for column in context:
-            rule = f"an event's {column!r:.40} must be a finite number, or None if not known"
-            numbers[column] = number_of(values.get(column))
-            if abs(numbers[column]) > LARGEST_CONTEXT:
-                raise ValueError("too large")
+        rule = f"an event's {' and '.join(context)} must be finite numbers, or None if not known"
+        numbers = {column: number_of(values.get(column)) for column in context}
+        if any(abs(number) > LARGEST_CONTEXT for number in numbers.values()):
+            raise ValueError("too large")
     except (TypeError, ValueError, ArithmeticError):
         raise WrongValueError(name, row, given, rule=rule) from None
     return Event(item, time, weight, numbers)

@@ -1,12 +1,20 @@
 """Recipes: YAML sets defaults, flags override, nothing unknown or of a wrong type passes."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
 
 from ftmamba.flags import list_options, load_recipe, make_parser
-from ftmamba.recipe import Recipe, choose_variant, read_recipe, recipe_from_dict, shipped_names
+from ftmamba.recipe import (
+    LossRecipe,
+    Recipe,
+    choose_variant,
+    read_recipe,
+    recipe_from_dict,
+    shipped_names,
+)
 
 NAMED = ["--data", "movielens-100k"]
 
@@ -235,3 +243,76 @@ def test_how_to_push_is_read():
     recipe = load_recipe([*NAMED, *HUB, *argv, "--hub_training_state", "--hub_catalogue", "false"])
     assert (recipe.hub_strategy, recipe.hub_private) == ("checkpoint", True)
     assert (recipe.hub_training_state, recipe.hub_catalogue) == (True, False)
+
+
+FIRST_RELEASE = Path(__file__).parent / "first_release_recipes"
+
+
+@pytest.mark.parametrize("split", [None, "random"])
+@pytest.mark.parametrize("name", ["amazon-beauty", "ml-1m", "movielens-100k"])
+def test_a_shipped_recipe_of_the_first_release_reads_as_the_one_of_today(name, split):
+    old, new = (
+        recipe_from_dict(choose_variant(read_recipe(one), split))
+        for one in (FIRST_RELEASE / f"{name}.yaml", name)
+    )
+    assert old == new
+    assert old.training.loss.name in ("full_softmax", "full_mse")
+
+
+def test_a_recipe_that_the_first_release_wrote_keeps_what_its_loss_read():
+    """It wrote every option with its default, whether the loss read it or not."""
+    written = {
+        "n_negatives": 4, "negatives": "uniform", "gbce_t": 0.5, "label_smoothing": 0.3,
+        "mask_history": False, "log_q": False, "mask_known_positives": False, "n_sampled_items": 0,
+        "user_weight_exponent": 0.0, "positive_weight": 5.0, "embedding_l2": 1.0, "batch_size": 7,
+    }  # fmt: skip
+    expected = {
+        "in_batch": {"log_q": False},
+        "gbce": {"t": 0.5},
+        "full_mse": {"time_buckets": 1},
+        "full_softmax": {"time_buckets": 1},
+    }
+    schema = {"items": {"key": "item", "popularity_days": [7]}}
+    for name, options in expected.items():
+        values = {"training": {"loss": name, **written}, "schema": schema}
+        training = recipe_from_dict(values).training
+        assert training.loss == LossRecipe(name, **options)
+        assert training.batch_size == 7
+    sequences = {"loss": "full_softmax", "sequences": "every", **written}
+    assert recipe_from_dict({"training": sequences}).training.loss.label_smoothing == 0.3
+    rivals = {"X": {"preset": "mlp-small", "training": {"loss": "gbce", "gbce_t": 0.5}}}
+    upgraded = recipe_from_dict({"evaluation": {"rivals": rivals}}).evaluation.rivals
+    assert upgraded["X"]["training"] == {"loss": {"name": "gbce", "t": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("argv", "loss"),
+    [
+        (["--loss", "gbce", "--loss.t", "0.5"], LossRecipe("gbce", t=0.5)),
+        (["--training.loss.t=0.5", "--training.loss", "gbce"], LossRecipe("gbce", t=0.5)),
+        (["--loss", "bce", "--n_negatives", "9"], LossRecipe("bce", n_negatives=9)),
+        (["--label_smoothing", "0.1"], LossRecipe("full_softmax", label_smoothing=0.1)),
+        (["--loss.log_q", "false", "--loss", "in_batch"], LossRecipe("in_batch", log_q=False)),
+    ],
+)
+def test_another_loss_replaces_the_options_of_the_former(argv, loss, recipe_file):
+    file = recipe_file("training: {loss: {name: full_softmax, label_smoothing: 0.3}}")
+    assert load_recipe([*file, *argv]).training.loss == loss
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"name": "mse", "t": 0.75}, r"training.loss.t is not read by the loss 'mse'.*one of gbce"),
+        ({"name": "full_softmax", "log_q": True}, "log_q is not read by the loss 'full_softmax'"),
+        ({"label_smoothing": 0.1}, "label_smoothing is not read by the loss 'in_batch'"),
+        ({"name": "mse", "mask_history": True, "mask_known_positives": True}, "keep one of the"),
+        (
+            {"name": "full_softmax", "label_smoothing": 0.1, "n_sampled_items": 5},
+            "label_smoothing spreads labels over all items",
+        ),
+    ],
+)
+def test_an_option_that_has_no_effect_is_refused_by_name(loss, message):
+    with pytest.raises(ValueError, match=message):
+        recipe_from_dict({"training": {"loss": loss}})

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,9 +163,9 @@ class Objective(nn.Module):
         inputs = prepared.inputs | self._items(batch, prepared.step, batch.targets)
         queries_MD, _ = self.embed(to_device(inputs, self.model.device))
         bad_M = (~queries_MD.isfinite().all(1)).cpu()
-        users, word = batch.user_ids[batch.windows], "not" if bool(bad_M.any()) else "all"
-        users = (users[bad_M] if word == "not" else users).unique()
-        return f"the embeddings of {shown(users, 'user row')} are {word} finite"
+        users_M, word = batch.user_ids[batch.windows], "not" if bool(bad_M.any()) else "all"
+        users = np.unique(users_M[bad_M] if word == "not" else users_M)
+        return f"the embeddings of {shown(torch.from_numpy(users), 'user row')} are {word} finite"
 
     def _loss_by_groups(self, queries_MD: Tensor, items_RD: Tensor, inputs: Inputs) -> Tensor:
         if "candidates" not in inputs:
@@ -230,7 +231,7 @@ class Objective(nn.Module):
             return batch
         kept = batch.slots > 0
         names = ("windows", "slots", "targets", "times", "rows")
-        values = {name: getattr(batch, name) for name in names}
+        values: dict[str, Any] = {name: getattr(batch, name) for name in names}
         return replace(batch, **{k: None if v is None else v[kept] for k, v in values.items()})
 
     def _users(self, batch: Batch) -> Inputs:
@@ -370,11 +371,11 @@ class Objective(nn.Module):
             all_times = [np.ravel(times) for _, times in wanted.values() if times is not None]
             moments, moment = np.unique(np.concatenate(all_times), return_inverse=True)
             pairs, index = np.unique(all_ids * len(moments) + moment, return_inverse=True)
-            ids, times = pairs // len(moments), moments[pairs % len(moments)]
-            popularity = torch.from_numpy(self.data.popularity_at(ids, times))
-            inputs = self.data.gather_items(torch.from_numpy(ids), popularity)
+            item_ids, times = pairs // len(moments), moments[pairs % len(moments)]
+            popularity = torch.from_numpy(self.data.popularity_at(item_ids, times))
+            inputs = self.data.gather_items(torch.from_numpy(item_ids), popularity)
         sizes = [ids.numel() for ids, _ in wanted.values()]
-        parts = torch.from_numpy(index).split(sizes)
+        parts = torch.split(torch.from_numpy(index), sizes)
         for (name, (ids, _)), part in zip(wanted.items(), parts, strict=True):
             inputs[name] = part.view(ids.shape)
         return inputs

@@ -37,84 +37,59 @@ def masked_pairs(n_users, n_items, n_each, seed=0):
     return rows, generator.integers(0, n_items, len(rows))
 
 
-def check(users, items, k, masked=NOTHING, *, sure=None):
+def share_sure(users, items, k, masked=NOTHING):
     """Compare where the search is sure; return the share of these users."""
     found, is_sure = top_items(users, items, k, masked)
     expected = slow_top_items(users, items, k, masked)
     np.testing.assert_array_equal(found[is_sure], expected[is_sure])
-    if sure is not None:
-        assert is_sure.all() == sure
     return is_sure.mean()
 
 
-@pytest.mark.parametrize("n_items", [128, 129, 255, 256, 1000, 1024, 1031])
+@pytest.mark.parametrize("n_items", [128, 129, 256, 1000, 1024, 1031])
 @pytest.mark.parametrize("k", [1, 3, 8, 9, 30])
 def test_random_embeddings_with_masked_items(n_items, k):
     users, items = torch.randn(65, 48), torch.randn(n_items, 48)
-    check(users, items, k, sure=True)
-    assert check(users, items, k, masked_pairs(65, n_items, 20)) == 1
+    assert share_sure(users, items, k) == 1
+    assert share_sure(users, items, k, masked_pairs(65, n_items, 20)) == 1
 
 
-def test_masked_items_are_the_best_ones():
+def test_the_best_items_are_masked():
     users, items = torch.randn(20, 16), torch.randn(700, 16)
     best = slow_top_items(users, items, 60)
-    masked = (np.repeat(np.arange(20), 60), best.reshape(-1))
-    assert check(users, items, 5, masked, sure=True) == 1
+    assert share_sure(users, items, 5, (np.repeat(np.arange(20), 60), best.reshape(-1))) == 1
 
 
-@pytest.mark.parametrize("order", ["rising", "falling"])
-def test_items_sorted_by_how_good_they_are(order):
-    lengths = torch.linspace(0.1, 9, 1024)
+@pytest.mark.parametrize(("first", "last"), [(0.1, 9), (9, 0.1)])
+def test_items_sorted_by_score(first, last):
+    lengths = torch.linspace(first, last, 1024)
     items = torch.nn.functional.normalize(torch.randn(1024, 16).abs()) * lengths[:, None]
-    items = items if order == "rising" else items.flip(0)
-    assert check(torch.rand(30, 16), items, 4, masked_pairs(30, 1024, 9), sure=True) == 1
+    assert share_sure(torch.rand(30, 16), items, 4, masked_pairs(30, 1024, 9)) == 1
 
 
 @pytest.mark.parametrize("n_copies", [2, 5, 40])
 def test_equal_items_are_ordered_by_their_ids(n_copies):
     items = torch.randn(1024 // n_copies, 16).repeat(n_copies, 1)
     items = items[torch.randperm(len(items))]
-    assert check(torch.randn(40, 16), items, 4, masked_pairs(40, len(items), 6)) > 0.9
+    assert share_sure(torch.randn(40, 16), items, 4, masked_pairs(40, len(items), 6)) > 0.9
 
 
-def test_scores_nearer_than_rounding_are_ordered_exactly():
-    """Items differ by less than float32 sums of 64 terms can tell."""
-    direction = torch.nn.functional.normalize(torch.randn(64), dim=0)
-    items = direction + 1e-7 * torch.randn(900, 64)
-    users = direction.expand(12, 64) + 1e-3 * torch.randn(12, 64)
-    exact, rough = slow_top_items(users, items, 5), top_k(users @ items.T, 5)[1].numpy()
-    assert (exact != rough).any()
-    found, is_sure = top_items(users, items, 5)
-    np.testing.assert_array_equal(found[is_sure], exact[is_sure])
-
-
-def test_scores_of_few_candidates_nearer_than_rounding_are_told_apart():
+def test_candidates_nearer_than_rounding_are_ordered_exactly():
     items = torch.randn(900, 64)
     items[::100] = 2 * torch.nn.functional.normalize(torch.ones(64), dim=0) * 8
     items[::100] += 1e-6 * torch.randn(9, 64)
     users = torch.ones(12, 64) + 1e-2 * torch.randn(12, 64)
     exact, rough = slow_top_items(users, items, 6), top_k(users @ items.T, 6)[1].numpy()
     assert (exact != rough).any()
-    assert check(users, items, 6, sure=True) == 1
+    assert share_sure(users, items, 6) == 1
 
 
-def test_items_that_are_all_equal_are_left_to_the_slow_way():
-    items = torch.randn(1, 16).expand(1000, 16).contiguous()
-    assert check(torch.randn(9, 16), items, 4) == 0
-
-
-def test_a_user_of_zeros_is_left_to_the_slow_way_and_no_other():
-    users = torch.randn(9, 16)
+def test_users_with_too_many_equal_scores_are_left_to_the_slow_way_and_no_others():
+    users, items = torch.randn(9, 16), torch.randn(1000, 16)
     users[4] = 0
-    _, is_sure = top_items(users, torch.randn(1000, 16), 4)
-    assert is_sure.tolist() == [row != 4 for row in range(9)]
-
-
-def test_a_user_with_fewer_items_left_than_places_is_left_to_the_slow_way():
-    users, items = torch.randn(3, 16), torch.randn(300, 16)
-    masked = (np.full(297, 1), np.arange(297))
-    _, is_sure = top_items(users, items, 8, masked)
-    assert is_sure.tolist() == [True, False, True]
+    masked = (np.full(997, 7), np.arange(997))  # of user 7 three items are left
+    _, is_sure = top_items(users, items, 4, masked)
+    assert is_sure.tolist() == [row not in (4, 7) for row in range(9)]
+    assert share_sure(users, items[:1].expand(1000, 16).contiguous(), 4) == 0
 
 
 @pytest.mark.parametrize("spoiled", [torch.inf, torch.nan, 3e38])
@@ -128,10 +103,10 @@ def test_numbers_that_are_not_finite_or_too_large_are_left_to_the_slow_way(spoil
     assert not is_sure.any()
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1e3, 1e12])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e12])
 def test_the_scale_of_the_numbers_does_not_matter(scale):
     items = torch.randn(500, 16) * scale
-    check(torch.randn(20, 16), items, 4, masked_pairs(20, 500, 5), sure=True)
+    assert share_sure(torch.randn(20, 16), items, 4, masked_pairs(20, 500, 5)) == 1
 
 
 def test_a_matrix_product_of_less_precision_is_noticed(monkeypatch):
@@ -141,7 +116,7 @@ def test_a_matrix_product_of_less_precision_is_noticed(monkeypatch):
         return out.copy_(product(users.bfloat16(), items.bfloat16()))
 
     monkeypatch.setattr(torch, "mm", half)
-    assert check(torch.randn(20, 16), torch.randn(600, 16), 4) == 0
+    assert share_sure(torch.randn(20, 16), torch.randn(600, 16), 4) == 0
 
 
 @pytest.mark.parametrize("width", [1, 3, 64, 500])
@@ -163,22 +138,21 @@ def test_hardly_any_item_is_scored_exactly(monkeypatch):
         return product(users, items)
 
     monkeypatch.setattr(torch, "bmm", counted)
-    check(torch.randn(100, 32), torch.randn(4000, 32), 5, sure=True)
+    assert share_sure(torch.randn(100, 32), torch.randn(4000, 32), 5) == 1
     assert counts[0] < 100 * 5 * 8
 
 
 class AllScores:
-    """The same scores, without the fast way."""
+    """The same scores, without the fast search."""
 
     def __init__(self, scorer):
         self.scores = scorer.scores
 
 
-def evaluation_case(n_users=60, n_items=700, spoil=None):
+def evaluation_case(n_users=60, n_items=700, spoil=lambda _users, _items: None):
     generator = np.random.default_rng(1)
     users, items = torch.randn(n_users, 24), torch.randn(n_items, 24)
-    if spoil is not None:
-        spoil(users, items)
+    spoil(users, items)
 
     def draw(n):
         user_ids, item_ids = generator.integers(0, n_users, n), generator.integers(0, n_items, n)
@@ -189,7 +163,7 @@ def evaluation_case(n_users=60, n_items=700, spoil=None):
 
 @pytest.mark.parametrize("users_per_block", [None, 1, 7, 1000])
 @pytest.mark.parametrize("mask_seen", [True, False])
-def test_an_evaluation_is_the_same_by_either_way(users_per_block, mask_seen):
+def test_an_evaluation_is_the_same_either_way(users_per_block, mask_seen, monkeypatch):
     def spoil(users, items):
         users[::9] = 0  # these tie everywhere
         items[::5] = items[3]
@@ -198,51 +172,36 @@ def test_an_evaluation_is_the_same_by_either_way(users_per_block, mask_seen):
     protocol = Protocol(k=(1, 5), mask_seen=mask_seen)
     options = {"test": test, "seen": seen, "protocol": protocol}
     assert scorer.can_search(5)
-    fast = evaluate(scorer, users_per_block=users_per_block, **options)
     slow = evaluate(AllScores(scorer), **options)
+    asked = []
+    scores = EmbeddingScorer.scores
+    monkeypatch.setattr(
+        EmbeddingScorer, "scores", lambda self, ids: asked.extend(ids.tolist()) or scores(self, ids)
+    )
+    fast = evaluate(scorer, users_per_block=users_per_block, **options)
+    assert {0, 9, 18} <= set(asked)
+    assert len(set(asked)) == len(asked) < 20
     np.testing.assert_array_equal(fast.recommended, slow.recommended)
     for name, values in slow.per_user.items():
         np.testing.assert_array_equal(fast.per_user[name], values)
 
 
-def test_an_evaluation_asks_for_all_scores_only_where_it_must(monkeypatch):
-    def spoil(users, items):
-        users[4] = 0
-
-    scorer, test, seen = evaluation_case(spoil=spoil)
-    asked = []
-    scores = EmbeddingScorer.scores
-    monkeypatch.setattr(
-        EmbeddingScorer, "scores", lambda self, ids: asked.append(ids.tolist()) or scores(self, ids)
-    )
-    evaluate(scorer, test=test, seen=seen, protocol=Protocol(k=(5,)))
-    assert asked == [[4]]
-
-
-def test_a_user_who_took_nearly_everything_gets_the_rest():
+def test_a_user_who_has_seen_nearly_everything_gets_the_rest():
     scorer, test, _ = evaluation_case()
-    users = np.repeat(np.arange(60), 698)
-    items = np.tile(np.arange(698), 60)
+    users, items = np.repeat(np.arange(60), 698), np.tile(np.arange(698), 60)
     seen = Interactions(users, items, None, None, 60, 700)
     evaluation = evaluate(scorer, test=test, seen=seen, protocol=Protocol(k=(5,)))
     assert all(set(row[:2]) == {698, 699} for row in evaluation.recommended.tolist())
     assert (evaluation.recommended[:, 2:] == -1).all()
 
 
-def test_a_user_without_an_embedding_is_named():
-    def spoil(users, items):
-        users[9] = torch.nan
-
-    scorer, test, seen = evaluation_case(spoil=spoil)
+def test_embeddings_that_are_nan_or_of_another_catalogue_are_refused():
+    scorer, test, seen = evaluation_case(spoil=lambda users, _: users[9].fill_(torch.nan))
+    options = {"test": test, "seen": seen, "protocol": Protocol(k=(5,))}
     with pytest.raises(ValueError, match=r"gave NaN for .* first for user 9 and item 0"):
-        evaluate(scorer, test=test, seen=seen, protocol=Protocol(k=(5,)))
-
-
-def test_items_of_another_catalogue_are_refused():
-    scorer, test, seen = evaluation_case()
-    other = EmbeddingScorer(scorer.users, scorer.items[:500])
+        evaluate(scorer, **options)
     with pytest.raises(ValueError, match="700 items, got shape"):
-        evaluate(other, test=test, seen=seen, protocol=Protocol(k=(5,)))
+        evaluate(EmbeddingScorer(scorer.users, scorer.items[:500]), **options)
 
 
 @pytest.mark.parametrize(
@@ -252,11 +211,10 @@ def test_items_of_another_catalogue_are_refused():
         (4095, torch.float32, 10, False),
         (4096, torch.float64, 10, False),
         (8191, torch.float32, 33, False),
-        (8192, torch.float32, 33, True),
         (8192, torch.float32, 64, True),
     ],
 )
-def test_the_fast_way_is_for_large_catalogues_and_few_places(
+def test_the_search_is_for_large_catalogues_and_short_lists(
     n_items, dtype, k, expected, monkeypatch
 ):
     monkeypatch.undo()
@@ -264,10 +222,10 @@ def test_the_fast_way_is_for_large_catalogues_and_few_places(
     assert scorer.can_search(k) == expected
 
 
-def test_one_large_catalogue_with_the_tiles_of_every_day(monkeypatch):
+def test_a_large_catalogue_with_tiles_of_the_usual_size(monkeypatch):
     monkeypatch.undo()
     assert [tile_size(k) for k in (1, 32, 33, 100)] == [2048, 2048, 4096, 8192]
     users, items = torch.randn(40, 64), torch.randn(20_001, 64)
     masked = masked_pairs(40, 20_001, 50)
     for k in (1, 10, 64, 100):
-        assert check(users, items, k, masked) == 1
+        assert share_sure(users, items, k, masked) == 1

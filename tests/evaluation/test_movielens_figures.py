@@ -40,16 +40,18 @@ def evaluated(baseline, split):
     return evaluate(fitted, test=split.test, seen=split.before_test)
 
 
-@pytest.mark.parametrize(("baseline", "expected"), RANDOM, ids=lambda x: getattr(x, "name", None))
+def named(value):
+    return getattr(value, "name", None)
+
+
+@pytest.mark.parametrize(("baseline", "expected"), RANDOM, ids=named)
 def test_random_split_of_all_ratings(movielens, baseline, expected):
     evaluation = evaluated(baseline, make_split("random", {"seed": 42}).split(movielens))
     assert len(evaluation) == 943
     assert evaluation.mean("NDCG@10") == pytest.approx(expected, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("baseline", "warm", "cold"), GLOBAL_TIME, ids=lambda x: getattr(x, "name", None)
-)
+@pytest.mark.parametrize(("baseline", "warm", "cold"), GLOBAL_TIME, ids=named)
 def test_global_time_cut_of_liked_films(movielens, baseline, warm, cold):
     liked = movielens.select(movielens.weights >= 4)
     evaluation = evaluated(baseline, make_split("global-time").split(liked))
@@ -58,9 +60,7 @@ def test_global_time_cut_of_liked_films(movielens, baseline, warm, cold):
     assert evaluation.cold.mean("NDCG@10") == pytest.approx(cold, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("baseline", "expected"), LEAVE_LAST_OUT, ids=lambda x: getattr(x, "name", None)
-)
+@pytest.mark.parametrize(("baseline", "expected"), LEAVE_LAST_OUT, ids=named)
 def test_leave_last_out_of_all_ratings(movielens, baseline, expected):
     evaluation = evaluated(baseline, make_split("leave-last-out").split(movielens))
     assert evaluation.mean("NDCG@10") == pytest.approx(expected, abs=0.003)

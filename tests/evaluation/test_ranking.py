@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,15 +11,6 @@ def slow_top_k(scores, k):
         sorted(range(len(row)), key=lambda item, row=row: (-row[item], item))[:k]
         for row in scores.tolist()
     ]
-
-
-@pytest.mark.parametrize("n_levels", [1, 2, 4, 1000])
-@pytest.mark.parametrize("k", [1, 3, 10, 37])
-def test_top_k_is_a_full_sort_by_score_then_item(n_levels, k):
-    scores = torch.randint(0, n_levels, (50, 37)).float()
-    values, ids = top_k(scores, k)
-    assert ids.tolist() == slow_top_k(scores, k)
-    assert torch.equal(values, scores.gather(1, ids))
 
 
 def test_items_of_minus_infinity_come_last():
@@ -38,10 +31,12 @@ def test_k_outside_the_catalogue_is_refused(k):
         top_k(torch.zeros(2, 5), k)
 
 
-@pytest.mark.parametrize("n_items", [352, 353, 383, 2000])
-@pytest.mark.parametrize("n_levels", [2, 40, 10**6])
-@pytest.mark.parametrize("k", [1, 4])
-def test_the_top_of_a_large_catalogue_is_a_full_sort(n_items, n_levels, k):
+@pytest.mark.parametrize(
+    ("n_items", "k"),
+    [(37, 1), (37, 10), (37, 37), *product([352, 353, 383, 2000], [1, 4])],
+)
+@pytest.mark.parametrize("n_levels", [1, 2, 40, 10**6])
+def test_top_k_is_a_full_sort_by_score_then_item(n_items, n_levels, k):
     scores = torch.randint(0, n_levels, (60, n_items)).float()
     scores[:5, : n_items - 2] = -torch.inf
     scores[5:10, -1] = n_levels

@@ -18,7 +18,7 @@ from hub_cards.space import (
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FACTS = SpaceFacts("somebody/films", COMMIT, {"age": 31, "job": 'a "doctor"'}, licence="mit")
-ALLOWED = {"torch", "transformers", "gradio", "page"} | set(sys.stdlib_module_names)
+ALLOWED = {"torch", "transformers", "gradio", "page", "ftmamba"} | set(sys.stdlib_module_names)
 
 
 def imported_by(source):
@@ -67,7 +67,8 @@ def test_the_space_asks_for_the_versions_that_the_tests_ran_with():
     pytest.importorskip("gradio")
     assert version("gradio") == GRADIO_VERSION
     lines = space_files(FACTS)["requirements.txt"].splitlines()
-    assert lines == [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers")]
+    pinned = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers")]
+    assert lines == [*pinned, "ftmamba"]
 
 
 def test_titles_and_models_bring_no_markup():

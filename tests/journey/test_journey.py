@@ -83,7 +83,9 @@ def assert_what_arrived_is_what_was_saved(hub, tmp_path):
     output = tmp_path / "runs" / "films"
     assert hub.files(MODEL)["model.safetensors"] == (output / "model.safetensors").read_bytes()
     arrived = written(hub.files(MODEL), tmp_path / "arrived")
-    assert load_checkpoint(arrived).catalogue.keys == load_checkpoint(output).catalogue.keys
+    assert list(load_checkpoint(arrived).catalogue.keys) == list(
+        load_checkpoint(output).catalogue.keys
+    )
 
 
 def code_of_the_card(hub):
@@ -114,7 +116,8 @@ def assert_page_recommends(folder, make_browser, environment, tmp_path):
         until(lambda: len(listed(browser)) == 10, "a list of ten")
         title = listed(browser)[2]
         elements(browser, "#listed .item")[2].click()
-        until(lambda: title in texts(browser, "#why h3")[0], "the third item is explained")
+        until(lambda: title in texts(browser, "#why h3")[0], "the third item is selected")
+        assert "pip install ftmamba" in texts(browser, "#why .message")[0]
 
 
 def written(files, folder):

@@ -84,60 +84,52 @@ def test_it_loads_from_the_hub_cache_at_a_revision_and_in_a_subfolder(fitted, fo
         LOAD("tester/films", **where)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 100, -1])
-def test_a_truncated_vocabulary_file_is_noticed(folder, kept):
-    path = folder / VOCABULARIES
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=f"{VOCABULARIES}' is no safetensors file .* again"):
-        LOAD(folder)
+def change_json(folder, **change):
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**values, **change}))
 
 
-def test_a_flipped_bit_is_noticed(folder):
+def cut_file(folder, name, kept):
+    (folder / name).write_bytes((folder / name).read_bytes()[:kept])
+
+
+def flip_a_bit(folder):
     content = bytearray((folder / VOCABULARIES).read_bytes())
     content[-1] ^= 1
     (folder / VOCABULARIES).write_bytes(content)
-    with pytest.raises(ValueError, match=r"do not belong together: .* download or save"):
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        *((lambda folder, kept=kept: cut_file(folder, VOCABULARIES, kept),
+           f"{VOCABULARIES} beside it is damaged .* again") for kept in (0, 5, 100, -1)),
+        (lambda folder: cut_file(folder, CONFIG, -20), f"{CONFIG}' or the .* is damaged"),
+        (flip_a_bit, "of two saves, or one was changed.; download or save"),
+        (lambda folder: change_json(folder, format_version=2), "its format_version must be 1"),
+        (lambda folder: change_json(folder, user_key=5), "user_key must be a str"),
+        (lambda folder: change_json(folder, user_columns=USER_COLUMNS[:1]), "of two saves"),
+        (lambda folder: change_json(folder, item_columns=[]), "they are of two saves"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
         LOAD(folder)
 
 
-def test_a_truncated_json_file_is_noticed(folder):
-    (folder / CONFIG).write_text((folder / CONFIG).read_text()[:-20])
-    with pytest.raises(ValueError, match=f"{CONFIG}' is damaged"):
-        LOAD(folder)
-
-
-def test_files_of_two_saves_are_noticed(folder, other, tmp_path):
+def test_files_of_two_saves_and_an_absent_one_are_named(folder, other, tmp_path):
     other.save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / VOCABULARIES, folder)
-    with pytest.raises(ValueError, match="do not belong together: they are of two saves"):
+    with pytest.raises(ValueError, match="they are of two saves"):
         LOAD(folder)
-
-
-def test_an_absent_vocabulary_file_is_named(folder):
     (folder / VOCABULARIES).unlink()
     with pytest.raises(FileNotFoundError, match=f"has no {VOCABULARIES}; download or save"):
         LOAD(folder)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format_version": 2}, "its format_version must be 1"),
-        ({"user_key": 5}, "user_key must be a str"),
-        ({"user_columns": USER_COLUMNS[:1]}, "do not belong together: .* or one was changed"),
-        ({"item_columns": []}, "do not belong together: .* or one was changed"),
-    ],
-)
-def test_a_changed_json_file_is_refused(folder, change, message):
-    values = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**values, **change}))
-    with pytest.raises(ValueError, match=message):
-        LOAD(folder)
-
-
 def test_unknown_keys_of_the_json_file_stop_no_load(fitted, folder):
-    values = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**values, "note": "a person's"}))
+    change_json(folder, note="a person's")
     assert_bitwise_equal(encoded(LOAD(folder)), encoded(fitted))
 
 

@@ -58,7 +58,9 @@ def test_what_is_pushed_can_be_loaded(own_hub, folder, tmp_path):
     arrived.mkdir()
     for path, content in own_hub.files(REPO).items():
         (arrived / path).write_bytes(content)
-    assert load_checkpoint(arrived).catalogue.keys == load_checkpoint(folder).catalogue.keys
+    assert list(load_checkpoint(arrived).catalogue.keys) == list(
+        load_checkpoint(folder).catalogue.keys
+    )
 
 
 def test_the_catalogue_can_be_left_out_and_then_goes_from_the_hub(own_hub, folder):

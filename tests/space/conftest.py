@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 SERVE = Path(__file__).parent / "serve.py"
 PAGE_IS_UP_SECONDS = 120
+PROJECT = ("ftmamba", "modeling_ftmamba", "hub_cards", "train_accelerate")
 N_ITEMS = 40
 
 HOSTILE_TITLES = [
@@ -101,12 +102,15 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, log: Path, **variables: str) -> Iterator[Served]:
+def served(
+    folder: Path, log: Path, *, without: Sequence[str] = PROJECT, **variables: str
+) -> Iterator[Served]:
     """Serve a Space's folder on a free port of 127.0.0.1 until the block ends.
 
     Args:
         folder: as `write_space` leaves it.
         log: file for what the process prints.
+        without: packages that the process does not find.
         variables: of the process's environment; by default it asks no Hub.
     """
     with socket.socket() as found:
@@ -125,7 +129,7 @@ def served(folder: Path, log: Path, **variables: str) -> Iterator[Served]:
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, str(SERVE), str(folder)],
+            [sys.executable, str(SERVE), str(folder), *without],
             cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
@@ -153,11 +157,12 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 @pytest.fixture(scope="session")
 def page(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The page of the hostile recommender."""
+    """The page of the hostile recommender, with explanations: `ftmamba` is installed."""
     pytest.importorskip("gradio", reason="needs the extra 'space'")
     folder = tmp_path_factory.mktemp("spaces") / "demo"
     write_space(folder, SpaceFacts(str(model_folder), example=EXAMPLE))
-    with served(folder, folder.parent / "page.log") as running:
+    without = PROJECT[2:]
+    with served(folder, folder.parent / "page.log", without=without) as running:
         yield running
 
 

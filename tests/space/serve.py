@@ -1,6 +1,6 @@
 """Serve a Space's folder where this project is not installed: what the Space's machine would do.
 
-python serve.py folder
+python serve.py folder [package ...]      # packages that are not to be found
 
 Run by path, never imported.
 """
@@ -11,7 +11,7 @@ from importlib.abc import MetaPathFinder
 from itertools import chain
 from pathlib import Path
 
-BLOCKED = {"ftmamba", "modeling_ftmamba", "hub_cards", "train_accelerate", "datasets", "accelerate"}
+BLOCKED = set(sys.argv[2:])
 
 
 class OnlyWhatIsLeft(MetaPathFinder):
