@@ -13,18 +13,31 @@ Shapes: N coalitions, C columns of a tower, S slots of a tensor or indices in an
 numbers of columns that have come, E embedding, P orders, G groups of orders.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from math import comb
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.checks import check_item_records
 from modeling_ftmamba.catalogue import Catalogue
-from modeling_ftmamba.configuration_ftmamba import columns_of_tensor, history_of
+from modeling_ftmamba.configuration_ftmamba import (
+    HISTORY,
+    MISSING_ID,
+    N_SPECIAL_IDS,
+    PADDING_ID,
+    TENSOR_OF_KIND,
+    columns_of_tensor,
+    history_of,
+)
+from modeling_ftmamba.encoders import CategoryEncoder, NumericEncoder, TimestampEncoder
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
 TOWERS = ("user", "item")
@@ -202,7 +215,7 @@ def explain(
             temperature=float(model.temperature),
         )
     user_C, score, column = found.user.clone(), found.score, history_of(users)
-    user_values = extractor.describe("user", user)
+    user_values = values_in_words(extractor, "user", user)
     if column is not None:
         n_events = int(history["user_history_lengths"][0])
         user_values[column.name] = f"{n_events} event{'' if n_events == 1 else 's'}"
@@ -219,9 +232,64 @@ def explain(
         user=dict(zip((one.name for one in users), user_C.tolist(), strict=True)),
         item=dict(zip((one.name for one in items), found.item.tolist(), strict=True)),
         user_values=user_values,
-        item_values=extractor.describe("item", item),
+        item_values=values_in_words(extractor, "item", item),
         standard_error=found.standard_error,
     )
+
+
+def values_in_words(extractor: Any, tower: str, inputs: Inputs) -> dict[str, str]:
+    """Return in words what the model reads in each column of one encoded record.
+
+    Args:
+        extractor: fitted.
+        tower: `user` or `item`.
+        inputs: the record's tensors, as the extractor names them.
+    """
+    first = dict.fromkeys(TENSOR_OF_KIND.values(), 0)
+    found = {}
+    for column in extractor.columns(tower):
+        if column.kind == HISTORY:
+            continue
+        tensor = TENSOR_OF_KIND[column.kind]
+        slots = inputs[f"{tower}_{tensor}"][0, first[tensor] : first[tensor] + column.width].numpy()
+        first[tensor] += column.width
+        encoder = extractor.encoder(tower, column.name)
+        if isinstance(encoder, CategoryEncoder):
+            known = [_category(encoder, int(one)) for one in slots if one != PADDING_ID]
+            found[column.name] = ", ".join(known) or "none"
+        elif np.isnan(slots).any():
+            found[column.name] = "missing"
+        elif isinstance(encoder, NumericEncoder):
+            found[column.name] = _number(encoder, float(slots[0]))
+        elif isinstance(encoder, TimestampEncoder):
+            seconds = _unscaled(float(slots[0]), encoder.line)
+            time = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+            found[column.name] = time.strftime("%Y-%m-%d")
+        else:
+            found[column.name] = f"a vector of {len(slots)}"
+    return found
+
+
+def _category(encoder: CategoryEncoder, one: int) -> str:
+    if one < N_SPECIAL_IDS:
+        return "missing" if one == MISSING_ID else "never seen in training"
+    is_known = one < encoder.first_bucket
+    return encoder.texts[one - N_SPECIAL_IDS] if is_known else "rare"
+
+
+def _number(encoder: NumericEncoder, scaled: float) -> str:
+    if encoder.table.ndim == 2:
+        number = float(np.interp(scaled, encoder.table[1], encoder.table[0]))
+    else:
+        number = _unscaled(scaled, encoder.table)
+    if days := encoder.column.popularity_days:
+        return f"{round(math.expm1(number))} in {days} day{'' if days == 1 else 's'}"
+    return f"{number:.6g}"
+
+
+def _unscaled(scaled: float, mean_and_slope: NDArray[np.float64]) -> float:
+    mean, slope = map(float, mean_and_slope)
+    return scaled / slope + mean if slope else mean
 
 
 def _coalitions(

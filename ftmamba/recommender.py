@@ -153,16 +153,19 @@ class Recommender:
     @torch.inference_mode()
     def user_embedding(self, record: Record) -> NDArray[np.float32]:
         """Return the embedding (E,) of a raw record."""
-        users_UE = self._embed([record], self._history.events([record]))
-        embedding: NDArray[np.float32] = users_UE[0].cpu().numpy()
+        inputs = self._inputs([record], self._history.events([record]))
+        users_UE = _finite(self._model.get_user_embeddings(**inputs))
+        embedding: NDArray[np.float32] = users_UE[0].to(self._items_IE.dtype).cpu().numpy()
         return embedding
 
     @torch.inference_mode()
     def score(self, record: Record, item_key: str) -> float:
         """Return the score of one item for a raw record."""
         row = self._catalogue.row(item_key)
-        scores_UI = self._scores([record], self._history.events([record]))
-        return float(scores_UI[0, row])
+        events = self._history.events([record])
+        users_UE = _finite(self._model.get_user_embeddings(**self._inputs([record], events)))
+        users_UE, seen = users_UE.to(self._items_IE.dtype), self._history.seen(events)
+        return float(self._model.scores(users_UE, self._items_IE, seen)[0, row])
 
     def explain(self, user: Record | str, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
@@ -204,41 +207,29 @@ class Recommender:
         size = max(1, min(_USERS_AT_ONCE, _SCORES_AT_ONCE // len(self._catalogue)))
         ranked: list[list[Recommendation]] = []
         for start in range(0, n_users, size):
+            rows = rows_U[start : start + size]
             if users is None:
-                block = list((records or ())[start : start + size])
-                scores_UI = self._scores(block, self._history.events(block))
+                block: Any = list((records or ())[start : start + size])
+                events = self._history.events(block)
             else:
-                rows = rows_U[start : start + size]
-                has_history = self._history.column is not None
-                events = [users.events(row) if has_history else [] for row in rows]
-                scores_UI = self._scores(users.records.take(rows), events)
-                if exclude_seen:
-                    index, item_ids = users.seen.pairs(rows)
-                    scores_UI[torch.from_numpy(index), torch.from_numpy(item_ids)] = -torch.inf
+                block = users.records.take(rows)
+                reads_history = self._history.column is not None
+                events = [users.events(row) if reads_history else [] for row in rows]
+            embeds = self._model.get_user_embeddings(**self._inputs(block, events))
+            users_UE, seen = _finite(embeds).to(self._items_IE.dtype), self._history.seen(events)
+            scores_UI = self._model.scores(users_UE, self._items_IE, seen)
+            if users is not None and exclude_seen:
+                index, item_ids = users.seen.pairs(rows)
+                scores_UI[torch.from_numpy(index), torch.from_numpy(item_ids)] = -torch.inf
             scores_UI[:, excluded] = -torch.inf
             ranked += self._best(scores_UI, k)
         return ranked
 
-    def _embed(
+    def _inputs(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         inputs = {**self._extractor(users=users), **self._history.of_events(events)}
-        inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
-        users_UE: Tensor = self._model.get_user_embeddings(**inputs).to(self._items_IE.dtype)
-        if not users_UE.isfinite().all():
-            row = int((~users_UE.isfinite().all(1)).nonzero()[0])
-            raise ValueError(
-                f"the embedding of user record {row} is not finite; its columns hold values too "
-                "large for the model, or the weights are damaged"
-            )
-        return users_UE
-
-    def _scores(
-        self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]
-    ) -> Tensor:
-        users_UE = self._embed(users, events)
-        scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, self._history.seen(events))
-        return scores_UI
+        return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
 
     def _best(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:
         scores_UK, ids_UK = (tensor.cpu() for tensor in top_k(scores_UI, k))
@@ -257,6 +248,16 @@ class Recommender:
                 f"that trained it); give record={{...}} with any of: {columns}"
             )
         return self._users
+
+
+def _finite(users_UE: Tensor) -> Tensor:
+    if not users_UE.isfinite().all():
+        row = int((~users_UE.isfinite().all(1)).nonzero()[0])
+        raise ValueError(
+            f"the embedding of user record {row} is not finite; its columns hold values too large "
+            "for the model, or the weights are damaged"
+        )
+    return users_UE
 
 
 def _check_k(k: int, most: int) -> None:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -340,9 +340,6 @@ class ColumnEncoder(ABC):
     def encode(self, values: Any) -> NDArray[Any]: ...
 
     @abstractmethod
-    def words(self, slots: NDArray[np.generic]) -> str: ...
-
-    @abstractmethod
     def _fits(self) -> bool: ...
 
 
@@ -400,27 +397,11 @@ class NumericEncoder(ColumnEncoder):
             raise WrongValueError(self.name, row, float(numbers_R[row]), rule=rule)
         return scaled_R[:, None]
 
-    def words(self, slots: NDArray[np.generic]) -> str:
-        if np.isnan(slots[0]):
-            return "missing"
-        if self.table.ndim == 2:
-            number = float(np.interp(slots[0], self.table[1], self.table[0]))
-        else:
-            number = _unscaled(float(slots[0]), self.table)
-        if days := self.column.popularity_days:
-            return f"{round(math.expm1(number))} in {days} day{'' if days == 1 else 's'}"
-        return f"{number:.6g}"
-
     def _scaled(self, numbers_R: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.table.ndim == 1:
             mean, slope = self.table
             return (numbers_R - mean) * slope
         return np.interp(numbers_R, self.table[0], self.table[1])
-
-
-def _unscaled(scaled: float, line: NDArray[np.float64]) -> float:
-    mean, slope = line.tolist()
-    return scaled / slope + mean if slope else mean
 
 
 def _quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
@@ -482,13 +463,13 @@ class CategoryEncoder(ColumnEncoder):
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
-        self._first_bucket = N_SPECIAL_IDS + len(self.texts)
-        return self._first_bucket + self.column.hash_buckets == self.column.vocabulary_size
+        self.first_bucket = N_SPECIAL_IDS + len(self.texts)
+        return self.first_bucket + self.column.hash_buckets == self.column.vocabulary_size
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:
         ids: dict[str | None, int] = {None: MISSING_ID}
-        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self._first_bucket), strict=True))
+        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self.first_bucket), strict=True))
         return ids
 
     def encode(self, values: Any) -> NDArray[np.int64]:
@@ -505,7 +486,7 @@ class CategoryEncoder(ColumnEncoder):
         if self.column.hash_buckets:
             for index in np.flatnonzero(ids == UNSEEN_ID).tolist():
                 bucket = stable_hash(str(texts[index])) % self.column.hash_buckets
-                ids[index] = self._first_bucket + bucket
+                ids[index] = self.first_bucket + bucket
         if self.column.kind == "categorical":
             return ids[codes_R, None]
         last, ids_F = self.column.vocabulary_size, ids[codes_F]
@@ -522,15 +503,6 @@ class CategoryEncoder(ColumnEncoder):
         ids_VM[lengths_V < 0, 0] = MISSING_ID
         ids_VM[rows_F[kept_F], slots_F[kept_F]] = ids_F[kept_F]
         return ids_VM[codes_R]
-
-    def words(self, slots: NDArray[np.generic]) -> str:
-        special = {MISSING_ID: "missing", UNSEEN_ID: "never seen in training"}
-        found = []
-        for one in map(int, slots[slots != PADDING_ID]):
-            known = one < self._first_bucket
-            text = self.texts[one - N_SPECIAL_IDS] if known and one >= N_SPECIAL_IDS else "rare"
-            found.append(special.get(one, text))
-        return ", ".join(found) or "none"
 
 
 def stable_hash(text: str) -> int:
@@ -623,12 +595,6 @@ class TimestampEncoder(ColumnEncoder):
         features[missing_R] = np.nan
         return features
 
-    def words(self, slots: NDArray[np.generic]) -> str:
-        if np.isnan(slots[0]):
-            return "missing"
-        when = _EPOCH + timedelta(seconds=_unscaled(float(slots[0]), self.line))
-        return when.strftime("%Y-%m-%d")
-
 
 class VectorEncoder(ColumnEncoder):
     """W numbers a row as they are, all NaN where the vector is missing."""
@@ -661,9 +627,6 @@ class VectorEncoder(ColumnEncoder):
             rule = f"must be a vector of {width} finite numbers"
             raise WrongValueError(self.name, row, value, rule=rule)
         return vectors_RW
-
-    def words(self, slots: NDArray[np.generic]) -> str:
-        return "missing" if np.isnan(slots).any() else f"a vector of {len(slots)}"
 
 
 def _vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -38,7 +38,6 @@ from .configuration_ftmamba import (
 )  # fmt: skip
 from .encoders import (
     ENCODERS,
-    CategoryEncoder,
     ColumnEncoder,
     WrongValueError,
     is_arrow,
@@ -131,14 +130,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                 }
 
     def __repr__(self) -> str:
-        towers = []
+        text = f"{type(self).__name__}("
         for tower, columns in self._columns.items():
             kinds = [column.kind for column in columns]
             counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
-            towers.append(f"{tower}: {', '.join(counts) or 'no columns'}")
-        sizes = [c.vocabulary_size for columns in self._columns.values() for c in columns]
-        state = f"{sum(sizes):,} categories" if self._encoders else "not fitted"
-        return f"{type(self).__name__}({'; '.join(towers)}; {state})"
+            text += f"{tower}: {', '.join(counts) or 'no columns'}; "
+        size = sum(c.vocabulary_size for columns in self._columns.values() for c in columns)
+        return text + (f"{size:,} categories)" if self._encoders else "not fitted)")
 
     @property
     def user_columns(self) -> list[dict[str, Any]]:
@@ -214,46 +212,47 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             if n_rows < 0:
                 lengths = ", ".join(f"{name!r} has {len(own)}" for name, own in values.items())
                 raise ValueError(f"the {tower} columns must have one length, got: {lengths}")
-            encoders = self._fitted(tower)
             for tensor, columns in self._tensors(tower):
                 array = np.empty((n_rows, sum(c.width for c in columns)), DTYPES[tensor])
                 ends = np.cumsum([column.width for column in columns])
                 for column, end in zip(columns, ends, strict=True):
                     own = values.get(column.name, [None] * n_rows)
-                    array[:, end - column.width : end] = encoders[column.name].encode(own)
+                    array[:, end - column.width : end] = self.encoder(tower, column.name).encode(
+                        own
+                    )
                 arrays[f"{tower}_{tensor}"] = array
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return BatchFeature(arrays)
 
-    def describe(self, tower: str, inputs: Mapping[str, Any]) -> dict[str, str]:
-        """Return in words what the model reads in each column of one encoded record."""
-        found = {}
-        for tensor, columns in self._tensors(tower):
-            slots = np.asarray(inputs[f"{tower}_{tensor}"])[0]
-            ends = np.cumsum([column.width for column in columns])
-            for column, own in zip(columns, np.split(slots, ends[:-1]), strict=True):
-                found[column.name] = self._fitted(tower)[column.name].words(own)
-        return {name: found[name] for name in self._fitted(tower)}
+    def encoder(self, tower: str, name: str) -> Any:
+        """Return the fitted encoder of a column."""
+        self.columns(tower)
+        if not self._encoders:
+            raise ValueError(
+                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
+                "load a saved one with from_pretrained"
+            )
+        known = self._encoders[tower]
+        if name not in known:
+            raise ValueError(
+                f"the {tower}s have no column {name!r}{near(name, known)}; they have: "
+                f"{', '.join(known)}"
+            )
+        return known[name]
 
     def encode_numeric(self, tower: str, name: str, values: Any) -> NDArray[np.float32]:
         """Scale raw values of one numeric column, such as popularity as of another time."""
-        self.numeric_slots(tower, [name])
-        scaled_B: NDArray[np.float32] = self._fitted(tower)[name].encode(values)[:, 0]
-        return scaled_B
+        return self.encoder(tower, name).encode(values)[:, 0]
 
     def numeric_slots(self, tower: str, names: Iterable[str]) -> list[int]:
         """Return the slots of numeric columns in the tower's tensor `numeric`."""
         slots = [column.name for column in columns_of_tensor(self.columns(tower), "numeric")]
-        return [_index_of(name, slots, f"numeric column of the {tower}s") for name in names]
+        return [slots.index(name) for name in names]
 
     def known_values(self, tower: str, name: str) -> list[str]:
         """Return the texts that a `categorical` or `categories` column knows, by frequency."""
-        self.columns(tower)
-        encoders = self._fitted(tower)
-        known = {k: e.texts for k, e in encoders.items() if isinstance(e, CategoryEncoder)}
-        _index_of(name, list(known), f"column of categories of the {tower}s")
-        return list(known[name])
+        return list(self.encoder(tower, name).texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `preprocessor_config.json` holds."""
@@ -294,6 +293,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         source = str(given.parent if given.is_file() else pretrained_model_name_or_path)
         name = given.name if given.is_file() else FEATURE_EXTRACTOR_NAME
         path = _find(source, name, hub)
+        # The other files of the same commit, also if the branch moves on meanwhile.
+        hub |= {"revision": extract_commit_hash(str(path), None) or hub.get("revision")}
+        vocabularies = _find(source, VOCABULARY_NAME, hub)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             for key, kind in _JSON_TYPES.items():
@@ -301,22 +303,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                     raise ValueError(f"{key} must be a {kind.__name__}")
             if values["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"its format_version must be {FORMAT_VERSION}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r} is damaged ({error!s:.200}); {_AGAIN}") from None
-        # The other files of the same commit, also if the branch moves on meanwhile.
-        hub |= {"revision": extract_commit_hash(str(path), None) or hub.get("revision")}
-        vocabularies = _find(source, VOCABULARY_NAME, hub)
-        try:
             arrays = load_file(vocabularies)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            problem = f"is no safetensors file ({error!s:.200})"
-            raise ValueError(f"{str(vocabularies)!r} {problem}; {_AGAIN}") from None
-        columns = [values["user_columns"], values["item_columns"]]
-        if fingerprint_of(arrays, columns) != values["fingerprint"]:
-            raise ValueError(
-                f"{str(vocabularies)!r} and the {name} beside it do not belong together: they are "
-                f"of two saves, or one was changed; {_AGAIN}"
-            )
+            columns = [values["user_columns"], values["item_columns"]]
+            if fingerprint_of(arrays, columns) != values["fingerprint"]:
+                raise ValueError("they are of two saves, or one was changed")
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            files = f"{str(path)!r} or the {VOCABULARY_NAME} beside it"
+            raise ValueError(f"{files} is damaged ({error!s:.200}); {_AGAIN}") from None
         # A pipeline does not know revision and token, the extractor does.
         options = {"_raise_exceptions_for_missing_entries": False, **hub}
         catalogue = (
@@ -330,20 +323,13 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         found = [(name, columns_of_tensor(self.columns(tower), name)) for name in DTYPES]
         return [(name, columns) for name, columns in found if columns]
 
-    def _fitted(self, tower: str) -> dict[str, ColumnEncoder]:
-        if not self._encoders:
-            raise ValueError(
-                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
-                "load a saved one with from_pretrained"
-            )
-        return self._encoders[tower]
-
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {
-            f"{tower}/{name}/{part}": np.ascontiguousarray(array)
+            f"{tower}/{column.name}/{part}": np.ascontiguousarray(array)
             for tower in TOWERS
-            for name, encoder in self._fitted(tower).items()
-            for part, array in encoder.arrays.items()
+            for column in self._columns[tower]
+            if column.kind != HISTORY
+            for part, array in self.encoder(tower, column.name).arrays.items()
         }
 
 
@@ -380,12 +366,6 @@ def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
     if path is None:
         raise FileNotFoundError(f"{source!r} has no {name}; {_AGAIN}, or give another folder or id")
     return Path(path)
-
-
-def _index_of(name: str, known: list[str], what: str) -> int:
-    if name not in known:
-        raise ValueError(f"no {what} is {name!r}{near(name, known)}; there are: {', '.join(known)}")
-    return known.index(name)
 
 
 def _raw_columns(

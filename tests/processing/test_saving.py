@@ -103,13 +103,13 @@ def flip_a_bit(folder):
     ("damage", "message"),
     [
         *((lambda folder, kept=kept: cut_file(folder, VOCABULARIES, kept),
-           f"{VOCABULARIES}' is no safetensors file .* again") for kept in (0, 5, 100, -1)),
-        (lambda folder: cut_file(folder, CONFIG, -20), f"{CONFIG}' is damaged"),
-        (flip_a_bit, "do not belong together: .* download or save"),
+           f"{VOCABULARIES} beside it is damaged .* again") for kept in (0, 5, 100, -1)),
+        (lambda folder: cut_file(folder, CONFIG, -20), f"{CONFIG}' or the .* is damaged"),
+        (flip_a_bit, "of two saves, or one was changed.; download or save"),
         (lambda folder: change_json(folder, format_version=2), "its format_version must be 1"),
         (lambda folder: change_json(folder, user_key=5), "user_key must be a str"),
-        (lambda folder: change_json(folder, user_columns=USER_COLUMNS[:1]), "do not belong tog"),
-        (lambda folder: change_json(folder, item_columns=[]), "do not belong together"),
+        (lambda folder: change_json(folder, user_columns=USER_COLUMNS[:1]), "of two saves"),
+        (lambda folder: change_json(folder, item_columns=[]), "they are of two saves"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused(folder, damage, message):
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_refused(folder, damage, message):
 def test_files_of_two_saves_and_an_absent_one_are_named(folder, other, tmp_path):
     other.save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / VOCABULARIES, folder)
-    with pytest.raises(ValueError, match="do not belong together: they are of two saves"):
+    with pytest.raises(ValueError, match="they are of two saves"):
         LOAD(folder)
     (folder / VOCABULARIES).unlink()
     with pytest.raises(FileNotFoundError, match=f"has no {VOCABULARIES}; download or save"):

@@ -93,7 +93,9 @@ def is_refused(data):
     try:
         UserState.from_bytes(data, "f")
     except ValueError as error:
-        return "the bytes of a user's state" in str(error)
+        if "the bytes of a user's state" not in str(error):
+            raise
+        return True
     return False
 
 

@@ -32,7 +32,7 @@ def test_what_is_saved_is_what_is_loaded(tiny_checkpoint: Checkpoint, folder: Pa
     before, after = tiny_checkpoint.model.state_dict(), loaded.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert loaded.catalogue.keys == tiny_checkpoint.catalogue.keys
+    assert list(loaded.catalogue.keys) == list(tiny_checkpoint.catalogue.keys)
     assert loaded.catalogue.embeddings.tobytes() == tiny_checkpoint.catalogue.embeddings.tobytes()
     assert loaded.extractor.to_dict() == tiny_checkpoint.extractor.to_dict()
     assert loaded.users is not None
