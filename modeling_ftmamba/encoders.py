@@ -463,6 +463,7 @@ class CategoryEncoder(ColumnEncoder):
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
+        str(self.texts.packed.data, "utf-8", "surrogatepass")
         self.first_bucket = N_SPECIAL_IDS + len(self.texts)
         size = self.first_bucket + self.column.hash_buckets
         return size == self.column.vocabulary_size and self.column.width > 0
