@@ -89,13 +89,7 @@ class HubError(OSError):
 
 
 def hub_error(error: BaseException, action: str, tokens: Iterable[str] = ()) -> HubError:
-    """Return what an error of the Hub's client means, in words and without tokens.
-
-    Args:
-        error: what the client raised.
-        action: what failed, such as "push to 'me/films'".
-        tokens: to hide in the message.
-    """
+    """Return what an error of the Hub's client means, in words and without tokens."""
     cause = root_of(error)
     # An error keeps the whole text of the answer, of which the first lines say what is wrong.
     reason = " ".join(str(cause).split())[:500] or type(cause).__name__
@@ -224,12 +218,6 @@ def download_checkpoint(
 
     The client continues a file where a cut connection stopped it. What it gives up on, such as a
     Hub that answers 503, is tried again; a file that has arrived is not fetched twice.
-
-    Args:
-        repo_id: such as `name/repo`.
-        revision: branch, tag or commit; None for `main`.
-        token: for a private repository.
-        patterns: of the files to load.
     """
 
     def failure(error: Exception) -> HubError | None:

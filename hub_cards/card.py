@@ -53,10 +53,6 @@ ENDPOINT_ERROR = {
 def with_card(checkpoint: Checkpoint, *, folder: Path | None = None) -> Checkpoint:
     """Return the checkpoint with a new card and its learning curves (with matplotlib installed).
 
-    Args:
-        checkpoint: with its recipe and results.
-        folder: of the checkpoint; None for one that is not saved yet.
-
     Raises:
         ValueError: the checkpoint has no recipe, or its results no model's figures.
     """

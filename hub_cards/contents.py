@@ -15,12 +15,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files as package_files
 from pathlib import Path
 
-from ftmamba.checkpoint import (
-    CARD_FILE,
-    CURVES_FILE,
-    PUBLISHED_FILES,
-    REQUIREMENTS_FILE,
-)
+from ftmamba.checkpoint import CARD_FILE, CURVES_FILE, PUBLISHED_FILES, REQUIREMENTS_FILE
 from ftmamba.checks import LOCAL_FOLDER
 from ftmamba.hub import hide_tokens
 from modeling_ftmamba.catalogue import CATALOGUE_NAME

@@ -293,13 +293,7 @@ def data_terms(recipe: Recipe) -> str:
 
 
 def column_facts(tables: Mapping[str, Any], table: str, column: Mapping[str, Any]) -> ColumnFacts:
-    """Return the facts of a column.
-
-    Args:
-        tables: what `describe_tables` returns.
-        table: `users` or `items`.
-        column: `Column.to_dict` of it.
-    """
+    """Return the facts of a column."""
     facts = tables.get(table, {}).get("columns", {}).get(column["name"], {})
     quantiles = facts.get("quantiles")
     return ColumnFacts(
@@ -311,11 +305,7 @@ def column_facts(tables: Mapping[str, Any], table: str, column: Mapping[str, Any
 
 
 def code_hashes(folder: Path | None = None) -> dict[str, str]:
-    """Return the SHA-256 of each Python file that is published with a checkpoint.
-
-    Args:
-        folder: of a checkpoint; None for the code that would travel with a new one.
-    """
+    """Return the SHA-256 of each Python file that is published with a checkpoint."""
     folder = folder or Path(modeling_ftmamba.__path__[0])
     sources = {folder / name for name in CODE_ROOTS}
     for source in list(sources):
@@ -336,12 +326,7 @@ def example_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def typical_record(extractor: FTMambaFeatureExtractor, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a made-up user of the most frequent values, so that no person's record is shown.
-
-    Args:
-        extractor: fitted; its key column is left out.
-        tables: what `describe_tables` returns, for medians; numbers are left out without it.
-    """
+    """Return a made-up user of the most frequent values, so that no person's record is shown."""
     record: dict[str, Any] = {}
     columns = tables.get("users", {}).get("columns", {})
     for column in extractor.columns("user"):

@@ -60,10 +60,6 @@ def merge_card(generated: str, existing: str) -> str:
 
     A card with `UNDER_WAY` in it, as a run pushes before its end, has few sections: those that it
     lacks stay as they are.
-
-    Args:
-        generated: metadata and body, its sections between markers.
-        existing: what is there; an empty text where nothing is.
     """
     new_head, new_body = split_metadata(generated)
     old_head, old_body = split_metadata(existing.replace("\r\n", "\n"))

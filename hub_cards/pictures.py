@@ -49,11 +49,6 @@ def draw_learning_curves(
 ) -> bytes | None:
     """Return a PNG of the loss and, where there is one, the validation score by epoch.
 
-    Args:
-        history: for each epoch its `epoch`, `loss` and, where validated, `score`.
-        metric: name of the score.
-        best_epoch: marked in the picture.
-
     Returns:
         None without matplotlib, or where there is nothing to draw.
     """

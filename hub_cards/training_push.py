@@ -341,14 +341,7 @@ class TrainingPush:
 
 
 def write_state(folder: Path, saved: TrainingCheckpoint, recipe: Recipe, tables: Tables) -> None:
-    """Write a state of a run as a checkpoint that can be loaded and recommends.
-
-    Args:
-        folder: new.
-        saved: the state.
-        recipe: of the run; says whether the catalogue and what resuming needs belong to it.
-        tables: of the run.
-    """
+    """Write a state of a run as a checkpoint that can be loaded and recommends."""
     folder.mkdir(parents=True)
     extractor = saved.data.extractor
     save_network(folder, saved.model, extractor, max_shard_size=recipe.max_shard_size)

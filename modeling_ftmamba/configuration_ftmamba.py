@@ -533,7 +533,7 @@ class FTMambaTowerConfig(FTMambaArchitecture):
             return
         attention = self.mixer == "attention"
         if self.bidirectional or (attention and not self.causal_attention):
-            remedy = "set causal_attention" if attention else "set bidirectional to False"
+            remedy = "set bidirectional to False" if self.bidirectional else "set causal_attention"
             raise ValueError(
                 f"column {history.name!r}: a history needs layers that read from left to right; "
                 f"{remedy}, or remove the column"

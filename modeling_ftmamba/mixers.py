@@ -11,7 +11,7 @@ X convolved channels, J tokens that the convolution keeps (its kernel's width le
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers import initialization as init
 
 from .configuration_ftmamba import FTMambaTowerConfig
 
-Inputs, Outputs = ParamSpec("Inputs"), TypeVar("Outputs")
+Scan = TypeVar("Scan", bound=Callable[..., Any])
 # Numbers of a scan's states that are computed at a time: a few megabytes, to stay in the cache.
 _NUMBERS_AT_A_TIME = 2**20
 # Tokens of a chunk of the SSD scan: longer ones cost more pairs, shorter ones more states.
@@ -57,16 +57,15 @@ class Part(NamedTuple):
     gaps: Tensor | None = None
 
 
-def _in_wide_types(scan: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:
+def _in_wide_types(scan: Scan) -> Scan:
     """Let a scan ignore autocast, whose products would be in 16 bits."""
 
     @functools.wraps(scan)
-    def run(*inputs: Inputs.args, **more: Inputs.kwargs) -> Outputs:
-        assert isinstance(inputs[0], Tensor)
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return scan(*inputs, **more)
+    def run(u: Tensor, *inputs: Tensor | None) -> Any:
+        with torch.autocast(u.device.type, enabled=False):
+            return scan(u, *inputs)
 
-    return run
+    return cast(Scan, run)
 
 
 @_in_wide_types
@@ -117,10 +116,7 @@ def selective_scan(
     On a GPU it is the kernel of the Hub or of mamba_ssm, where Transformers finds one.
     """
     if u_BLE.is_cuda and state_BEN is None and u_BLE.dtype is not torch.float64 and u_BLE.numel():
-        common = functools.reduce(torch.promote_types, (x.dtype for x in (u_BLE, dt_BLE, B_BLN)))
-        u, dt, B, C = (x.to(common).mT.contiguous() for x in (u_BLE, dt_BLE, B_BLN, C_BLN))
-        y_BEL, state_BEN = _kernel_of_transformers()(u, dt, A_EN, B, C, return_last_state=True)
-        return y_BEL.mT.to(u_BLE.dtype), state_BEN
+        return _scan_by_kernel(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN)
     return _scan_in_parts(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
 
 
@@ -134,8 +130,8 @@ def selective_scan_last(
     never positive, so nothing overflows.
     """
     u, dt, A, B, C, _ = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BN, None)
-    decay_BLNE = torch.exp(_sum_after(dt)[:, :, None] * A.t())
-    weight_BLE = ((C[:, None] * B)[:, :, None] @ decay_BLNE)[:, :, 0]
+    decay_BLEN = torch.exp(_sum_after(dt)[..., None] * A)
+    weight_BLE = (decay_BLEN @ (C[:, None] * B)[..., None])[..., 0]
     return (weight_BLE * dt * u).sum(1).to(u_BLE.dtype)
 
 
@@ -209,8 +205,8 @@ def _widened(
 
 
 def _sum_after(dt_BLE: Tensor) -> Tensor:
-    """Return sum_{s > t} dt_s, added up from the end, so that it is zero at the last token."""
-    return dt_BLE.flip(1).cumsum(1).flip(1) - dt_BLE
+    """Return sum_{s > t} dt_s, added up from the end: a difference would lose small sums."""
+    return F.pad(dt_BLE[:, 1:].flip(1).cumsum(1).flip(1), (0, 0, 0, 1))
 
 
 def _decay(exponent: Tensor) -> Tensor:
@@ -236,19 +232,24 @@ def _scan_in_parts(
     return y_BLE.to(u_BLE.dtype), state_BEN
 
 
+def _scan_by_kernel(
+    u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor
+) -> tuple[Tensor, Tensor]:
+    common = functools.reduce(torch.promote_types, (x.dtype for x in (u_BLE, dt_BLE, B_BLN, C_BLN)))
+    u, dt, B, C = (x.to(common).mT.contiguous() for x in (u_BLE, dt_BLE, B_BLN, C_BLN))
+    kernel = _kernel_of_transformers()
+    y_BEL, state_BEN = kernel(u, dt, A_EN.float(), B, C, return_last_state=True)
+    return y_BEL.mT.to(u_BLE.dtype), state_BEN
+
+
 @functools.cache
 def _kernel_of_transformers() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return mamba_ssm's `selective_scan_fn` as Transformers finds it, or plain torch behind it."""
 
     def selective_scan_fn(
-        u_BEL: Tensor,
-        delta_BEL: Tensor,
-        A_EN: Tensor,
-        B_BNL: Tensor,
-        C_BNL: Tensor,
-        return_last_state: bool = True,  # noqa: ARG001 - of mamba_ssm's function
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor]:
-        y_BLE, state_BEN = _scan_in_parts(u_BEL.mT, delta_BEL.mT, A_EN, B_BNL.mT, C_BNL.mT, None)
+        y_BLE, state_BEN = _scan_in_parts(u.mT, delta.mT, A, B.mT, C.mT, None)
         return y_BLE.mT, state_BEN
 
     try:
@@ -344,7 +345,7 @@ def causal_conv_silu(
         window_BXO = F.pad(x_BXL, (n_kept, 0))
     else:
         window_BXO = torch.cat([kept_BXJ.to(x_BXL.dtype), x_BXL], 2)
-    y_BLX = F.silu(conv1d(window_BXO)).transpose(1, 2)
+    y_BLX = F.silu(conv1d(window_BXO)).transpose(1, 2).contiguous()
     if lengths_B is None:
         return y_BLX, window_BXO[..., x_BXL.shape[2] :]
     newest_BJ = lengths_B[:, None] + torch.arange(n_kept, device=lengths_B.device)

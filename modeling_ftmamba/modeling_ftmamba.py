@@ -188,9 +188,6 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
         user_history: Tensor | None = None,
         user_history_lengths: Tensor | None = None,
         user_event_features: Tensor | None = None,
-        user_history_places: Tensor | None = None,
-        all_positions: bool = False,
-        with_scores: bool = True,
     ) -> FTMambaTwoTowerOutput:
         """Score every given user against every given item.
 
@@ -209,9 +206,6 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
             user_history: float (U, T, E).
             user_history_lengths: int64 (U,).
             user_event_features: float (U, T, F).
-            user_history_places: int64 (U, T), in place of `user_history`: rows of the given items.
-            all_positions: embed each user as of every event, without scores and loss.
-            with_scores: whether to compute scores and loss.
 
         Returns:
             Loss (with labels), scores (U, I), embeddings of users (U, E) and of items (I, E).
@@ -220,24 +214,12 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
             item_numeric=item_numeric, item_category_ids=item_category_ids,
             item_set_ids=item_set_ids, item_dense=item_dense,
         )  # fmt: skip
-        if user_history_places is not None:
-            user_history = F.embedding(user_history_places, items_IE)
-        embed_users = self.get_user_positions if all_positions else self.get_user_embeddings
-        users_UE = embed_users(
+        users_UE = self.get_user_embeddings(
             user_numeric=user_numeric, user_category_ids=user_category_ids,
             user_set_ids=user_set_ids, user_dense=user_dense, user_history=user_history,
             user_history_lengths=user_history_lengths, user_event_features=user_event_features,
         )  # fmt: skip
-        if all_positions or not with_scores:
-            return FTMambaTwoTowerOutput(user_embeds=users_UE, item_embeds=items_IE)
-        seen = None
-        if user_history_places is not None:
-            own_UT = torch.ones_like(user_history_places, dtype=torch.bool)
-            if user_history_lengths is not None:
-                own_UT = own_UT.cumsum(1) <= user_history_lengths[:, None]
-            rows, events = own_UT.nonzero().unbind(1)
-            seen = rows, user_history_places[rows, events]
-        scores_UI = self.scores(users_UE, items_IE, seen)
+        scores_UI = self.scores(users_UE, items_IE)
         loss = None if labels is None else F.cross_entropy(scores_UI.float(), labels)
         return FTMambaTwoTowerOutput(
             loss=loss, scores=scores_UI, user_embeds=users_UE, item_embeds=items_IE

@@ -88,7 +88,7 @@ class TowerInputs:
         Raises:
             TypeError: a name is of no tensor of that tower.
         """
-        names = {f"{tower}_{field.name}": field.name for field in fields(cls)}
+        names = {f"{tower}_{name}": name for name in TENSOR_NAMES}
         for key in batch:
             if key not in names:
                 raise TypeError(
@@ -96,6 +96,9 @@ class TowerInputs:
                     f"{', '.join(names)}"
                 )
         return cls(**{names[key]: tensor for key, tensor in batch.items()})
+
+
+TENSOR_NAMES = tuple(field.name for field in fields(TowerInputs))
 
 
 class TokenRows(NamedTuple):

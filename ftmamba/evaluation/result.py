@@ -208,16 +208,10 @@ def percentiles(means_SQ: Values, level: float) -> tuple[Values, Values]:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The difference of two models' means over the same users.
+    """The difference of two models' means over the users in common, with its interval.
 
-    Attributes:
-        metric: which metric.
-        difference: mean of the first minus that of the second.
-        low: lower end of the interval of the difference.
-        high: its upper end.
-        p_value: two-sided, of the hypothesis that the difference is zero.
-        level: of the interval.
-        n_users: users in common.
+    The difference is the first model's mean minus the second's; the p-value is two-sided, of the
+    hypothesis that it is zero.
     """
 
     metric: str

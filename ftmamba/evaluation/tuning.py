@@ -1,10 +1,9 @@
 """Every baseline by its name, and the choice of its options on validation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftmamba.evaluation.baselines import (
     EASE,
@@ -65,15 +64,8 @@ def make_baseline(name: str, options: Mapping[str, Any] | None = None) -> Baseli
     return make_named("baseline", BASELINES, name, options or {})
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """The outcome of a search.
-
-    Attributes:
-        best: the candidate of the highest score, the first of equals.
-        score: its metric on validation.
-        scores: of every candidate, in the order given.
-    """
+class Tuned(NamedTuple):
+    """The first of the best candidates, its metric on validation, and those of all candidates."""
 
     best: Baseline
     score: float

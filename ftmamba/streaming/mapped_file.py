@@ -12,9 +12,9 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
+from typing import NamedTuple
 from zlib import crc32
 
 from ftmamba.streaming.stores import (
@@ -42,19 +42,11 @@ _ALIGNED = 64
 _FEWEST_SLOTS = 16
 
 
-@dataclass(frozen=True)
-class _Half:
-    """The head of one half of a slot.
+class _Half(NamedTuple):
+    """The head of one half of a slot, which starts at a byte of the file.
 
-    Attributes:
-        start: index of its first byte in the file.
-        sequence: grows with each write to the slot.
-        version: of the state; 0 if the user was deleted.
-        deadline: UTC seconds at which the state expires, 0 for never.
-        user_key: whose state it is.
-        body_crc: checksum of event ids and state.
-        ids_bytes: length of the event ids.
-        state_bytes: length of the state.
+    The sequence grows with each write to the slot. A version of 0 marks a deleted user, a deadline
+    of 0 a state that does not expire. The checksum is of the body: event ids and state.
     """
 
     start: int
@@ -301,11 +293,7 @@ def _file_header(slot_bytes: int) -> bytes:
 
 
 def _parse_file_header(data: bytes) -> int:
-    """Return the bytes of a slot.
-
-    Raises:
-        ValueError: another kind of file, damaged, or of another version.
-    """
+    """Return the bytes of a slot; raise ValueError for another file, version, or damage."""
     size = _FILE_HEADER.size
     if not data.startswith(MAGIC) or len(data) < FILE_HEADER_BYTES:
         raise ValueError("is not a file of users' states")

@@ -113,10 +113,6 @@ class RedisConnection:
             raise self._explained(error) from error
         return answer
 
-    def close(self) -> None:
-        """Close it."""
-        self.client.close()
-
     def _is_lasting(self, error: Exception) -> bool:
         errors = self._errors
         passing = isinstance(error, errors.ConnectionError | errors.TimeoutError)
@@ -147,11 +143,7 @@ class RedisConnection:
 
 
 def without_password(url: str) -> str:
-    """Return a URL that can be shown.
-
-    Raises:
-        ValueError: it is not a URL of Redis.
-    """
+    """Return a URL that can be shown; raise ValueError if it is not one of Redis."""
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise ValueError(
@@ -172,12 +164,7 @@ class RedisStore(StateStore):
         url: such as `redis://localhost:6379/0`.
         prefix: of all keys; stores of different models need different ones.
         ttl_seconds: a user expires so long after the last put; 0 for never.
-        retries: see `RedisConnection`.
-        report: see `RedisConnection`.
-
-    Raises:
-        ValueError: it is not a URL of Redis.
-        ImportError: the client is not installed.
+        retries, report: see `RedisConnection`, also for what is raised.
     """
 
     def __init__(
@@ -221,7 +208,7 @@ class RedisStore(StateStore):
         return iter([key.removeprefix(self._prefix).decode() for key in found])
 
     def close(self) -> None:
-        self._connection.close()
+        self._client.close()
 
     def _add_swap(self, pipe: Any, put: Put) -> None:
         stored = put.stored
@@ -297,12 +284,10 @@ class RedisStreamSource:
         stream: its key; created if it does not exist.
         member: of the group, which is created if it does not exist and starts at the first entry.
         follow: wait for more at the end.
-        retries: see `RedisConnection`.
-        report: see `RedisConnection`.
+        retries, report: see `RedisConnection`.
 
     Raises:
-        ValueError: it is not a URL of Redis, or the key does not hold a stream.
-        ImportError: the client is not installed.
+        ValueError: the key does not hold a stream.
         OSError: the server does not answer.
     """
 
@@ -354,7 +339,7 @@ class RedisStreamSource:
             self._connection.ask(lambda: self._client.xack(self._stream, self._member.group, *ids))
 
     def close(self) -> None:
-        self._connection.close()
+        self._client.close()
 
     def _make_group(self) -> None:
         try:
@@ -379,10 +364,9 @@ class RedisStreamSource:
         if now < self._reclaim_at:
             return []
         idle = round(1000 * self._member.reclaim_seconds)
+        group, name = self._member.group, self._member.name
         answer: Any = self._connection.ask(
-            lambda: self._client.xautoclaim(
-                self._stream, self._member.group, self._member.name, idle, _BEGINNING, count=most
-            )
+            lambda: self._client.xautoclaim(self._stream, group, name, idle, _BEGINNING, count=most)
         )
         entries: Entries = answer[1]
         if not entries:

@@ -108,11 +108,7 @@ def next_version(version: int) -> int:
 
 
 def check_key(user_key: str) -> bytes:
-    """Return a user's key in UTF-8.
-
-    Raises:
-        ValueError: it is empty, too long, or not a text.
-    """
+    """Return a user's key in UTF-8; raise ValueError if it is empty, too long, or not a text."""
     try:
         data = user_key.encode() if isinstance(user_key, str) else b""
     except UnicodeEncodeError:
@@ -126,11 +122,7 @@ def check_key(user_key: str) -> bytes:
 
 
 def check_puts(puts: Sequence[Put]) -> None:
-    """Check the keys of a batch.
-
-    Raises:
-        ValueError: a key is invalid or occurs twice.
-    """
+    """Raise ValueError if a key of a batch is invalid or occurs twice."""
     seen: set[str] = set()
     for put in puts:
         check_key(put.user_key)
@@ -142,11 +134,7 @@ def check_puts(puts: Sequence[Put]) -> None:
 
 
 def check_ttl(ttl_seconds: float) -> float:
-    """Return the seconds after which a state expires, 0 for never.
-
-    Raises:
-        ValueError: they are negative or not finite.
-    """
+    """Return the seconds after which a state expires; raise ValueError if they are negative."""
     if not (math.isfinite(ttl_seconds) and ttl_seconds >= 0):
         raise ValueError(f"ttl_seconds must be 0 (never) or a positive number, got {ttl_seconds!r}")
     return float(ttl_seconds)

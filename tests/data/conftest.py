@@ -9,32 +9,23 @@ from ftmamba.data.named_datasets import movielens_100k
 
 
 @pytest.fixture
-def users():
-    return pa.table({"user_id": ["u1", "u2", "u3"], "age": [30, None, 50], "city": ["a", "b", "a"]})
-
-
-@pytest.fixture
-def items():
-    return pa.table(
-        {
-            "item_id": ["001", "002", "010", "011"],
-            "title": ["One", "Two", "Ten", None],
-            "genres": ["x|y", "y", None, "x"],
-            "price": [1.5, 2.5, 3.5, 4.5],
-        }
-    )
-
-
-@pytest.fixture
-def events():
-    return pa.table(
-        {
-            "user_id": ["u1", "u3", "u1", "u2"],
-            "item_id": ["010", "001", "002", "011"],
-            "time": [100, 50, 200, 300],
-            "rating": [5.0, 3.0, 1.0, 4.0],
-        }
-    )
+def raw():
+    """Users, items and interactions, as `load_tables` names them."""
+    users = {"user_id": ["u1", "u2", "u3"], "age": [30, None, 50], "city": ["a", "b", "a"]}
+    items = {
+        "item_id": ["001", "002", "010", "011"],
+        "title": ["One", "Two", "Ten", None],
+        "genres": ["x|y", "y", None, "x"],
+        "price": [1.5, 2.5, 3.5, 4.5],
+    }
+    events = {
+        "user_id": ["u1", "u3", "u1", "u2"],
+        "item_id": ["010", "001", "002", "011"],
+        "time": [100, 50, 200, 300],
+        "rating": [5.0, 3.0, 1.0, 4.0],
+    }
+    tables = {"users": users, "items": items, "interactions": events}
+    return {name: pa.table(columns) for name, columns in tables.items()}
 
 
 @pytest.fixture
@@ -44,17 +35,9 @@ def schema():
         "items": {
             "key": "item_id",
             "title": "title",
-            "columns": {
-                "genres": {"kind": "categories", "separator": "|"},
-                "price": "numeric",
-            },
+            "columns": {"genres": {"kind": "categories", "separator": "|"}, "price": "numeric"},
         },
-        "interactions": {
-            "user": "user_id",
-            "item": "item_id",
-            "time": "time",
-            "weight": "rating",
-        },
+        "interactions": {"user": "user_id", "item": "item_id", "time": "time", "weight": "rating"},
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ftmamba.data.arrow_files import write_arrays
-from ftmamba.data.batches import SequenceBatches, TableBatches, make_batches
+from ftmamba.data.batches import SequenceBatches, Share, TableBatches, make_batches
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions
 from modeling_ftmamba.configuration_ftmamba import Column
@@ -25,111 +25,81 @@ def row_lists(batches, epoch=0, **options):
 
 @pytest.fixture
 def table_of(tmp_path):
-    """Return a function that writes a table of so many rows."""
+    """Return a function that opens a table of so many rows."""
 
-    def write(n_rows):
+    def write(n_rows, batch_size=32, seed=1, rank=0, n_ranks=1, **options):
         rows = np.arange(n_rows, dtype=np.int64)
         pairs = np.stack([rows, -rows], axis=1).astype(np.float32)
         write_arrays(tmp_path / "rows.arrow", {"user_ids": rows * 3, "pairs": pairs})
-        return tmp_path / "rows.arrow"
+        share = Share(batch_size, seed, rank, n_ranks)
+        return TableBatches(tmp_path / "rows.arrow", share, **options)
 
     return write
 
 
-@pytest.fixture(params=[1000, 1031])
-def n_rows(request):
-    return request.param
-
-
-@pytest.fixture
-def path(table_of, n_rows):
-    return table_of(n_rows)
-
-
-def test_an_epoch_holds_every_row_once_but_the_last_incomplete_batch(path, n_rows):
-    batches = TableBatches(path, batch_size=32, seed=1, block_size=128)
-
-    found = row_lists(batches)
-
-    assert len(found) == batches.n_batches == n_rows // 32
-    assert {len(rows) for rows in found} == {32}
-    flat = list(chain.from_iterable(found))
-    assert len(set(flat)) == len(flat) == n_rows // 32 * 32
-
-
-def test_every_column_follows_its_row(path):
-    for batch in TableBatches(path, batch_size=32, seed=1, block_size=128).epoch(2):
+@pytest.mark.parametrize("n_rows", [1000, 1031])
+def test_an_epoch_holds_every_row_once_but_the_last_incomplete_batch(table_of, n_rows):
+    batches = table_of(n_rows, block_size=128)
+    found = []
+    for batch in batches.epoch(2):
         rows = batch["rows"]
+        found.append(rows.tolist())
         assert torch.equal(batch["user_ids"], rows * 3)
         assert torch.equal(batch["pairs"], torch.stack([rows, -rows], dim=1).float())
         assert (batch["user_ids"].dtype, batch["pairs"].dtype) == (torch.int64, torch.float32)
+    assert len(found) == batches.n_batches == n_rows // 32
+    assert {len(rows) for rows in found} == {32}
+    assert len(set(chain(*found))) == n_rows // 32 * 32
 
 
-def test_the_order_depends_on_seed_and_epoch_alone_and_resumes_anywhere(path):
-    def order(seed, epoch, **options):
-        batches = TableBatches(path, batch_size=32, seed=seed, block_size=128)
-        return row_lists(batches, epoch, **options)
-
-    whole = order(1, 0)
-    assert whole == order(1, 0)
-    assert whole != order(1, 1)
-    assert whole != order(2, 0)
-    for start in range(len(whole) + 1):
-        assert order(1, 0, start=start) == whole[start:]
-
-
-def test_a_table_within_one_piece_is_shuffled_anew_in_every_epoch(table_of):
-    batches = TableBatches(table_of(100), batch_size=10, seed=0)
+@pytest.mark.parametrize("n_rows", [100, 1031])
+def test_the_order_depends_on_seed_and_epoch_alone_and_resumes_anywhere(table_of, n_rows):
+    batches = table_of(n_rows, block_size=1600)
     orders = [row_lists(batches, epoch) for epoch in range(5)]
-
     assert all(a != b for a, b in combinations(orders, 2))
-    assert orders[0] != np.arange(100).reshape(10, 10).tolist()
+    assert list(chain(*orders[0])) != sorted(chain(*orders[0]))
+    assert orders[1] == row_lists(table_of(n_rows, block_size=1600), 1)
+    assert orders[1] != row_lists(table_of(n_rows, block_size=1600, seed=2), 1)
+    blocks = table_of(n_rows, block_size=128)
+    whole = row_lists(blocks)
+    for start in range(len(whole) + 1):
+        assert row_lists(blocks, start=start) == whole[start:]
 
 
 @pytest.mark.parametrize("n_ranks", [2, 3])
-def test_ranks_share_each_global_batch_of_one_process(path, n_ranks):
-    one = row_lists(TableBatches(path, batch_size=24 * n_ranks, seed=5, block_size=100))
+@pytest.mark.parametrize("n_rows", [1000, 1031])
+def test_ranks_share_each_global_batch_of_one_process(table_of, n_rows, n_ranks):
+    one = row_lists(table_of(n_rows, 24 * n_ranks, block_size=100))
     ranks = [
-        row_lists(
-            TableBatches(path, batch_size=24, seed=5, rank=rank, n_ranks=n_ranks, block_size=100)
-        )
+        row_lists(table_of(n_rows, 24, rank=rank, n_ranks=n_ranks, block_size=100))
         for rank in range(n_ranks)
     ]
-
     assert len(one) > 3
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == one
 
 
 def test_a_table_smaller_than_a_batch_gives_one_smaller_batch_shared_out(table_of):
-    def rows_of(**options):
-        return row_lists(TableBatches(table_of(7), batch_size=32, seed=0, **options))
-
-    assert sorted(rows_of()[0]) == list(range(7))
-    parts = [rows_of(rank=rank, n_ranks=2) for rank in range(2)]
+    assert sorted(row_lists(table_of(7))[0]) == list(range(7))
+    parts = [row_lists(table_of(7, rank=rank, n_ranks=2)) for rank in range(2)]
     assert [[len(rows) for rows in part] for part in parts] == [[3], [3]]
     assert not set(parts[0][0]) & set(parts[1][0])
 
 
 def test_shuffling_mixes_the_whole_table_and_favours_no_position(table_of):
-    batches = TableBatches(table_of(4096), batch_size=64, seed=0, block_size=256)
-    assert min(np.ptp(rows) for rows in row_lists(batches)) > 2048
+    assert min(np.ptp(rows) for rows in row_lists(table_of(4096, 64, block_size=256))) > 2048
 
-    path = table_of(64)
     counts = np.zeros((64, 64))
     for seed in range(400):
-        order = row_lists(TableBatches(path, batch_size=64, seed=seed, block_size=64))[0]
-        counts[order, np.arange(64)] += 1
+        counts[row_lists(table_of(64, 64, seed, block_size=64))[0], np.arange(64)] += 1
     # 400 uniform orders: 6.25 a cell; the largest of 4,096 Poisson counts is about 16.
     assert counts.max() < 22
     assert counts.sum() == 400 * 64
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
-def test_a_stretch_is_neighbouring_rows_and_left_over_rows_change(path, n_rows, n_ranks):
-    ranks = [
-        TableBatches(path, batch_size=32, seed=1, rank=rank, n_ranks=n_ranks, in_stretches=True)
-        for rank in range(n_ranks)
-    ]
+@pytest.mark.parametrize("n_rows", [1000, 1031])
+def test_a_stretch_is_neighbouring_rows_and_left_over_rows_change(table_of, n_rows, n_ranks):
+    ranks = [table_of(n_rows, rank=r, n_ranks=n_ranks, in_stretches=True) for r in range(n_ranks)]
     size = 32 * n_ranks
     firsts = []
     for epoch in range(6):
@@ -344,9 +314,8 @@ def test_batches_hold_windows_of_like_length():
     histories = histories_of(Interactions(users, users, None, None, 400, 400))
     column = Column("history", "history", max_length=100)
     n_slots = n_inputs = 0
-    for batch in SequenceBatches(histories, column, batch_size=16, seed=1, windows="every").epoch(
-        0
-    ):
+    batches = SequenceBatches(histories, column, Share(16, seed=1), windows="every")
+    for batch in batches.epoch(0):
         n_slots += batch.history_ids.numel()
         n_inputs += int(batch.lengths.sum())
     assert n_inputs == counts.sum() - 400

@@ -63,20 +63,46 @@ def encoded_files(layout):
     return {name: text.encode(encoding) for name, text in files.items()}
 
 
-def archive(layout, prefix):
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as zipped:
-        for name, data in encoded_files(layout).items():
-            zipped.writestr(prefix + name, data)
-    return content.getvalue()
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Let the made-up files pass for the real ones."""
     for layout, table in (("official", "OFFICIAL_FILES"), ("recbole", "RECBOLE_FILES")):
         digests = {n: hashlib.sha256(d).hexdigest() for n, d in encoded_files(layout).items()}
         monkeypatch.setattr(named_datasets, table, digests)
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """Return a function that puts layouts online, no others; and what was then asked for."""
+    asked = []
+
+    def archive(layout, prefix):
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as zipped:
+            for name, data in encoded_files(layout).items():
+                zipped.writestr(prefix + name, data)
+        return content.getvalue()
+
+    def serve(*layouts):
+        def urlopen(url, timeout):
+            asked.append((url, timeout))
+            if "official" not in layouts:
+                raise OSError("no network")
+            return io.BytesIO(archive("official", "ml-100k/"))
+
+        def pip(command, **_):
+            asked.append((command[-1], "--no-deps" in command))
+            if "recbole" not in layouts:
+                return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching")
+            wheel = Path(command[command.index("--dest") + 1], "recbole-1.2.1.whl")
+            wheel.write_bytes(archive("recbole", "recbole/dataset_example/ml-100k/"))
+            return subprocess.CompletedProcess(command, 0, "", "")
+
+        monkeypatch.setattr(named_datasets.urllib.request, "urlopen", urlopen)
+        monkeypatch.setattr(named_datasets.subprocess, "run", pip)
+        return asked
+
+    return serve
 
 
 @pytest.fixture
@@ -90,10 +116,6 @@ def folder_of(tmp_path):
     return write
 
 
-def no_network(*args, **kwargs):
-    raise OSError("no network")
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_either_layout_gives_these_tables(layout, tmp_path, small, monkeypatch):
     folder = tmp_path / "movielens-100k"
@@ -104,9 +126,9 @@ def test_either_layout_gives_these_tables(layout, tmp_path, small, monkeypatch):
 
     tables = movielens_100k()
 
-    assert tables.users.to_pylist() == [
-        {"user_id": "1", "age": 24, "gender": "M", "occupation": "technician", "zip_code": "85711"},
-        {"user_id": "2", "age": 53, "gender": "F", "occupation": "other", "zip_code": "T8H1N"},
+    assert [list(user.values()) for user in tables.users.to_pylist()] == [
+        ["1", 24, "M", "technician", "85711"],
+        ["2", 53, "F", "other", "T8H1N"],
     ]
     assert [list(item.values()) for item in tables.items.to_pylist()] == [
         ["1", "Misérables, Les (1995)", 1995, "Adventure Comedy"],
@@ -124,54 +146,35 @@ def test_either_layout_gives_these_tables(layout, tmp_path, small, monkeypatch):
     assert chosen.interactions.weights.tolist() == [5, 4]
 
 
-def test_the_official_archive_is_asked_first_and_kept(small, tmp_path, monkeypatch):
-    asked = []
+OFFICIAL_QUESTION = ("https://files.grouplens.org/datasets/movielens/ml-100k.zip", 5)
 
-    def answer(url, timeout):
-        asked.append((url, timeout))
-        return io.BytesIO(archive("official", "ml-100k/"))
 
-    monkeypatch.setattr(named_datasets.urllib.request, "urlopen", answer)
-    monkeypatch.setattr(named_datasets.subprocess, "run", None)
-
+@pytest.mark.parametrize(
+    ("layouts", "questions"),
+    [
+        (["official", "recbole"], [OFFICIAL_QUESTION]),
+        (["recbole"], [OFFICIAL_QUESTION, ("recbole==1.2.1", True)]),
+    ],
+)
+def test_the_archive_is_asked_first_then_the_wheel_and_the_files_are_kept(
+    small, tmp_path, online, layouts, questions
+):
+    asked = online(*layouts)
     first, second = (movielens_100k(cache_dir=tmp_path) for _ in range(2))
-
     assert first.users.equals(second.users)
-    assert asked == [("https://files.grouplens.org/datasets/movielens/ml-100k.zip", 5)]
+    assert asked == questions
     assert [entry.name for entry in tmp_path.iterdir()] == ["movielens-100k"]
 
 
-def test_the_wheel_of_recbole_is_the_last_resort(small, tmp_path, monkeypatch):
-    def pip(command, **kwargs):
-        assert command[-1] == "recbole==1.2.1"
-        assert "--no-deps" in command
-        content = archive("recbole", "recbole/dataset_example/ml-100k/")
-        Path(command[command.index("--dest") + 1], "recbole-1.2.1.whl").write_bytes(content)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(named_datasets.urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(named_datasets.subprocess, "run", pip)
-
-    assert movielens_100k(cache_dir=tmp_path).items.num_rows == 3
-    assert (tmp_path / "movielens-100k" / "ml-100k.inter").is_file()
-
-
-def test_without_any_source_every_reason_is_given_and_nothing_is_left(tmp_path, monkeypatch):
-    def no_pip(command, **kwargs):
-        return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution")
-
-    monkeypatch.setattr(named_datasets.urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(named_datasets.subprocess, "run", no_pip)
+def test_without_any_source_every_reason_is_given_and_nothing_is_left(tmp_path, online):
+    online()
     with pytest.raises(FileNotFoundError, match=r"ml-100k\.zip: no network; pip .*: No matching"):
         movielens_100k(cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_file_is_refused_wherever_it_comes_from(tmp_path, monkeypatch):
-    data = archive("official", "ml-100k/")
-    monkeypatch.setattr(
-        named_datasets.urllib.request, "urlopen", lambda *_args, **_kwargs: io.BytesIO(data)
-    )
+def test_a_damaged_file_is_refused_wherever_it_comes_from(tmp_path, online):
+    online("official")
     with pytest.raises(ValueError, match=r"file 'u\.data' .* is damaged: its SHA-256"):
         movielens_100k(cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -10,11 +10,6 @@ import pytest
 from ftmamba.data.tables import load_tables
 
 
-@pytest.fixture
-def raw(users, items, events):
-    return {"users": users, "items": items, "interactions": events}
-
-
 def with_column(table, name, values):
     if name not in table.column_names:
         return table.append_column(name, pa.array(values))

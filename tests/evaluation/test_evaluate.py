@@ -58,31 +58,15 @@ def test_seen_items_are_ranked_when_the_protocol_does_not_mask_them():
     assert "popularity_rank@2" not in without.per_user
 
 
-def test_a_masked_test_item_counts_as_missed():
-    evaluation = evaluate(
-        Table(SCORES), test=pairs((0, 0), (0, 1)), seen=pairs((0, 0)), protocol=TOP_TWO
-    )
-    assert evaluation.per_user["R@2"].tolist() == [0.5]
-
-
-def test_a_user_who_has_seen_all_but_one_item_gets_a_list_of_one():
-    seen = pairs((0, 0), (0, 1), (0, 2), (0, 3), (1, 4))
-    evaluation = evaluate(
-        Table(SCORES), test=pairs((0, 0), (0, 4), (1, 4)), seen=seen, protocol=Protocol(k=(3,))
-    )
-    assert evaluation.recommended.tolist() == [[4, -1, -1], [3, 2, 1]]
-    assert evaluation.per_user["HR@3"].tolist() == [1, 0]
+def test_users_who_have_seen_nearly_everything_get_a_short_list_or_none():
+    everything = [(2, item) for item in range(5)]
+    seen = pairs((0, 0), (0, 1), (0, 2), (0, 3), (1, 4), *everything)
+    test = pairs((0, 0), (0, 4), (1, 4), (2, 1))
+    evaluation = evaluate(Table(SCORES), test=test, seen=seen, protocol=Protocol(k=(3,)))
+    assert evaluation.recommended.tolist() == [[4, -1, -1], [3, 2, 1], [-1, -1, -1]]
+    assert evaluation.per_user["HR@3"].tolist() == [1, 0, 0]
     assert evaluation.coverage(3) == 4 / 5
-    assert evaluation.per_user["popularity_rank@3"].tolist() == [3, 3]
-
-
-def test_a_user_with_nothing_left_to_recommend_gets_nothing():
-    everything = pairs(*((0, item) for item in range(5)))
-    evaluation = evaluate(Table(SCORES), test=pairs((0, 1)), seen=everything, protocol=TOP_TWO)
-    assert evaluation.recommended.tolist() == [[-1, -1]]
-    assert evaluation.mean("HR@2") == 0
-    assert evaluation.coverage(2) == 0
-    assert evaluation.mean("popularity_rank@2") == 3
+    assert evaluation.per_user["popularity_rank@3"].tolist() == [3, 3, 3]
 
 
 def test_an_empty_rank_is_no_hit_on_the_last_item_of_the_user_before():
@@ -102,14 +86,6 @@ def test_items_scored_minus_infinity_are_not_recommended():
     assert evaluation.recommended.tolist() == [[4, -1, -1]]
 
 
-def test_repeated_test_pairs_count_once():
-    once = evaluate(Table(SCORES), test=pairs((0, 2)), seen=pairs((0, 0)), protocol=TOP_TWO)
-    twice = evaluate(
-        Table(SCORES), test=pairs((0, 2), (0, 2)), seen=pairs((0, 0)), protocol=TOP_TWO
-    )
-    assert once.per_user["R@2"].tolist() == twice.per_user["R@2"].tolist() == [1]
-
-
 def random_problem(n_users=40, n_items=61, n_levels=5):
     generator = np.random.default_rng(0)
     scores = generator.integers(0, n_levels, (n_users, n_items))
@@ -126,15 +102,15 @@ def test_metrics_equal_a_slow_loop_over_users_and_items():
     evaluation = evaluate(scorer, test=test, seen=seen)
     assert len(evaluation) > 20
     for row, user in enumerate(evaluation.user_ids.tolist()):
-        known = set(seen.item_ids[seen.user_ids == user].tolist())
+        seen_items = set(seen.item_ids[seen.user_ids == user].tolist())
         wanted = set(test.item_ids[test.user_ids == user].tolist())
         ranking = sorted(
-            (item for item in range(61) if item not in known),
+            (item for item in range(61) if item not in seen_items),
             key=lambda item, user=user: (-scorer.rows[user, item], item),
         )[:10]
         hits = [item in wanted for item in ranking]
-        gain = sum(hit / np.log2(place + 2) for place, hit in enumerate(hits))
-        best = sum(1 / np.log2(place + 2) for place in range(min(10, len(wanted))))
+        gain = sum(hit / np.log2(rank + 2) for rank, hit in enumerate(hits))
+        best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(wanted))))
         assert evaluation.recommended[row].tolist() == ranking
         assert evaluation.per_user["R@10"][row] == sum(hits) / len(wanted)
         assert evaluation.per_user["NDCG@10"][row] == pytest.approx(gain / best)

@@ -50,9 +50,13 @@ def make_events(lengths, size=8, seed=0, dtype=torch.float32, max_length=None):
     }
 
 
-def make_config(*, user_columns=COLUMNS, **architecture):
-    sizes = {"hidden_size": 16, "state_size": 4, "projection_size": 8, "head_hidden_size": 12}
-    return FTMambaConfig.from_columns(user_columns, COLUMNS[::-1], **(sizes | architecture))
+def make_config(*, user_columns=COLUMNS, item_columns=COLUMNS[::-1], **architecture):
+    sizes = {"hidden_size": 16, "projection_size": 8}
+    if architecture.get("mixer") != "attention" and architecture.get("num_hidden_layers") != 0:
+        sizes["state_size"] = 4
+    if architecture.get("with_head", True):
+        sizes["head_hidden_size"] = 12
+    return FTMambaConfig.from_columns(user_columns, item_columns, **(sizes | architecture))
 
 
 def make_batch(n_users=5, n_items=7, seed=0, dtype=torch.float32):

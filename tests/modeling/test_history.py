@@ -7,7 +7,7 @@ import torch
 
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
 from modeling_ftmamba.configuration_ftmamba import column_from_dict
-from modeling_ftmamba.network import Events
+from modeling_ftmamba.network import TowerInputs
 
 from .conftest import (
     COLUMNS,
@@ -155,44 +155,49 @@ def test_no_history_is_an_empty_one(variant):
 
 
 def test_a_row_without_any_token_is_pooled_to_zero():
-    tower = make_model([HISTORY], pooling="last").user_tower
-    users = make_users(make_model([HISTORY]), [2, 0])
-    events = [users[name] for name in make_events([1])]
-    output = tower(None, None, None, None, *events)
-    assert (output.pooled[1] == 0).all()
-    assert (output.pooled[0] != 0).any()
-    assert_near(tower().embeds[0], output.embeds[1])
-    assert_near(tower.forward_positions(None, None, None, None, *events)[0, 0], output.embeds[1])
+    model = make_model([HISTORY], pooling="last")
+    tower, users = model.user_tower, make_users(model, [2, 0])
+    pooled = tower.pooled(TowerInputs.of("user", users))
+    assert (pooled[1] == 0).all()
+    assert (pooled[0] != 0).any()
+    empty = tower.embedding_of(pooled[1])
+    assert_near(tower().embeds[0], empty)
+    assert_near(model.get_user_positions(**users)[0, 0], empty)
+    assert not tower.reads_before_events
+    assert make_model([HISTORY], history_start=True).user_tower.reads_before_events
+    assert make_model().user_tower.reads_before_events
 
 
 def test_tokens_stand_in_order_and_cls_right_after_each_own_last_event():
     model = make_model(history_start=True, time_decay=True)
     tokenizer = model.user_tower.tokenizer
     users = make_users(model, [2, 0])
-    profile = {name: users[f"user_{name}"] for name in make_tensors(1)}
-    events = tokenizer.history.events(*(users[name] for name in make_events([1])))
-    rows = tokenizer.rows(profile, 2, events)
+    inputs = TowerInputs.of("user", users)
+    rows = tokenizer(inputs, 2)
     n_columns, start = len(COLUMNS), tokenizer.history.start
     assert rows.lengths.tolist() == [n_columns + 1 + 2 + 1, n_columns + 1 + 0 + 1]
     assert_near(rows.hidden[:, n_columns], start.expand(2, -1))
     first = n_columns + 1
-    made = tokenizer.history(events)
+    made, gaps = tokenizer.history(inputs)
     assert_near(rows.hidden[0, first : first + 2], made[0])
     assert_near(rows.hidden[0, first + 2], tokenizer.cls)
     assert_near(rows.hidden[1, first], tokenizer.cls)
-    gaps = users["user_event_features"][0, :, 0].nan_to_num(0)
-    assert_near(rows.gaps[0, first : first + 2], gaps)
+    assert_near(gaps, users["user_event_features"][..., 0].nan_to_num(0))
+    assert_near(rows.gaps[0, first : first + 2], gaps[0])
     assert (rows.gaps[0, :first] == 0).all()
     assert rows.gaps[0, first + 2] == rows.gaps[1, first] == 0
 
 
+def tokens_of(history, embeds, features=None):
+    return history(TowerInputs(history=embeds, event_features=features))[0]
+
+
 def test_a_token_of_an_event_by_hand():
     history = make_model().user_tower.tokenizer.history
-    users = make_users(make_model(), [2])
+    embeds = make_users(make_model(), [2])["user_history"]
     features = torch.tensor([[[0.5, 3.0], [float("nan"), 4.0]]], dtype=torch.float64)
-    events = users["user_history"], None, features
-    tokens = history(Events(*events))
-    items = users["user_history"][0] @ history.projection.weight.T
+    tokens = tokens_of(history, embeds, features)
+    items = embeds[0] @ history.projection.weight.T
     gap, weight = history.feature_weight
     assert_near(tokens[0, 0], items[0] + 0.5 * gap + 3 * weight)
     assert_near(tokens[0, 1], items[1] + 4 * weight + history.missing[0])
@@ -214,11 +219,10 @@ def test_the_item_tower_learns_through_histories():
 def test_positions_are_added_oldest_first_and_run_out_with_a_remedy():
     model = make_model(mixer="attention", causal_attention=True, max_positions=20)
     history = model.user_tower.tokenizer.history
-    events = Events(torch.zeros(1, 20, 8, dtype=torch.float64), None, None)
-    tokens = history(events)[0] - history.missing.sum(0)
+    tokens = tokens_of(history, torch.zeros(1, 20, 8).double())[0] - history.missing.sum(0)
     assert_near(tokens, history.positions.weight)
     with pytest.raises(ValueError, match="21 events is longer than max_positions, 20; give"):
-        history(Events(torch.zeros(1, 21, 8, dtype=torch.float64), None, None))
+        tokens_of(history, torch.zeros(1, 21, 8).double())
 
 
 def test_embeddings_are_scaled_and_what_is_added_to_them_is_not():
@@ -230,22 +234,16 @@ def test_embeddings_are_scaled_and_what_is_added_to_them_is_not():
     width = model.config.hidden_size
     added = history.missing.sum(0) + history.positions.weight[:3]
     expected = history.projection(embeds) * width**0.5 + added
-    assert_near(history(Events(embeds, None, None)), expected)
+    assert_near(tokens_of(history, embeds), expected)
 
 
 @pytest.mark.parametrize("mixer", ["mamba", "ssd"])
-def test_time_decay_starts_silent_and_then_lengthens_the_steps(mixer):
+def test_time_decay_has_no_effect_before_training(mixer):
     model = make_model(pooling="last", mixer=mixer, time_decay=True)
     users = make_users(model, [5, 5])
     weights = [layer.mixer.gap_weight for layer in model.user_tower.layers]
     fresh = FTMambaTwoTowerModel(model.config).user_tower.layers[0].mixer.gap_weight
     assert (fresh == 0).all()
-    mixer_module = model.user_tower.layers[0].mixer
-    rank = 1 if mixer == "mamba" else len(weights[0])
-    low = torch.randn(2, 9, rank, dtype=torch.float64)
-    gaps = torch.rand(2, 9, dtype=torch.float64)
-    plain, longer = mixer_module.steps(low, None), mixer_module.steps(low, gaps)
-    assert_near(longer, plain * (gaps[..., None] * weights[0]).exp())
     before = model.get_user_embeddings(**users)
     with torch.no_grad():
         for weight in weights:
@@ -369,7 +367,7 @@ def test_a_missing_feature_is_the_mean_and_the_vector_of_what_is_missing():
     history = make_model([SCALED]).user_tower.tokenizer.history
     embeds = torch.zeros(1, 1, history.embedding_size, dtype=torch.float64)
     tokens = [
-        history(Events(embeds, None, torch.tensor([[[0.0, price]]], dtype=torch.float64)))
+        tokens_of(history, embeds, torch.tensor([[[0.0, price]]], dtype=torch.float64))
         for price in (torch.nan, 250.0, 254.0)
     ]
     assert_near(tokens[0] - tokens[1], history.missing[1].expand(1, 1, -1))
@@ -381,7 +379,7 @@ def test_a_model_in_16_bits_scales_in_32():
     history = make_model([far]).user_tower.tokenizer.history.to(torch.bfloat16)
     embeds = torch.zeros(1, 2, history.embedding_size, dtype=torch.bfloat16)
     features = torch.tensor([[[0.0, 1e6], [0.0, 1e6 + 2]]])
-    tokens = history(Events(embeds, None, features))
+    tokens = tokens_of(history, embeds, features)
     torch.testing.assert_close(tokens[:, 1] - tokens[:, 0], history.feature_weight[1][None])
 
 

@@ -87,12 +87,6 @@ def test_one_tower_alone_saves_and_loads(tmp_path):
     assert torch.equal(loaded(**tensors).embeds, tower(**tensors).embeds)
 
 
-def test_another_shape_is_an_error_and_never_resized(build, tmp_path):
-    build().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has shape \(12, 16\), the config asks for \(12, 20\)"):
-        FTMambaTwoTowerModel.from_pretrained(tmp_path, config=make_config(hidden_size=20))
-
-
 def test_the_reverse_direction_is_heard_with_one_layer(build):
     model = build(bidirectional=True, num_hidden_layers=1).double()
     tensors = make_tensors(2, "user_", dtype=torch.float64)
@@ -166,3 +160,30 @@ def test_the_scan_is_chosen_for_each_model(build):
         reference(**batch).scores, fast(**batch).scores, rtol=1e-10, atol=1e-12
     )
     assert build(mixer="attention").scan_implementation == "none"
+
+
+SHAPES = [
+    {},
+    {"mixer": "attention"},
+    {"bidirectional": True},
+    {"mixer": "ssd"},
+    {"mixer": "ssd", "bidirectional": True, "ssd_head_size": 4},
+    {"pooling": "mean", "numeric_embedding": "periodic"},
+    {"numeric_embedding": "ple", "norm_position": "post"},
+]
+
+
+@pytest.mark.parametrize("variant", SHAPES)
+def test_every_suffix_is_the_shape(build, checked_shapes, variant):
+    model = build(**variant).train()
+    with checked_shapes("modeling_ftmamba"):
+        model(**make_batch()).scores.sum().backward()
+
+
+def test_a_lying_suffix_is_noticed(checked_shapes):
+    def lie():
+        x_AB = torch.zeros(3)
+        return x_AB
+
+    with pytest.raises(AssertionError, match="x_AB has shape"), checked_shapes(__name__):
+        lie()

@@ -9,14 +9,16 @@ import torch
 from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
 from modeling_ftmamba.configuration_ftmamba import MIXERS, N_SPECIAL_IDS
 
-from .conftest import COLUMNS
+from .conftest import COLUMNS, HISTORY
 
 PRESETS = Path(__file__).parents[2] / "configuration" / "presets"
 
 
 def layers_of_one_embedder(preset):
     architecture = json.loads((PRESETS / f"{preset}.json").read_text())
-    model = FTMambaTwoTowerModel(FTMambaConfig.from_columns(COLUMNS, COLUMNS, **architecture))
+    of_sequences = {"history_start", "max_positions"} & architecture.keys()
+    users = [*COLUMNS, HISTORY] if of_sequences else COLUMNS
+    model = FTMambaTwoTowerModel(FTMambaConfig.from_columns(users, COLUMNS, **architecture))
     return sum(p.numel() for p in model.user_tower.layers.parameters())
 
 

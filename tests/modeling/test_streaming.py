@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from modeling_ftmamba import streaming
+from modeling_ftmamba import network
 from modeling_ftmamba.user_state import NO_TIME, UserState, gaps_of
 
 from .conftest import COLUMNS, HISTORY, make_events, make_tensors
@@ -80,32 +80,23 @@ def test_float32_stays_within_rounding_of_the_fast_forward(variant, scan):
     assert (model.embed(state) - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
 
 
-def test_long_histories_are_read_in_parts_of_bounded_memory():
-    model = make_model(pooling="last", mixer="ssd", state_size=20)
-    users = make_users(model, [1500, 700])
-    state = start(model, users)
-    numbers = 1500 * model.user_tower._layout.numbers
-    assert numbers > streaming._NUMBERS_AT_A_TIME
-    state = model.observe(
-        state,
-        users["user_history"],
-        users["user_history_lengths"],
-        event_features=users["user_event_features"],
-    )
-    expected = model.get_user_embeddings(**users).detach()
-    torch.testing.assert_close(model.embed(state), expected, rtol=0, atol=1e-10)
-
-
 @pytest.mark.parametrize("mixer", ["mamba", "ssd"])
 def test_many_users_are_read_some_at_a_time(monkeypatch, mixer):
     model = make_model(pooling="last", mixer=mixer)
     users = make_users(model, LENGTHS)
-    monkeypatch.setattr(streaming, "_NUMBERS_AT_A_TIME", 2 * 32 * 4 * 2)
-    assert model.user_tower._rows_at_a_time(2) == 2
-    assert model.user_tower._rows_at_a_time(7) == 1
+    monkeypatch.setattr(network, "_NUMBERS_AT_A_TIME", 2 * 32 * 4 * 2)
+    sizes, advance = set(), network.FTMambaLayer.advance
+
+    def counted(layer, hidden, state, part):
+        sizes.add(len(hidden))
+        return advance(layer, hidden, state, part)
+
+    for layer in model.user_tower.layers:
+        layer.advance = counted.__get__(layer)
     expected = model.get_user_embeddings(**users).detach()
     state = observe_in_calls(model, users, [0, 2, 3, 4, 5, 6, 7])
     torch.testing.assert_close(model.embed(state), expected, rtol=0, atol=1e-10)
+    assert {1, 2, 4} <= sizes
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

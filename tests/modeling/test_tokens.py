@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modeling_ftmamba import FTMambaTowerConfig, FTMambaTowerModel
+from modeling_ftmamba.network import TowerInputs
 
 from .conftest import COLUMNS, make_tensors, shake
 
@@ -15,17 +16,21 @@ def tokenizer(columns, **fields):
     return shake(FTMambaTowerModel(config)).eval().tokenizer
 
 
+def tokens_of(tokenizer, **tensors):
+    return tokenizer(TowerInputs(**tensors), len(next(iter(tensors.values())))).hidden
+
+
 def test_a_numeric_token_is_value_times_weight_plus_bias():
     tokens = tokenizer([{"name": "a", "kind": "numeric"}])
     embedding = tokens.kinds["numeric"].embedding
-    out = tokens({"numeric": torch.tensor([[3.0]])}, 1)
+    out = tokens_of(tokens, numeric=torch.tensor([[3.0]]))
     torch.testing.assert_close(out[0, 0], 3 * embedding.weight[0] + embedding.bias[0])
 
 
 def test_a_missing_number_is_the_mean_plus_a_vector_of_its_own():
     tokens = tokenizer([{"name": "a", "kind": "numeric"}])
     group = tokens.kinds["numeric"]
-    out = tokens({"numeric": torch.tensor([[float("nan")]])}, 1)
+    out = tokens_of(tokens, numeric=torch.tensor([[float("nan")]]))
     torch.testing.assert_close(out[0, 0], group.embedding.bias[0] + group.missing[0])
 
 
@@ -36,7 +41,7 @@ def test_categorical_columns_have_a_table_and_a_bias_each():
     ]
     tokens = tokenizer(columns)
     group = tokens.kinds["category_ids"]
-    out = tokens({"category_ids": torch.tensor([[4, 3]])}, 1)
+    out = tokens_of(tokens, category_ids=torch.tensor([[4, 3]]))
     torch.testing.assert_close(out[0, 0], group.table.weight[4] + group.bias[0])
     torch.testing.assert_close(out[0, 1], group.table.weight[5 + 3] + group.bias[1])
 
@@ -45,37 +50,26 @@ def test_a_set_is_the_mean_of_its_members_without_padding():
     tokens = tokenizer([{"name": "a", "kind": "categories", "vocabulary_size": 6, "max_length": 3}])
     group = tokens.kinds["set_ids"]
     table, bias = group.tables[0].weight, group.bias[0]
-    out = tokens({"set_ids": torch.tensor([[3, 5, 0], [0, 0, 0]])}, 2)
+    out = tokens_of(tokens, set_ids=torch.tensor([[3, 5, 0], [0, 0, 0]]))
     torch.testing.assert_close(out[0, 0], (table[3] + table[5]) / 2 + bias)
     torch.testing.assert_close(out[1, 0], bias)
 
 
-@pytest.mark.parametrize("unseen_probability", [0.0, 0.5])
-def test_a_set_in_one_operator_is_that_of_its_table_with_gradients(unseen_probability):
-    columns = [{"name": "genres", "kind": "categories", "vocabulary_size": 7, "max_length": 4}]
-    tokens = shake(tokenizer(columns, unseen_probability=unseen_probability)).double().train()
-    ids = torch.tensor([[3, 5, 0, 0], [0, 0, 0, 0], [3, 3, 6, 4], [2, 0, 5, 0]])
-    table = tokens.kinds["set_ids"].tables[0]
-    found = []
-    for hook in (None, lambda *_: None):
-        if hook is not None:
-            table.register_forward_hook(hook)
-        torch.manual_seed(3)
-        out = tokens({"set_ids": ids}, 4)
-        (gradient,) = torch.autograd.grad(
-            (out * torch.arange(4.0)[:, None, None]).sum(), table.weight
-        )
-        found.append((out, gradient))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
-    assert found[0][1][0].abs().max() == 0
-    assert found[0][1].abs().max() > 0
+def test_a_set_hides_its_members_and_never_its_padding():
+    columns = [{"name": "a", "kind": "categories", "vocabulary_size": 6, "max_length": 3}]
+    group = tokenizer(columns, unseen_probability=0.5).kinds["set_ids"].train()
+    ids = torch.tensor([[3, 5, 0]]).expand(4000, -1)
+    table, bias = group.tables[0].weight, group.bias[0]
+    members = [torch.stack([table[i], table[j]]).mean(0) + bias for i in (2, 3) for j in (2, 5)]
+    distances = (group(ids) - torch.stack(members)).abs().amax(-1)
+    assert (distances.amin(1) < 1e-6).all()
+    assert (distances.argmin(1).bincount() > 900).all()
 
 
 def test_a_missing_vector_has_a_token_of_its_own():
     tokens = tokenizer([{"name": "a", "kind": "vector", "dimension": 2}])
     group = tokens.kinds["dense"]
-    out = tokens({"dense": torch.tensor([[1.0, 2.0], [math.nan, math.nan]])}, 2)
+    out = tokens_of(tokens, dense=torch.tensor([[1.0, 2.0], [math.nan, math.nan]]))
     weight, bias = group.maps[0].weight, group.maps[0].bias
     torch.testing.assert_close(out[0, 0], weight @ torch.tensor([1.0, 2.0]) + bias)
     torch.testing.assert_close(out[1, 0], bias + group.missing[0])
@@ -90,7 +84,7 @@ def test_piecewise_linear_components_by_hand():
     embedding = tokens.kinds["numeric"].embedding
     rows = [-2.0, 0.5, 2.0, 6.0]
     components = [[-2.0, 0.0, 0.0], [0.5, 0.0, 0.0], [1.0, 0.5, 0.0], [1.0, 1.0, 3.0]]
-    out = tokens({"numeric": torch.tensor([[x, x] for x in rows])}, 4)
+    out = tokens_of(tokens, numeric=torch.tensor([[x, x] for x in rows]))
     for row, (x, steps) in enumerate(zip(rows, components, strict=True)):
         expected = torch.tensor(steps) @ embedding.weight[0] + embedding.bias[0]
         torch.testing.assert_close(out[row, 0], expected)
@@ -105,13 +99,13 @@ def test_periodic_components_by_hand():
     angle = 2 * math.pi * embedding.frequency[0] * 0.7
     waves = torch.cat([angle.cos(), angle.sin()])
     expected = torch.relu(waves @ embedding.weight[0] + embedding.bias[0])
-    torch.testing.assert_close(tokens({"numeric": torch.tensor([[0.7]])}, 1)[0, 0], expected)
+    torch.testing.assert_close(tokens_of(tokens, numeric=torch.tensor([[0.7]]))[0, 0], expected)
 
 
 def test_tokens_stand_in_the_order_of_the_columns_and_cls_last():
     mixed = tokenizer(COLUMNS)
     tensors = make_tensors(2)
-    out = mixed(tensors, 2)
+    out = tokens_of(mixed, **tensors)
     assert out.shape == (2, len(COLUMNS) + 1, 4)
     torch.testing.assert_close(out[0, -1], mixed.cls)
     numeric, categorical = (
@@ -121,6 +115,18 @@ def test_tokens_stand_in_the_order_of_the_columns_and_cls_last():
     torch.testing.assert_close(out[:, 1], categorical[:, 0])
     torch.testing.assert_close(out[:, 2], numeric[:, 1])
     torch.testing.assert_close(out[:, 5], categorical[:, 1])
+
+
+def test_token_norm_comes_after_token_dropout():
+    tokens = tokenizer([COLUMNS[1]], token_norm=True, token_dropout=0.5).train()
+    ids = torch.tensor([[4], [8]])
+    torch.manual_seed(3)
+    out = tokens_of(tokens, category_ids=ids)
+    torch.manual_seed(3)
+    norm, tokens.norm = tokens.norm, None
+    plain = tokens_of(tokens, category_ids=ids)
+    assert (plain == 0).any()
+    torch.testing.assert_close(out, norm(plain))
 
 
 def test_special_ids_start_silent_and_training_hides_ids_as_often_as_asked():

@@ -101,25 +101,18 @@ def test_it_is_above_zero_where_the_same_is_taken_again_and_again(tmp_path):
     assert trained.model.repeat_bias > 0.02
 
 
-def test_a_model_scores_the_places_of_a_history_with_it():
+def test_a_model_scores_seen_items_with_it():
     model = shake(
         FTMambaTwoTowerModel(make_config(user_columns=[*COLUMNS, HISTORY], repeat_bias=True))
     ).eval()
-    events, batch = make_events([3, 0, 2, 4, 4]), make_batch()
-    n_items = len(batch["item_numeric"])
-    del events["user_history"]
-    places = torch.randint(n_items, (5, 4), generator=torch.Generator().manual_seed(0))
-    output = model(**batch, **events, user_history_places=places)
+    output = model(**make_batch(), **make_events([3, 0, 2, 4, 4]))
+    users, items = torch.tensor([0, 0, 3, 3, 4]), torch.tensor([1, 1, 0, 6, 2])
     bias_UI = torch.zeros_like(output.scores)
-    for user, length in enumerate(events["user_history_lengths"].tolist()):
-        bias_UI[user, places[user, :length]] = model.repeat_bias.item()
-    assert bias_UI.count_nonzero() > 5
-    expected = (output.user_embeds @ output.item_embeds.T + bias_UI) / model.temperature
-    torch.testing.assert_close(output.scores, expected)
-    output.scores.sum().backward()
-    assert model.repeat_bias.grad.item() == pytest.approx(
-        float(bias_UI.count_nonzero() / model.temperature), rel=1e-4
-    )
+    bias_UI[users, items] = model.repeat_bias.item()
+    scores = model.scores(output.user_embeds, output.item_embeds, (users, items))
+    torch.testing.assert_close(scores, output.scores + bias_UI / model.temperature)
+    scores.sum().backward()
+    assert model.repeat_bias.grad.item() == pytest.approx(float(4 / model.temperature), rel=1e-4)
 
 
 def test_a_scorer_adds_it_once_to_each_item_of_the_history():

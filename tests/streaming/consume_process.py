@@ -16,11 +16,12 @@ from ftmamba.streaming import CheckpointObserver, Rules, consume
 from ftmamba.streaming.opening import open_source, open_store
 
 
-class Fuse:
-    """Kills this process when a point is reached for the nth time."""
+class Fused:
+    """A source and a store that kill this process when a point is reached for the nth time."""
 
-    def __init__(self, point: str, nth: int) -> None:
-        self.point, self.left = point, nth
+    def __init__(self, source, store, point: str, nth: int) -> None:
+        self.source, self.store, self.point, self.left = source, store, point, nth
+        self.get, self.sync = store.get, store.sync
 
     def reached(self, point: str) -> None:
         if point == self.point:
@@ -28,43 +29,30 @@ class Fuse:
             if not self.left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-
-class FusedStore:
-    def __init__(self, store, fuse) -> None:
-        self.store, self.fuse = store, fuse
-
-    def __getattr__(self, name):
-        return getattr(self.store, name)
-
     def put_many(self, puts):
-        self.fuse.reached("before the puts")
+        self.reached("before the puts")
         done = []
         for put in puts:
             done += self.store.put_many([put])
-            self.fuse.reached("between two puts")
-        self.fuse.reached("after the puts")
+            self.reached("between two puts")
+        self.reached("after the puts")
         return done
-
-
-class FusedSource:
-    def __init__(self, source, fuse) -> None:
-        self.source, self.fuse = source, fuse
 
     def read(self, most_events):
         batch = self.source.read(most_events)
-        self.fuse.reached("after reading")
+        self.reached("after reading")
         return batch
 
     def acknowledge(self, batch) -> None:
-        self.fuse.reached("before acknowledging")
+        self.reached("before acknowledging")
         self.source.acknowledge(batch)
-        self.fuse.reached("after acknowledging")
+        self.reached("after acknowledging")
 
 
 def run(observer, job) -> None:
-    fuse = Fuse(job["point"], job["nth"])
     store, source = open_store(job["store"]), open_source(job["source"])
-    consume(FusedSource(source, fuse), FusedStore(store, fuse), observer, Rules(batch_size=8))
+    fused = Fused(source, store, job["point"], job["nth"])
+    consume(fused, fused, observer, Rules(batch_size=8))
     source.close()
     store.close()
 

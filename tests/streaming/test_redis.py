@@ -69,46 +69,59 @@ def test_a_script_that_the_server_forgot_is_sent_again(client, store):
     assert store.put("u", Stored(2, b""), 1)
 
 
+def restarted(server):
+    """Stop a server, and start it while it is waited for."""
+    server.stop()
+    timer = threading.Timer(0.3, server.start)
+    timer.start()
+    return timer
+
+
 def test_a_server_that_comes_back_has_lost_nothing(own_redis_server):
-    told = []
-    store = RedisStore(own_redis_server.url, report=told.append)
+    events, reports = make_events(4), []
+    with redis.Redis.from_url(own_redis_server.url) as client:
+        add(client, events)
+    store = RedisStore(own_redis_server.url, report=reports.append)
+    source = RedisStreamSource(own_redis_server.url, "events")
     assert all(store.put_many([Put(f"u{row}", STATE, ABSENT) for row in range(50)]))
-    own_redis_server.stop()
-    back = threading.Timer(0.3, own_redis_server.start)
-    back.start()
+    first = source.read(2)
+    timer = restarted(own_redis_server)
     assert store.put("u0", Stored(2, b"new"), 1)
-    back.join()
-    assert "does not answer" in told[0]
+    timer.join()
+    assert "does not answer" in reports[0]
     assert store.get(["u0", "u49"]) == [Stored(2, b"new"), STATE]
+    timer = restarted(own_redis_server)
+    source.acknowledge(first)
+    timer.join()
+    assert list(source.read(5).events) == events[2:]
     store.close()
+    source.close()
 
 
 def test_a_server_that_stays_away_is_told_after_some_tries(own_redis_server, monkeypatch):
-    waits, told = [], []
+    waits, reports = [], []
     monkeypatch.setattr("redis.retry.sleep", waits.append)
     url = own_redis_server.url.replace("//", "//user:secret@")
     own_redis_server.stop()
-    store = RedisStore(url, retries=3, report=told.append)
+    store = RedisStore(url, retries=3, report=reports.append)
     with pytest.raises(ConnectionError, match=r"did not answer 4 times .* comes again") as caught:
         store.put("u", STATE, ABSENT)
-    assert (len(waits), len(told)) == (3, 4)
+    assert (len(waits), len(reports)) == (3, 4)
     assert waits[0] < waits[2]
-    assert "secret" not in f"{caught.value} {told}"
+    assert "secret" not in f"{caught.value} {reports}"
     store.close()
 
 
-def test_a_full_server_is_told(own_redis_server):
+def test_a_server_that_is_full_or_wants_a_password_is_explained_at_once(
+    own_redis_server, monkeypatch
+):
+    monkeypatch.setattr("redis.retry.sleep", pytest.fail)
+    store = RedisStore(own_redis_server.url)
     with redis.Redis.from_url(own_redis_server.url) as client:
         client.config_set("maxmemory", "1mb")
-    store = RedisStore(own_redis_server.url)
-    with pytest.raises(OSError, match="has no memory left"):
-        store.put_many([Put(f"u{row}", STATE, ABSENT) for row in range(5000)])
-    store.close()
-
-
-def test_a_wrong_password_is_told_at_once(own_redis_server, monkeypatch):
-    monkeypatch.setattr("redis.retry.sleep", pytest.fail)
-    with redis.Redis.from_url(own_redis_server.url) as client:
+        with pytest.raises(OSError, match="has no memory left"):
+            store.put_many([Put(f"u{row}", STATE, ABSENT) for row in range(5000)])
+        store.close()
         client.config_set("requirepass", "right")
     store = RedisStore(own_redis_server.url.replace("//", "//:wrong@"))
     with pytest.raises(ValueError, match=r"refuses .* check the URL's user, password"):
@@ -116,13 +129,10 @@ def test_a_wrong_password_is_told_at_once(own_redis_server, monkeypatch):
     store.close()
 
 
-@pytest.mark.parametrize("url", ["http://h", "localhost:6379", ""])
-def test_other_urls_are_refused(url):
-    with pytest.raises(ValueError, match="a URL of Redis must begin with redis://"):
-        RedisConnection(url)
-
-
-def test_a_client_that_is_not_installed_is_told(monkeypatch):
+def test_other_urls_and_a_missing_client_are_explained(monkeypatch):
+    for url in ("http://h", "localhost:6379", ""):
+        with pytest.raises(ValueError, match="a URL of Redis must begin with redis://"):
+            RedisConnection(url)
     monkeypatch.setitem(__import__("sys").modules, "redis", None)
     with pytest.raises(ImportError, match=r"pip install 'ftmamba\[streaming\]'"):
         RedisConnection("redis://localhost")
@@ -217,21 +227,6 @@ def test_following_waits_for_more(redis_server, client):
     assert list(batch.events) == [event]
     source.acknowledge(batch)
     assert len(source.read(5)) == 0
-    source.close()
-
-
-def test_a_stream_goes_on_where_its_server_was_killed(own_redis_server):
-    events = make_events(4)
-    with redis.Redis.from_url(own_redis_server.url) as client:
-        add(client, events)
-    source = RedisStreamSource(own_redis_server.url, "events")
-    first = source.read(2)
-    own_redis_server.stop()
-    back = threading.Timer(0.3, own_redis_server.start)
-    back.start()
-    source.acknowledge(first)
-    back.join()
-    assert list(source.read(5).events) == events[2:]
     source.close()
 
 
