@@ -1,6 +1,6 @@
 """What a model card shows, gathered from a checkpoint: its results, its recipe, its columns.
 
-A finished run and a checkpoint read from a folder go the same way, so a card can be made again.
+The same code serves a finished run and a checkpoint read from a folder: a card can be made again.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ NEVER_SHOWN = ("resume_from_checkpoint", "with_tracking", "report_to", "log_ever
                "checkpointing_steps", "checkpoints_total_limit")  # fmt: skip
 """Training options that leave the trained model as it is."""
 UNREADABLE = ("edges", "event_scales")
-"""Fitted fields of a column that say little to a reader."""
+"""Fitted fields of a column that mean little to a reader."""
 
 CODE_ROOTS = tuple(
     f"{name}_ftmamba.py" for name in ("configuration", "modeling", "processing", "pipeline")
