@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from ftmamba.data.arrow_files import write_arrays
-from ftmamba.data.batches import TableBatches, make_batches
+from ftmamba.data.batches import Share, TableBatches, make_batches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.read_ahead import read_ahead
 from ftmamba.recipe import LossRecipe, TrainingRecipe
@@ -81,7 +81,7 @@ def table_rates(path: Path, options: argparse.Namespace) -> dict[str, dict[str, 
     del numeric, ids
 
     def epoch_of(number: int) -> Iterable[dict[str, torch.Tensor]]:
-        return TableBatches(path, batch_size=options.batch_size, seed=0).epoch(number)
+        return TableBatches(path, Share(options.batch_size, seed=0)).epoch(number)
 
     def epoch_uncached(number: int) -> Iterable[dict[str, torch.Tensor]]:
         drop_from_memory(path)

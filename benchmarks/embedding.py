@@ -78,7 +78,7 @@ def measured(
         embed_table(model, "item", stretch, rows_of(part))
         seconds.append(time.perf_counter() - started)
         bare.append(bare_seconds(model, part, size))
-    rates = [stretch / taken for taken in seconds]
+    rates = [stretch / each for each in seconds]
     return {
         "items": n_items,
         "items_at_once": size,
@@ -112,9 +112,9 @@ def bare_seconds(
 
 def model_config(fields: Mapping[str, object]) -> FTMambaConfig:
     """Return the configuration of a model for the made-up items."""
-    columns = [{"name": f"number_{place}", "kind": "numeric"} for place in range(N_NUMERIC)] + [
-        {"name": f"category_{place}", "kind": "categorical", "vocabulary_size": VOCABULARY}
-        for place in range(N_CATEGORICAL)
+    columns = [{"name": f"number_{index}", "kind": "numeric"} for index in range(N_NUMERIC)] + [
+        {"name": f"category_{index}", "kind": "categorical", "vocabulary_size": VOCABULARY}
+        for index in range(N_CATEGORICAL)
     ]
     return FTMambaConfig.from_columns(columns, columns, **fields)
 

@@ -105,11 +105,11 @@ def write_catalogue(file: Path, n_items: int) -> None:
     Catalogue(keys=keys, titles=keys, embeddings=embeddings).save(file)
 
 
-def run(program: str, place: Path) -> dict[str, float]:
+def run(program: str, path: Path) -> dict[str, float]:
     """Run a program in a process of its own; return what it reports, and its whole seconds."""
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", program, str(place)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program, str(path)], check=True, capture_output=True, text=True
     )
     seconds = time.perf_counter() - started
     return {**json.loads(done.stdout.splitlines()[-1]), "process": seconds}

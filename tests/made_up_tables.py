@@ -15,11 +15,7 @@ _MINUTE = 60
 
 
 def checkerboard(
-    n_pairs: int = 40,
-    n_colours: int = 2,
-    *,
-    seed: int = 0,
-    popularity_days: tuple[int, ...] = (),
+    n_pairs: int = 40, n_colours: int = 2, *, seed: int = 0, popularity_days: tuple[int, ...] = ()
 ) -> Tables:
     """Return a checkerboard with its diagonal withheld.
 

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftmamba.commands import evaluate, hub, recommend, runs, schema, stream
+from ftmamba.commands import evaluate, hub, kernels, recommend, runs, schema, stream
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ COMMANDS = {
         "show a checkpoint's recommendations on a page, as a Space",
         hub.add_space_arguments,
         hub.run_space,
+    ),
+    "kernels": Command(
+        "write the kernels as a repository for the library kernels",
+        kernels.add_arguments,
+        kernels.run,
     ),
     "stream": Command(
         "read events and keep users' states and embeddings up to date",

@@ -67,6 +67,38 @@ class Batch:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one process gets of every global batch.
+
+    Attributes:
+        batch_size: windows of a batch on one rank.
+        seed: of the order and of the cuts.
+        rank: which part this process gets.
+        n_ranks: number of parts.
+    """
+
+    batch_size: int
+    seed: int
+    rank: int = 0
+    n_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_ranks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.rank < self.n_ranks:
+            raise ValueError(f"rank must be in [0, {self.n_ranks}), got {self.rank}")
+
+    def check(self, n_windows: int, what: str) -> None:
+        """Refuse fewer windows than processes."""
+        if n_windows < self.n_ranks:
+            raise ValueError(
+                f"{n_windows} {what} cannot be shared out among {self.n_ranks} processes; give "
+                "more data or start fewer processes"
+            )
+
+
 def make_batches(
     data: EncodedData,
     *,
@@ -82,25 +114,19 @@ def make_batches(
     Args:
         data: the encoded tables.
         sequences: empty for rows, else one of `SEQUENCES`.
-        batch_size: windows of a batch on one rank.
+        batch_size: as of `Share`, like the next three.
         seed: of the order and of the cuts.
-        rank: which part of every global batch this process gets.
-        n_ranks: number of such parts.
+        rank: of this process.
+        n_ranks: number of processes.
         batch_order: of rows, "random" or "time": neighbours of the training interactions.
 
     Raises:
         ValueError: a value out of its range, or sequences of users without a history.
     """
+    share = Share(batch_size, seed, rank, n_ranks)
     column, histories = data.history_column, data.histories
     if not sequences:
-        table = TableBatches(
-            data.interactions,
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank,
-            n_ranks=n_ranks,
-            in_stretches=batch_order == "time",
-        )
+        table = TableBatches(data.interactions, share, in_stretches=batch_order == "time")
         return RowBatches(table, histories, column)
     if column is None or histories is None:
         raise ValueError(
@@ -108,15 +134,7 @@ def make_batches(
             "history: {kind: history, max_length: 200} to the schema, or leave training.sequences "
             "empty"
         )
-    return SequenceBatches(
-        histories,
-        column,
-        batch_size=batch_size,
-        seed=seed,
-        windows=sequences,
-        rank=rank,
-        n_ranks=n_ranks,
-    )
+    return SequenceBatches(histories, column, share, windows=sequences)
 
 
 class TableBatches:
@@ -133,38 +151,22 @@ class TableBatches:
     """
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        n_ranks: int = 1,
-        block_size: int = 65_536,
-        in_stretches: bool = False,
+        self, path: Path, share: Share, *, block_size: int = 65_536, in_stretches: bool = False
     ) -> None:
-        """Open a file of `write_arrays`; see `make_batches`.
+        """Open a file of `write_arrays`.
 
         Args:
             path: of the file.
-            batch_size: rows of a batch on one rank.
-            seed: of the order.
-            rank: of this process.
-            n_ranks: number of processes.
+            share: of this process.
             block_size: rows shuffled together; more mixes better and takes more memory.
             in_stretches: every global batch is a stretch of neighbouring rows, shuffled; the
                 order of the stretches is random. `block_size` then plays no part.
         """
-        _check_options(batch_size=batch_size, block_size=block_size, rank=rank, n_ranks=n_ranks)
-        self._table = TableRows(path)
+        self._table, self._share = TableRows(path), share
         self.n_rows: int = self._table.n_rows
-        if self.n_rows < n_ranks:
-            raise ValueError(
-                f"{self.n_rows} training rows cannot be shared out among {n_ranks} processes; "
-                "start fewer processes"
-            )
-        self._seed, self._rank, self._n_ranks = seed, rank, n_ranks
-        self._global_size: int = min(batch_size * n_ranks, self.n_rows // n_ranks * n_ranks)
+        share.check(self.n_rows, "training rows")
+        self._size: int = min(share.batch_size, self.n_rows // share.n_ranks)
+        self._global_size: int = self._size * share.n_ranks
         self._n_pieces = 1 if in_stretches else _PIECES_A_BLOCK
         self._piece_size = (
             self._global_size if in_stretches else max(1, block_size // _PIECES_A_BLOCK)
@@ -176,12 +178,11 @@ class TableBatches:
 
         Every batch has the table's columns and `rows`, the numbers of its rows in the table.
         """
-        size = self._global_size // self._n_ranks
         pending = np.empty(0, np.int64)
         for rows in self._blocks_ahead(epoch, start):
             pending = np.concatenate([pending, rows])
-            n_whole = len(pending) // size * size
-            for rows_B in pending[:n_whole].reshape(-1, size):
+            n_whole = len(pending) // self._size * self._size
+            for rows_B in pending[:n_whole].reshape(-1, self._size):
                 batch = {**self._table.take(rows_B), "rows": rows_B}
                 yield {name: torch.from_numpy(array) for name, array in batch.items()}
             pending = pending[n_whole:]
@@ -199,8 +200,8 @@ class TableBatches:
 
     def _blocks(self, epoch: int, start: int) -> Iterator[tuple[list[Stretch], NDArray[np.int64]]]:
         """Yield of each block, from batch `start` on, its stretches and this rank's rows of it."""
-        size = self._global_size // self._n_ranks
-        pieces = self._piece_starts(np.random.default_rng((self._seed, epoch)))
+        seed = self._share.seed
+        pieces = self._piece_starts(np.random.default_rng((seed, epoch)))
         first_wanted, end = start * self._global_size, self.n_batches * self._global_size
         position = 0
         for number, piece in enumerate(range(0, len(pieces), self._n_pieces)):
@@ -209,8 +210,8 @@ class TableBatches:
             rows = np.concatenate([np.arange(*stretch) for stretch in stretches])
             wanted = np.arange(max(position, first_wanted), min(position + len(rows), end))
             if len(wanted):
-                order = np.random.default_rng((self._seed, epoch, number)).permutation(len(rows))
-                is_mine = wanted % self._global_size // size == self._rank
+                order = np.random.default_rng((seed, epoch, number)).permutation(len(rows))
+                is_mine = wanted % self._global_size // self._size == self._share.rank
                 yield stretches, rows[order[wanted[is_mine] - position]]
             position += len(rows)
 
@@ -282,17 +283,7 @@ class SequenceBatches:
         n_batches: batches an epoch, the same on every rank.
     """
 
-    def __init__(
-        self,
-        histories: Histories,
-        column: Column,
-        *,
-        batch_size: int,
-        seed: int,
-        windows: str = "newest",
-        rank: int = 0,
-        n_ranks: int = 1,
-    ) -> None:
+    def __init__(self, histories: Histories, column: Column, share: Share, *, windows: str) -> None:
         """Plan the windows, of at most as many inputs as the column's max_length.
 
         Raises:
@@ -303,9 +294,7 @@ class SequenceBatches:
                 f"sequences must be one of {', '.join(SEQUENCES)}, got {windows!r}"
                 f"{near(windows, SEQUENCES)}"
             )
-        _check_options(batch_size=batch_size, rank=rank, n_ranks=n_ranks)
-        self._histories, self._features, self._seed = histories, column.event_features, seed
-        self._rank, self._n_ranks, self._global_size = rank, n_ranks, batch_size * n_ranks
+        self._histories, self._features, self._share = histories, column.event_features, share
         longest = self._max_length = column.max_length or LONGEST_WINDOW
         self._user_ids = np.flatnonzero(histories.counts > 1)
         targets_U = histories.counts[self._user_ids] - 1
@@ -315,19 +304,17 @@ class SequenceBatches:
         self._n_targets_U = targets_U - self._skipped_U
         self._n_windows_U = np.where(self._n_targets_U <= longest, 1, n_spread_U)
         self.n_windows = int(self._n_windows_U.sum())
-        if self.n_windows < n_ranks:
-            raise ValueError(
-                f"{self.n_windows} windows of users with two training events or more cannot be "
-                f"shared out among {n_ranks} processes; give more data or start fewer processes"
-            )
-        self.n_batches = -(-(self.n_windows // n_ranks) // batch_size)
+        share.check(self.n_windows, "windows of users with two training events or more")
+        self.n_batches = -(-(self.n_windows // share.n_ranks) // share.batch_size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without reading those before."""
         events_R = {"item_ids": self._histories.items.item_ids, "rows": self._histories.rows}
         if self._histories.events.times is not None:
             events_R["times"] = self._histories.events.times
-        user_W, begin_W, n_inputs_W = self._cuts(np.random.default_rng((self._seed, epoch, 0)))
+        user_W, begin_W, n_inputs_W = self._cuts(
+            np.random.default_rng((self._share.seed, epoch, 0))
+        )
         for chosen_B in self._batches(n_inputs_W, epoch)[start:]:
             user_ids_B, begins_B = self._user_ids[user_W[chosen_B]], begin_W[chosen_B]
             starts_B = self._histories.items.starts[user_ids_B] + begins_B
@@ -367,18 +354,18 @@ class SequenceBatches:
 
     def _batches(self, n_inputs_W: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
         """Return the windows of each of this rank's batches, in the order of an epoch."""
-        generator = np.random.default_rng((self._seed, epoch, 1))
-        n_shared = self.n_windows // self._n_ranks * self._n_ranks
+        rank, n_ranks = self._share.rank, self._share.n_ranks
+        generator = np.random.default_rng((self._share.seed, epoch, 1))
+        n_shared = self.n_windows // n_ranks * n_ranks
         order_W = generator.permutation(self.n_windows)[:n_shared]
-        size = self._global_size
+        size = self._share.batch_size * n_ranks
         batches = []
         for first in range(0, n_shared, size * _BATCHES_A_BUCKET):
             bucket = order_W[first : first + size * _BATCHES_A_BUCKET]
             bucket = bucket[np.argsort(n_inputs_W[bucket], kind="stable")]
             # Neighbours in length go to different ranks, which so have the same work.
             batches += [
-                bucket[begin : begin + size][self._rank :: self._n_ranks]
-                for begin in range(0, len(bucket), size)
+                bucket[begin : begin + size][rank::n_ranks] for begin in range(0, len(bucket), size)
             ]
         return [batches[index] for index in generator.permutation(len(batches))]
 
@@ -406,11 +393,3 @@ def _batch(
         times=None if times_M is None else torch.from_numpy(times_M),
         rows=torch.from_numpy(targets_M["rows"]),
     )
-
-
-def _check_options(*, rank: int, n_ranks: int, **sizes: int) -> None:
-    for name, value in (*sizes.items(), ("n_ranks", n_ranks)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
-    if not 0 <= rank < n_ranks:
-        raise ValueError(f"rank must be in [0, {n_ranks}), got {rank}")

@@ -49,7 +49,7 @@ class EncodedData:
             where they have them, `times`.
         popularity_history: counts of the training interactions, or None without popularity columns.
         item_counts: int64 (I,), training interactions of each item.
-        as_of: the moment as of which the catalogue is embedded, or None without times.
+        as_of: the time as of which the catalogue is embedded, or None without times.
         n_users: rows of the table of users.
         histories: the training interactions of each user in order, where the schema has a history.
     """
@@ -103,9 +103,9 @@ class EncodedData:
         return gathered
 
     def catalogue(self, as_of: int | None = None) -> dict[str, Tensor]:
-        """Return every item as the model's arguments, (I, ...), popularity as of a moment.
+        """Return every item as the model's arguments, (I, ...), popularity as of a time.
 
-        What does not change with the moment shares its memory with `items`; do not write to it.
+        What does not change with the time shares its memory with `items`; do not write to it.
 
         Args:
             as_of: UTC seconds; interactions strictly before it count. None means `self.as_of`.
@@ -114,15 +114,15 @@ class EncodedData:
 
     def catalogue_rows(self, as_of: int | None = None) -> Callable[[int, int], dict[str, Tensor]]:
         """Return what gives a stretch of `catalogue(as_of)`, without making the rest."""
-        moment = self.as_of if as_of is None else as_of
+        time = self.as_of if as_of is None else as_of
 
         def rows(start: int, stop: int) -> dict[str, Tensor]:
             items = {f"item_{name}": tensor[start:stop] for name, tensor in self.items.items()}
-            if self.popularity_slots and moment is not None:
+            if self.popularity_slots and time is not None:
                 item_ids = np.arange(start, min(stop, self.n_items))
                 numeric = items["item_numeric"].clone()
                 numeric.numpy()[:, self.popularity_slots] = self.popularity_at(
-                    item_ids, np.full(len(item_ids), moment)
+                    item_ids, np.full(len(item_ids), time)
                 )
                 items["item_numeric"] = numeric
             return items
@@ -164,7 +164,7 @@ def encode(
     Args:
         tables: users, items and the schema; their own interactions are not looked at.
         train: the only interactions that fitting, counts and popularity may see.
-        as_of: the moment of the catalogue; None means the second after the last training time.
+        as_of: the time of the catalogue; None means the second after the last training time.
         cache_dir: where encoded tables are kept; `cache_folder()` if None.
     """
     if not len(train):

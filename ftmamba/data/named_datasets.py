@@ -68,17 +68,9 @@ SCHEMA_100K = {
     "items": {
         "key": "item_id",
         "title": "title",
-        "columns": {
-            "release_year": "numeric",
-            "genres": {"kind": "categories", "separator": " "},
-        },
+        "columns": {"release_year": "numeric", "genres": {"kind": "categories", "separator": " "}},
     },
-    "interactions": {
-        "user": "user_id",
-        "item": "item_id",
-        "time": "timestamp",
-        "weight": "rating",
-    },
+    "interactions": {"user": "user_id", "item": "item_id", "time": "timestamp", "weight": "rating"},
 }
 Facts: TypeAlias = tuple[Mapping[str, object], Mapping[str, Sequence[Any]]]
 """The kind of each column, None for a title, and by the key of a row the columns' values."""

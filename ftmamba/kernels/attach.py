@@ -77,6 +77,7 @@ def attach(network: nn.Module, scan: str) -> None:
     for layer in layers:
         if getattr(layer, "kernel_contract", None) == CONTRACT:
             _attach_layer(layer, choice)
+    tower: Any
     for tower in network.modules():
         if _is(tower, "TowerNetwork"):
             _bind(tower, FastTower, choice)
@@ -207,21 +208,21 @@ class FastLayer:
 
     def forward(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         if (fused_BLD := _layer_at_once(self, hidden_BLD, gaps_BL, last=False)) is not None:
-            return self.feed(fused_BLD)  # type: ignore[no-any-return]
+            return self.feed(fused_BLD)
         backward = self.reverse_mixer
         if backward is None or (run := _fused(backward, hidden_BLD, None)) is None:
-            return type(self).forward(self, hidden_BLD, gaps_BL)  # type: ignore[no-any-return]
+            return type(self).forward(self, hidden_BLD, gaps_BL)
         normed_BLD = self.normed(hidden_BLD)
         reversed_BLD = run(
             normed_BLD, _parameters(backward), None, residual=False, last=False, reverse=True
         )
         mixed_BLD = self.mixer(normed_BLD, gaps_BL) + reversed_BLD
-        return self.finish(hidden_BLD, mixed_BLD)  # type: ignore[no-any-return]
+        return self.finish(hidden_BLD, mixed_BLD)
 
     def forward_last(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         if (fused_BD := _layer_at_once(self, hidden_BLD, gaps_BL, last=True)) is not None:
-            return self.feed(fused_BD)  # type: ignore[no-any-return]
-        return type(self).forward_last(self, hidden_BLD, gaps_BL)  # type: ignore[no-any-return]
+            return self.feed(fused_BD)
+        return type(self).forward_last(self, hidden_BLD, gaps_BL)
 
     def advance(self: Any, hidden_BLD: Tensor, state: Any, part: Any) -> tuple[Tensor, Any]:
         drops = self.training and self.dropout.p > 0
@@ -234,13 +235,13 @@ class FastLayer:
                     hidden_BLD, parameters, norm, *state, residual=self.residual
                 )
                 return self.feed(out_BLD), type(state)(conv, scan)
-        return type(self).advance(self, hidden_BLD, state, part)  # type: ignore[no-any-return]
+        return type(self).advance(self, hidden_BLD, state, part)
 
     def joined(self: Any, hidden: Tensor | None, added: Tensor, norm: nn.Module) -> Tensor:
         rate = self.dropout.p if self.training else 0.0
         fits = hidden is not None and hidden.dtype == torch.float32 and 0 < rate < 1
         if not fits or not is_untouched(self.dropout, nn.Dropout):
-            return type(self).joined(self, hidden, added, norm)  # type: ignore[no-any-return]
+            return type(self).joined(self, hidden, added, norm)
         added = norm(added) if self.norm_position == "post" else added
         if hidden.shape != added.shape or not _runs_on_cpu(self, added):  # type: ignore[union-attr]
             total: Tensor = hidden + self.dropout(added)
@@ -270,7 +271,7 @@ class FastMamba:
 
     def forward(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         if (run := _fused(self, hidden_BLD, gaps_BL)) is None:
-            return type(self).forward(self, hidden_BLD, gaps_BL)  # type: ignore[no-any-return]
+            return type(self).forward(self, hidden_BLD, gaps_BL)
         mixed_BLD: Tensor = run(
             hidden_BLD, _parameters(self), None, residual=False, last=False, reverse=False
         )
@@ -279,8 +280,8 @@ class FastMamba:
     def forward_last(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         if (run := _fused(self, hidden_BLD, gaps_BL)) is None:
             if implementation(self, hidden_BLD) in SCANS:
-                return self.forward(hidden_BLD, gaps_BL)[:, -1]  # type: ignore[no-any-return]
-            return type(self).forward_last(self, hidden_BLD, gaps_BL)  # type: ignore[no-any-return]
+                return self.forward(hidden_BLD, gaps_BL)[:, -1]
+            return type(self).forward_last(self, hidden_BLD, gaps_BL)
         mixed_BD: Tensor = run(
             hidden_BLD, _parameters(self), None, residual=False, last=True, reverse=False
         )
@@ -293,7 +294,7 @@ class FastMamba:
         assert u is not None
         run = SCANS.get(implementation(self, u)) if u.numel() and state is None else None
         if run is None:
-            return type(self).scan(self, *inputs)  # type: ignore[no-any-return]
+            return type(self).scan(self, *inputs)
         return run(*tensors), None
 
     def scan_name(self: Any) -> str:
@@ -317,14 +318,34 @@ class FastSSD:
 
     def forward(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         if not _mixes_in_row_blocks(self, hidden_BLD, gaps_BL):
-            return type(self).forward(self, hidden_BLD, gaps_BL)  # type: ignore[no-any-return]
+            return type(self).forward(self, hidden_BLD, gaps_BL)
         return mix_in_row_blocks(hidden_BLD, _ssd_parameters(self), self.norm.eps, last=False)
 
     def forward_last(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         if not _mixes_in_row_blocks(self, hidden_BLD, gaps_BL):
-            return type(self).forward_last(self, hidden_BLD, gaps_BL)  # type: ignore[no-any-return]
+            return type(self).forward_last(self, hidden_BLD, gaps_BL)
         mixed = mix_in_row_blocks(hidden_BLD, _ssd_parameters(self), self.norm.eps, last=True)
         return mixed[:, 0]
+
+    def advance(self: Any, hidden_BLD: Tensor, state: Any, part: Any) -> tuple[Tensor, Any]:
+        """Read one token of every row with few and small steps, without gradients."""
+        one = hidden_BLD.shape[1] == 1 and part.lengths is None and not torch.is_grad_enabled()
+        if not (one and is_untouched(self.conv1d, nn.Conv1d)) or torch.compiler.is_compiling():
+            return type(self).advance(self, hidden_BLD, state, part)
+        gate, xBC, raw = self.in_proj(hidden_BLD[:, 0]).split(self.splits, -1)
+        window = torch.cat([state.conv.to(xBC.dtype), xBC[..., None]], 2)
+        total = (window * self.conv1d.weight[:, 0]).sum(2) + self.conv1d.bias
+        u, B, C = F.silu(total).to(state.scan.dtype).split(self.xBC_splits, -1)
+        dt = F.softplus(raw + self.dt_bias)
+        if part.gaps is not None and self.gap_weight is not None:
+            dt = dt * torch.exp(part.gaps.to(dt.dtype) * self.gap_weight)
+        width = u.shape[1] // self.n_heads
+        decay = torch.exp(-dt * self.A_log.exp()).repeat_interleave(width, 1)[..., None]
+        dtu = dt.repeat_interleave(width, 1) * u
+        scan = torch.addcmul(decay * state.scan, dtu[..., None], B[:, None])
+        y = torch.bmm(scan, C[..., None])[..., 0] + self.D.repeat_interleave(width) * u
+        mixed = self.out_proj(self.norm(y.to(gate.dtype), gate))
+        return mixed[:, None], type(state)(window[..., 1:], scan)
 
 
 def _mixes_in_row_blocks(mixer: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None) -> bool:
@@ -388,7 +409,7 @@ class FastDropout:
         if not self.training or self.p == 0:
             return x
         if self.p == 1 or not _runs_on_cpu(self, x):
-            return type(self).forward(self, x)  # type: ignore[no-any-return]
+            return type(self).forward(self, x)
         # bfloat16, which autocast makes, goes back to what it is added to.
         return elementwise.dropout(x.float(), self.p)
 
@@ -406,7 +427,7 @@ class FastTower:
             ):
                 return elementwise.normalize(embeds)
             return F.normalize(embeds, dim=-1)
-        return type(self).embedding_of(self, pooled)  # type: ignore[no-any-return]
+        return type(self).embedding_of(self, pooled)
 
 
 FAST: dict[str, type] = {

@@ -136,10 +136,19 @@ class TrainingLoop:
         self.base = model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.checkpoints = CheckpointStore(folder, recipe.checkpoints_total_limit)
-        self.resumed = self._find_resumed()
+        wanted = recipe.resume_from_checkpoint
+        self.resumed = self.checkpoints.find(wanted) if wanted else None
+        if wanted and self.resumed is None:
+            logger.info("no checkpoint in %s yet; starting afresh", folder)
+        length = POSITIONS_OF_A_SEQUENCE if recipe.sequences else 1
+        all_items = recipe.loss.name in ("full_softmax", "full_mse")
         self.in_bfloat16 = choose_bfloat16(
             accelerator,
-            self._shape_of_products(),
+            (
+                recipe.batch_size * length,
+                data.n_items if all_items else recipe.batch_size,
+                model.config.projection_size,
+            ),
             resumed=None if self.resumed is None else read_state(self.resumed).get("in_bfloat16"),
         )
         self.batches = make_batches(
@@ -167,23 +176,6 @@ class TrainingLoop:
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
 
-    def _find_resumed(self) -> Path | None:
-        """Return the recipe's checkpoint, if it names one."""
-        wanted = self.recipe.resume_from_checkpoint
-        folder = self.checkpoints.find(wanted) if wanted else None
-        if wanted and folder is None:
-            logger.info("no checkpoint in %s yet; starting afresh", self.checkpoints.folder)
-        return folder
-
-    def _shape_of_products(self) -> tuple[int, int, int]:
-        """Return positions of a step, items that each is scored with, and an embedding's size."""
-        recipe = self.recipe
-        length = POSITIONS_OF_A_SEQUENCE if recipe.sequences else 1
-        n_positions = recipe.batch_size * length
-        all_items = recipe.loss.name in ("full_softmax", "full_mse")
-        n_items = self.data.n_items if all_items else recipe.batch_size
-        return n_positions, n_items, self.base.config.projection_size
-
     def resume(self) -> None:
         """Go on from the recipe's checkpoint, if it names one."""
         folder = self.resumed
@@ -208,10 +200,17 @@ class TrainingLoop:
             done=progress.step,
             log_every_steps=recipe.log_every_steps,
         ) as report:
-            while progress.epoch < end and not self._is_stale():
+            patience = recipe.early_stopping_patience or math.inf
+            while progress.epoch < end and progress.n_stale < patience:
                 started = time.perf_counter()
                 self._train_epoch(report)
-                progress.history.append(self._figures(time.perf_counter() - started))
+                figures = {
+                    "epoch": progress.epoch + 1,
+                    "loss": self._mean_loss_sum() / self.batches.n_batches,
+                    "learning_rate": learning_rate_at(progress.step - 1, self.n_steps, recipe),
+                    "seconds": time.perf_counter() - started,
+                }
+                progress.history.append(figures)
                 progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
                 is_due = progress.epoch % recipe.evaluate_every == 0 or progress.epoch == end
                 if validate is not None and is_due:
@@ -249,7 +248,7 @@ class TrainingLoop:
         """Take one optimizer step; return its figures."""
         step = self.progress.step
         seed_step(self.seed, step=step, rank=self.accelerator.process_index)
-        learning_rate = self._learning_rate(step)
+        learning_rate = learning_rate_at(step, self.n_steps, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss_sum = 0.0
@@ -286,21 +285,6 @@ class TrainingLoop:
             f"finite (loss {loss}); {self.objective.explain(prepared)}. Look at these rows, or "
             "lower learning_rate or max_grad_norm"
         )
-
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate_at(step, self.n_steps, self.recipe)
-
-    def _is_stale(self) -> bool:
-        patience = self.recipe.early_stopping_patience
-        return bool(patience) and self.progress.n_stale >= patience
-
-    def _figures(self, seconds: float) -> dict[str, float]:
-        return {
-            "epoch": self.progress.epoch + 1,
-            "loss": self._mean_loss_sum() / self.batches.n_batches,
-            "learning_rate": self._learning_rate(self.progress.step - 1),
-            "seconds": seconds,
-        }
 
     def _mean_loss_sum(self) -> float:
         """Return the epoch's sum of losses so far, averaged over the processes."""

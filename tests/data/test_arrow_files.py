@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ftmamba.data.arrow_files import TableRows, content_hash, write_arrays
-from ftmamba.data.batches import TableBatches
+from ftmamba.data.batches import Share, TableBatches
 
 
 def arrays(n_rows):
@@ -61,7 +61,7 @@ def test_the_bytes_of_the_rows_are_fetched_and_few_others(tmp_path, asked):
 
 def test_every_block_is_asked_for_one_ahead_and_none_that_resuming_skips(tmp_path, asked):
     write_arrays(tmp_path / "rows.arrow", {"ids": np.arange(160_000)})
-    batches = TableBatches(tmp_path / "rows.arrow", batch_size=1600, seed=0, block_size=16_000)
+    batches = TableBatches(tmp_path / "rows.arrow", Share(1600, seed=0), block_size=16_000)
     epoch = batches.epoch(0)
     counts = []
     for _ in range(30):
@@ -79,7 +79,7 @@ def test_a_system_without_advice_reads_all_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr("ftmamba.data.arrow_files.mmap.mmap", Plain)
     write_arrays(tmp_path / "rows.arrow", arrays(100))
-    batches = TableBatches(tmp_path / "rows.arrow", batch_size=10, seed=0)
+    batches = TableBatches(tmp_path / "rows.arrow", Share(10, seed=0))
     assert sum(len(batch["ids"]) for batch in batches.epoch(0)) == 100
 
 

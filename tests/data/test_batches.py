@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ftmamba.data.arrow_files import write_arrays
-from ftmamba.data.batches import SequenceBatches, TableBatches, make_batches
+from ftmamba.data.batches import SequenceBatches, Share, TableBatches, make_batches
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions
 from modeling_ftmamba.configuration_ftmamba import Column
@@ -27,11 +27,12 @@ def row_lists(batches, epoch=0, **options):
 def table_of(tmp_path):
     """Return a function that opens a table of so many rows."""
 
-    def write(n_rows, batch_size=32, seed=1, **options):
+    def write(n_rows, batch_size=32, seed=1, rank=0, n_ranks=1, **options):
         rows = np.arange(n_rows, dtype=np.int64)
         pairs = np.stack([rows, -rows], axis=1).astype(np.float32)
         write_arrays(tmp_path / "rows.arrow", {"user_ids": rows * 3, "pairs": pairs})
-        return TableBatches(tmp_path / "rows.arrow", batch_size=batch_size, seed=seed, **options)
+        share = Share(batch_size, seed, rank, n_ranks)
+        return TableBatches(tmp_path / "rows.arrow", share, **options)
 
     return write
 
@@ -313,7 +314,7 @@ def test_batches_hold_windows_of_like_length():
     histories = histories_of(Interactions(users, users, None, None, 400, 400))
     column = Column("history", "history", max_length=100)
     n_slots = n_inputs = 0
-    batches = SequenceBatches(histories, column, batch_size=16, seed=1, windows="every")
+    batches = SequenceBatches(histories, column, Share(16, seed=1), windows="every")
     for batch in batches.epoch(0):
         n_slots += batch.history_ids.numel()
         n_inputs += int(batch.lengths.sum())

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ftmamba.kernels import ssd_row_blocks
-from modeling_ftmamba.mixers import selective_scan_reference
+from modeling_ftmamba.mixers import MixerState, Part, selective_scan_reference
 
 from .conftest import compare, gradients, make_layer, relative_error, tokens
 
@@ -68,6 +68,28 @@ def test_short_and_long_steps_equal_the_recurrence(scale):
     wanted = gradients(expected, [x, *exact.parameters()])
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("decays", [False, True])
+def test_tokens_one_by_one_equal_the_whole(decays):
+    mixer, exact = ssd_twins()
+    gaps = None
+    if decays:
+        gaps = tokens(3, 9).abs()
+        for one in (mixer, exact):
+            one.gap_weight = torch.nn.Parameter(torch.full((6,), 0.2, dtype=one.D.dtype))
+    x = tokens(3, 9, 24)
+    state, outputs = MixerState(torch.zeros(3, 60, 2), torch.zeros(3, 48, 6)), []
+    with torch.no_grad():
+        before = MixerState(*(one.double() for one in state))
+        wide = None if gaps is None else gaps.double()
+        expected, right = exact.advance(x.double(), before, Part(None, wide))
+        for t in range(9):
+            gap = None if gaps is None else gaps[:, t : t + 1]
+            output, state = mixer.advance(x[:, t : t + 1], state, Part(None, gap))
+            outputs.append(output)
+    assert relative_error(torch.cat(outputs, 1), expected) < 2e-6
+    assert all(relative_error(a, b) < 2e-6 for a, b in zip(state, right, strict=True))
 
 
 def test_tokens_in_any_memory_order_are_mixed_alike():
