@@ -62,7 +62,7 @@ def _empty_outputs(u: Tensor, A: Tensor, *, keep_states: bool) -> tuple[Tensor, 
     return u.new_empty(u.shape), u.new_empty(shape)
 
 
-def _call(tensors: list[Tensor]) -> tuple[ScanCall, list[Tensor]]:
+def _call(tensors: list[Tensor]) -> tuple[Any, list[Tensor]]:
     named = dict(zip(NAMES, tensors, strict=True))
     check_scan(named, last=False)
     pointers, alive = as_pointers(named)
