@@ -10,7 +10,7 @@ the convolution.
 import ctypes
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ LayerCall = _call(
 )
 ScanCall = _call(
     "Scan",
-    "rows length inner state threads last",
+    "rows length inner state threads",
     {},
     "u dt A B C y states d_y d_u d_dt d_A d_B d_C",
 )
@@ -265,27 +265,22 @@ def check_shapes(tensors: Mapping[str, Tensor | None], shapes: dict[str, tuple[i
             raise ValueError(f"{name} must have the shape {shape}, got {tuple(tensor.shape)}")
 
 
-def check_scan(tensors: Mapping[str, Tensor], *, last: bool) -> None:
-    """Check the shapes of a scan: u (B, L, E), A (E, N), C (B, N) where only the last is wanted.
+def check_scan(tensors: Sequence[Tensor]) -> None:
+    """Check the shapes of a scan: u and dt (B, L, E), A (E, N), B and C (B, L, N).
 
     Raises:
-        ValueError: one does not fit, they are on several devices, or there is no last token.
+        ValueError: one does not fit, or they are on several devices.
     """
-    u, A = tensors["u"], tensors["A"]
+    named = dict(zip(("u", "dt", "A", "B", "C"), tensors, strict=True))
+    u, A = named["u"], named["A"]
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(
             "a scan takes u (batch, tokens, channels) and A (channels, states), got "
             f"{tuple(u.shape)} and {tuple(A.shape)}"
         )
-    batch, length, inner = u.shape
-    state = A.shape[1]
-    of_tokens = (batch, length, state)
-    check_shapes(tensors, {
-        "dt": (batch, length, inner), "A": (inner, state), "B": of_tokens,
-        "C": (batch, state) if last else of_tokens,
-    })  # fmt: skip
-    for name, tensor in tensors.items():
+    of_tokens = (*u.shape[:2], A.shape[1])
+    shapes = {"dt": tuple(u.shape), "A": (u.shape[2], A.shape[1])}
+    check_shapes(named, {**shapes, "B": of_tokens, "C": of_tokens})
+    for name, tensor in named.items():
         if tensor.device != u.device:
             raise ValueError(f"u is on {u.device} and {name} on {tensor.device}; move them")
-    if last and not length:
-        raise ValueError("the last token's output needs at least one token, got rows of none")
