@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from ftmamba.atomic import whole_folder, whole_folder_at
 from ftmamba.checks import (
     CONFIG_NAME,
+    EXTRACTOR_NAME,
     LOCAL_FOLDER,
     check_catalogue,
     check_checkpoint,
@@ -54,6 +55,7 @@ RECIPE_FILE = "recipe.yaml"
 
 PUBLISHED_FILES = (
     CONFIG_NAME,
+    EXTRACTOR_NAME,
     "model*.safetensors",
     "model.safetensors.index.json",
     "preprocessor_config.json",
@@ -197,7 +199,13 @@ def load_to_recommend(
 def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoint:
     config = check_checkpoint(folder)
     model = read(folder, config)
-    extractor: FTMambaFeatureExtractor = FTMambaFeatureExtractor.from_pretrained(folder)
+    try:
+        extractor: FTMambaFeatureExtractor = FTMambaFeatureExtractor.from_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        problem = f"makes no extractor ({' '.join(str(error).split()):.400})"
+        raise damaged(folder / EXTRACTOR_NAME, problem) from None
     catalogue, local = load_catalogue(folder / CATALOGUE_NAME), folder / LOCAL_FOLDER
     check_together(folder, model, extractor, catalogue)
     users = None

@@ -1,7 +1,7 @@
 """Talking to the Hub: errors in words without tokens, retries, and the download of a checkpoint.
 
 The Hub's client retries single requests, some of them and for seconds only. What is retried here
-is a whole push or a whole download, for as long as the caller says.
+is a whole push or a whole download, as often as the caller allows.
 """
 
 import logging
@@ -89,15 +89,9 @@ class HubError(OSError):
 
 
 def hub_error(error: BaseException, action: str, tokens: Iterable[str] = ()) -> HubError:
-    """Return what an error of the Hub's client means, in words and without tokens.
-
-    Args:
-        error: what the client raised.
-        action: what failed, such as "push to 'me/films'".
-        tokens: to hide in the message.
-    """
+    """Return what an error of the Hub's client means, in words and without tokens."""
     cause = root_of(error)
-    # An error keeps the whole text of the answer, of which the first lines say what is wrong.
+    # An error keeps the whole text of the answer, of which the first lines name the problem.
     reason = " ".join(str(cause).split())[:500] or type(cause).__name__
     status, wait = 0, None
     if isinstance(cause, HfHubHTTPError):
@@ -224,12 +218,6 @@ def download_checkpoint(
 
     The client continues a file where a cut connection stopped it. What it gives up on, such as a
     Hub that answers 503, is tried again; a file that has arrived is not fetched twice.
-
-    Args:
-        repo_id: such as `name/repo`.
-        revision: branch, tag or commit; None for `main`.
-        token: for a private repository.
-        patterns: of the files to load.
     """
 
     def failure(error: Exception) -> HubError | None:

@@ -54,16 +54,7 @@ def make_checkpoint(
     *,
     cost: "Cost | None" = None,
 ) -> Checkpoint:
-    """Gather what `save_checkpoint` writes, without a card; the catalogue is as of the test.
-
-    Args:
-        recipe: of the run.
-        tables: what it read.
-        split: how they were divided.
-        trained: the model.
-        comparison: its figures and those of the others.
-        cost: what training cost; without it only its time is known.
-    """
+    """Gather what `save_checkpoint` writes, without a card; the catalogue is as of the test."""
     users = tables.schema.users
     data = trained.data
     return Checkpoint(
@@ -278,14 +269,7 @@ def _start_tracker(country: str) -> Any:
 def show_examples(
     recommender: Recommender, recipe: ExamplesRecipe, tables: Tables, known: Interactions
 ) -> str:
-    """Lay out ten recommendations beside a user's newest items, and ten for a record of no user.
-
-    Args:
-        recommender: loaded from the finished checkpoint.
-        recipe: which user, and which record; empty ones are left out.
-        tables: for titles and records.
-        known: interactions before the test.
-    """
+    """Lay out ten recommendations beside a user's newest items, and ten for a record of no user."""
 
     def words(record: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {value}" for name, value in record.items())

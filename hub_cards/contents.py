@@ -1,7 +1,7 @@
 """Which files of a checkpoint are published, and what in them may not be: tokens, personal values.
 
 `PUBLISHED_FILES` lists what may go, not what may not: known users (`local/`), training state and
-logs lie in the same folder.
+logs are in the same folder.
 """
 
 import json
@@ -15,12 +15,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files as package_files
 from pathlib import Path
 
-from ftmamba.checkpoint import (
-    CARD_FILE,
-    CURVES_FILE,
-    PUBLISHED_FILES,
-    REQUIREMENTS_FILE,
-)
+from ftmamba.checkpoint import CARD_FILE, CURVES_FILE, PUBLISHED_FILES, REQUIREMENTS_FILE
 from ftmamba.checks import LOCAL_FOLDER
 from ftmamba.hub import hide_tokens
 from modeling_ftmamba.catalogue import CATALOGUE_NAME
@@ -30,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 HANDLER_FILE = "handler.py"
 TRAINING_FOLDER = "last-checkpoint"
-"""Where the state that training resumes from goes, if it is asked for."""
+"""Folder of the state that training resumes from, where that is pushed."""
 
 STALE_IF_LEFT = (
     "model*.safetensors",

@@ -19,13 +19,7 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 
 
 def dataset_card(recipe: Recipe, tables: Tables, *, licence: str = "other") -> str:
-    """Return the text of the card: metadata in YAML, then Markdown.
-
-    Args:
-        recipe: names the tables; its section `card` adds what no table can tell.
-        tables: read as the recipe says.
-        licence: of the data, as the Hub spells it.
-    """
+    """Return the text of the card: metadata in YAML, then Markdown."""
     facts, schema = describe_tables(tables), tables.schema
     files = {}
     for table in ("users", "items", "interactions"):

@@ -1,6 +1,6 @@
 """What a model card shows, gathered from a checkpoint: its results, its recipe, its columns.
 
-A finished run and a checkpoint read from a folder go the same way, so a card can be made again.
+The same code serves a finished run and a checkpoint read from a folder: a card can be made again.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ NEVER_SHOWN = ("resume_from_checkpoint", "with_tracking", "report_to", "log_ever
                "checkpointing_steps", "checkpoints_total_limit")  # fmt: skip
 """Training options that leave the trained model as it is."""
 UNREADABLE = ("edges", "event_scales")
-"""Fitted fields of a column that say little to a reader."""
+"""Fitted fields of a column that mean little to a reader."""
 
 CODE_ROOTS = tuple(
     f"{name}_ftmamba.py" for name in ("configuration", "modeling", "processing", "pipeline")
@@ -293,13 +293,7 @@ def data_terms(recipe: Recipe) -> str:
 
 
 def column_facts(tables: Mapping[str, Any], table: str, column: Mapping[str, Any]) -> ColumnFacts:
-    """Return the facts of a column.
-
-    Args:
-        tables: what `describe_tables` returns.
-        table: `users` or `items`.
-        column: `Column.to_dict` of it.
-    """
+    """Return the facts of a column."""
     facts = tables.get(table, {}).get("columns", {}).get(column["name"], {})
     quantiles = facts.get("quantiles")
     return ColumnFacts(
@@ -311,11 +305,7 @@ def column_facts(tables: Mapping[str, Any], table: str, column: Mapping[str, Any
 
 
 def code_hashes(folder: Path | None = None) -> dict[str, str]:
-    """Return the SHA-256 of each Python file that is published with a checkpoint.
-
-    Args:
-        folder: of a checkpoint; None for the code that would travel with a new one.
-    """
+    """Return the SHA-256 of each Python file that is published with a checkpoint."""
     folder = folder or Path(modeling_ftmamba.__path__[0])
     sources = {folder / name for name in CODE_ROOTS}
     for source in list(sources):
@@ -336,12 +326,7 @@ def example_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def typical_record(extractor: FTMambaFeatureExtractor, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a made-up user of the most frequent values, so that no person's record is shown.
-
-    Args:
-        extractor: fitted; its key column is left out.
-        tables: what `describe_tables` returns, for medians; numbers are left out without it.
-    """
+    """Return a made-up user of the most frequent values, so that no person's record is shown."""
     record: dict[str, Any] = {}
     columns = tables.get("users", {}).get("columns", {})
     for column in extractor.columns("user"):

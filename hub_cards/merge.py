@@ -1,4 +1,4 @@
-"""Put a generated card in the place of an earlier one without losing what a person wrote there.
+"""Replace an earlier card by a generated one without losing what a person wrote in it.
 
 A generated section stands between two lines of its own:
 
@@ -60,10 +60,6 @@ def merge_card(generated: str, existing: str) -> str:
 
     A card with `UNDER_WAY` in it, as a run pushes before its end, has few sections: those that it
     lacks stay as they are.
-
-    Args:
-        generated: metadata and body, its sections between markers.
-        existing: what is there; an empty text where nothing is.
     """
     new_head, new_body = split_metadata(generated)
     old_head, old_body = split_metadata(existing.replace("\r\n", "\n"))

@@ -53,10 +53,6 @@ class SpaceFacts:
 def space_of(model: str, *, revision: str | None = None) -> SpaceFacts:
     """Return the facts of a checkpoint's Space; a branch is pinned to its commit.
 
-    Args:
-        model: Hub id, or a folder for a page on this machine.
-        revision: branch, tag or commit on the Hub.
-
     Raises:
         FileNotFoundError: neither a folder nor a repository is there.
         ValueError: it is no checkpoint, or a damaged one.

@@ -67,12 +67,7 @@ class Point:
 
 
 class Demo:
-    """A recommender loaded once for all visitors.
-
-    Args:
-        model: Hub id or folder.
-        revision: commit, tag or branch of the Hub; its code runs here.
-    """
+    """A recommender loaded once for all visitors."""
 
     def __init__(self, model: str, revision: str | None = None) -> None:
         options: dict[str, Any] = {"model": model, "trust_remote_code": True}
@@ -317,13 +312,7 @@ def look() -> dict[str, Any]:
 
 
 def build(demo: Demo, *, name: str, example: Mapping[str, Any]) -> gr.Blocks:
-    """Lay the page out and connect it.
-
-    Args:
-        demo: the loaded recommender.
-        name: of the model, for the heading.
-        example: the record that the page opens with.
-    """
+    """Lay the page out and connect it."""
     page = gr.Blocks(title=f"Recommendations by {name}", analytics_enabled=False)
     with page:
         gr.HTML(_heading(name, demo.n_items))
@@ -367,14 +356,7 @@ def build(demo: Demo, *, name: str, example: Mapping[str, Any]) -> gr.Blocks:
 
 
 def answer(demo: Demo, values: Sequence[Any], *, k: int, key: str) -> Page:
-    """Return the page's parts for a request; an error in it becomes a message on the page.
-
-    Args:
-        demo: the loaded recommender.
-        values: of the inputs, in the order of the fields.
-        k: how many items to list.
-        key: of the item to explain; empty for the first of the list.
-    """
+    """Return the page's parts for a request; an error in it becomes a message on the page."""
     try:
         record = demo.record(values)
         items = demo.recommend(record, k)

@@ -139,24 +139,6 @@ def test_targets_are_marked_where_they_are_reached_and_where_not(folder):
     assert "DeepTab's Mamba block: deeptab is not installed here" in text
 
 
-def test_memory_scaling_latency_and_scan_are_marked(folder):
-    text = documents(folder)["performance.md"]
-    assert "**3.00** times what the thriftiest FT-Transformer does; at most 1.5 ✗" in text
-    assert "| train | FT-Mamba | 10 to 1,000 | 1.00 | 1, at most 1.3 ✓ |" in text
-    assert "| FT-Mamba | **0.3** [0.2, 0.5], under 0.4 ✓ |" in text
-    assert "| cpu, forward | (32, 200) | 9.5, target 9 ✓ |" in text
-
-
-def test_other_benchmarks_stand_as_they_printed_their_figures(folder):
-    text = documents(folder)["performance.md"]
-    assert "### Batches from Arrow files\n\n`python data_path.py`" in text
-    assert "| rows a second | 12.5 |" in text
-    assert "| ms | 2 (1 to 3) |" in text
-    assert "said above" not in text
-    assert "```text\nas printed\n```" in text
-    assert "### Embedding a catalogue\n\nNot measured." in text
-
-
 def test_one_machine_is_named_once_and_a_quick_run_is_called_so(folder):
     write_result(folder / "embedding.json", {
         **header("embedding", command="python embedding.py", figures={}), "quick": True,
@@ -202,10 +184,3 @@ def test_a_plot_is_well_formed_and_puts_larger_values_higher_and_further_right()
     assert dots[2] == dots[0]
     labels = [text.text for text in root.iter(f"{space}text")]
     assert {"a < b", "flat", "1,000"} <= set(labels)
-
-
-def test_the_plots_of_the_results_show_every_tower(folder):
-    made = documents(folder)
-    # The run was cut off before inference.
-    assert set(made) == {"performance.md", "performance/scaling-train.svg"}
-    assert "FT-Mamba" in made["performance/scaling-train.svg"]

@@ -34,16 +34,16 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     hidden_MD: Tensor,
     targets_M: Tensor,
     items_ID: Tensor,
-    bias_I: Tensor | None = None,
-    label_smoothing: float = 0.0,
     *,
+    log_weights_I: Tensor | None = None,
+    label_smoothing: float = 0.0,
     weights_M: Tensor | None = None,
     seen: SeenItems | None = None,
     repeat_bias: Tensor | None = None,
     products_in: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Compute `F.cross_entropy(hidden @ items.T + bias, targets)` in memory for one chunk.
+    """Compute `F.cross_entropy(hidden @ items.T, targets)` in memory for one chunk.
 
     It is the loss over every item at every position of Mamba4Rec (Liu et al., arXiv 2403.03900).
     The logits of a chunk of positions turn into their own gradient while they are there, as in
@@ -58,7 +58,8 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
         hidden_MD: embeddings of users at positions, already divided by the temperature.
         targets_M: int64, the item of the next interaction, a row of `items_ID`.
         items_ID: embeddings of all items.
-        bias_I: added to each item's logits.
+        log_weights_I: log of how many items each stands for, added to its logits, without gradient;
+            None where these are all items.
         label_smoothing: this share of a position's label is spread over all items.
         weights_M: weight of each position's loss, without gradient; None weighs all alike.
         seen: items that each position has seen; None treats all items alike.
@@ -71,18 +72,20 @@ def fused_linear_cross_entropy(  # noqa: PLR0913 - the loss has six, two say how
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if label_smoothing and log_weights_I is not None:
+        raise ValueError("label_smoothing is over all items, and log_weights_I over some")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 position, got {chunk}")
     if repeat_bias is not None and seen is None:
         raise ValueError("repeat_bias needs `seen`, the items that each position has seen")
-    inputs = [one for one in (hidden_MD, items_ID, bias_I, repeat_bias) if one is not None]
+    inputs = [one for one in (hidden_MD, items_ID, repeat_bias) if one is not None]
     with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     with torch.autocast(hidden_MD.device.type, enabled=False):
         loss: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             _exact(hidden_MD),
             _exact(items_ID),
             targets_M,
-            None if bias_I is None else _exact(bias_I),
+            None if log_weights_I is None else _exact(log_weights_I),
             None if repeat_bias is None else _exact(repeat_bias),
             weights_M,
             label_smoothing,
@@ -105,7 +108,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         hidden_MD: Tensor,
         items_ID: Tensor,
         targets_M: Tensor,
-        bias_I: Tensor | None,
+        log_weights_I: Tensor | None,
         repeat_bias: Tensor | None,
         weights_M: Tensor | None,
         label_smoothing: float,
@@ -118,7 +121,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         if weights_M is not None:
             share_M *= weights_M
         apart = None if seen is None else _Apart(seen, repeat_bias)
-        work = _Work(items_ID, bias_I, label_smoothing, apart, products_in, with_gradient)
+        work = _Work(items_ID, log_weights_I, label_smoothing, apart, products_in, with_gradient)
         hidden_MD = hidden_MD.detach()
         chunk = chunk or work.default_chunk(hidden_MD)
         parts = [slice(start, start + chunk) for start in range(0, len(hidden_MD), chunk)]
@@ -129,19 +132,16 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             d_repeat_bias = items_ID.new_zeros(1) if apart is None else apart.d_repeat_bias
             # In the order of the items: what follows is many times slower on transposed numbers.
             d_items_ID = work.d_items_DI.t().contiguous()
-            ctx.save_for_backward(d_hidden_MD, d_items_ID, work.d_bias_I, d_repeat_bias)
-        ctx.has_bias, ctx.has_repeat_bias = bias_I is not None, repeat_bias is not None
+            ctx.save_for_backward(d_hidden_MD, d_items_ID, d_repeat_bias)
+        ctx.has_repeat_bias = repeat_bias is not None
         return losses_M @ share_M
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden_MD, d_items_ID, *others = (tensor * d_loss for tensor in ctx.saved_tensors)
-        d_bias, d_repeat_bias = (
-            one if given else None
-            for one, given in zip(others, (ctx.has_bias, ctx.has_repeat_bias), strict=True)
-        )
-        return d_hidden_MD, d_items_ID, None, d_bias, d_repeat_bias, *[None] * 6
+        d_hidden_MD, d_items_ID, d_bias = (tensor * d_loss for tensor in ctx.saved_tensors)
+        d_repeat_bias = d_bias if ctx.has_repeat_bias else None
+        return d_hidden_MD, d_items_ID, None, None, d_repeat_bias, *[None] * 6
 
 
 class _Apart:
@@ -197,21 +197,19 @@ class _Work:
     def __init__(
         self,
         items_ID: Tensor,
-        bias_I: Tensor | None,
+        log_weights_I: Tensor | None,
         label_smoothing: float,
         apart: _Apart | None,
         products_in: torch.dtype | None,
         with_gradient: bool,
     ) -> None:
-        self.items_ID, self.bias_I = items_ID.detach(), bias_I
+        self.items_ID, self.log_weights_I = items_ID.detach(), log_weights_I
         self.factor_ID = self.items_ID.to(products_in or items_ID.dtype)
         self.smoothing, self.with_gradient = label_smoothing, with_gradient
         self.apart = apart
         self.mean_item_D = self.items_ID.mean(0)
-        self.mean_bias = 0.0 if bias_I is None else bias_I.detach().mean()
         # Items last: this product is twice as fast as its transpose.
         self.d_items_DI = torch.zeros_like(self.items_ID.t(), memory_format=torch.contiguous_format)
-        self.d_bias_I = items_ID.new_zeros(len(items_ID))
 
     def default_chunk(self, hidden_MD: Tensor) -> int:
         """Return as many positions at once as are fast."""
@@ -221,7 +219,7 @@ class _Work:
         return max(LEAST_CHUNK, LOGIT_BYTES_AT_ONCE // bytes_a_row)
 
     def _is_compiled(self, hidden: Tensor) -> bool:
-        return self.bias_I is None and has_softmax_of_products(hidden, self.factor_ID)
+        return self.log_weights_I is None and has_softmax_of_products(hidden, self.factor_ID)
 
     def add(
         self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor, positions: slice
@@ -238,7 +236,7 @@ class _Work:
             found, target_C, d_hidden_CD = self._softmax(hidden_CD, targets_C, share_C, listed)
         label_logit_C = (1 - self.smoothing) * target_C
         if self.smoothing:
-            label_logit_C += self.smoothing * (hidden_CD @ self.mean_item_D + self.mean_bias)
+            label_logit_C += self.smoothing * (hidden_CD @ self.mean_item_D)
         if apart is not None and listed is not None:
             label_logit_C += apart.add_labels(
                 listed, found, targets_C, share_C, self.smoothing, n_items
@@ -251,15 +249,15 @@ class _Work:
     def _softmax(
         self, hidden_CD: Tensor, targets_C: Tensor, share_C: Tensor, listed: Listed | None
     ) -> SoftmaxOfProducts:
-        """Do as `softmax_of_products`, with the bias of items and its gradient.
+        """Do as `softmax_of_products`, with the weights of items.
 
         Probabilities are exponentials whose row is divided by its sum, which is done to the narrow
         factor of each product.
         """
         logits_CI = self.factor_ID.new_empty(len(hidden_CD), len(self.items_ID))
         _product_into(logits_CI, hidden_CD.to(logits_CI.dtype), self.factor_ID)
-        if self.bias_I is not None:
-            logits_CI += self.bias_I
+        if self.log_weights_I is not None:
+            logits_CI += self.log_weights_I
         target_C = logits_CI.gather(1, targets_C[:, None])[:, 0].to(hidden_CD.dtype)
         found = exponentiate(logits_CI, listed)
         if not self.with_gradient:
@@ -273,8 +271,6 @@ class _Work:
             self.d_items_DI.addmm_(scaled_DC, logits_CI)
         else:
             self.d_items_DI += scaled_DC @ logits_CI
-        if self.bias_I is not None:
-            self.d_bias_I += logits_CI.t() @ scale_C.to(logits_CI.dtype)
         return SoftmaxOfProducts(found, target_C, d_hidden_CD)
 
     def _less_labels(
@@ -288,13 +284,10 @@ class _Work:
         label_C = share_C * (1 - self.smoothing)
         d_hidden_CD -= label_C[:, None] * self.items_ID[targets_C]
         self.d_items_DI.t().index_add_(0, targets_C, label_C[:, None] * hidden_CD, alpha=-1)
-        if self.bias_I is not None:
-            self.d_bias_I.index_add_(0, targets_C, label_C, alpha=-1)
         if self.smoothing:
             spread_C = share_C * self.smoothing
             d_hidden_CD -= spread_C[:, None] * self.mean_item_D
             self.d_items_DI -= (spread_C @ hidden_CD)[:, None] / len(self.items_ID)
-            self.d_bias_I -= spread_C.sum() / len(self.items_ID)
         return d_hidden_CD
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -136,10 +136,19 @@ class TrainingLoop:
         self.base = model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.checkpoints = CheckpointStore(folder, recipe.checkpoints_total_limit)
-        self.resumed = self._find_resumed()
+        wanted = recipe.resume_from_checkpoint
+        self.resumed = self.checkpoints.find(wanted) if wanted else None
+        if wanted and self.resumed is None:
+            logger.info("no checkpoint in %s yet; starting afresh", folder)
+        length = POSITIONS_OF_A_SEQUENCE if recipe.sequences else 1
+        all_items = recipe.loss.name in ("full_softmax", "full_mse")
         self.in_bfloat16 = choose_bfloat16(
             accelerator,
-            self._shape_of_products(),
+            (
+                recipe.batch_size * length,
+                data.n_items if all_items else recipe.batch_size,
+                model.config.projection_size,
+            ),
             resumed=None if self.resumed is None else read_state(self.resumed).get("in_bfloat16"),
         )
         self.batches = make_batches(
@@ -167,23 +176,6 @@ class TrainingLoop:
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
 
-    def _find_resumed(self) -> Path | None:
-        """Return the recipe's checkpoint, if it names one."""
-        wanted = self.recipe.resume_from_checkpoint
-        folder = self.checkpoints.find(wanted) if wanted else None
-        if wanted and folder is None:
-            logger.info("no checkpoint in %s yet; starting afresh", self.checkpoints.folder)
-        return folder
-
-    def _shape_of_products(self) -> tuple[int, int, int]:
-        """Return positions of a step, items that each is scored with, and an embedding's size."""
-        recipe = self.recipe
-        length = POSITIONS_OF_A_SEQUENCE if recipe.sequences else 1
-        n_positions = recipe.batch_size * length
-        all_items = recipe.loss.name in ("full_softmax", "full_mse")
-        n_items = self.data.n_items if all_items else recipe.batch_size
-        return n_positions, n_items, self.base.config.projection_size
-
     def resume(self) -> None:
         """Go on from the recipe's checkpoint, if it names one."""
         folder = self.resumed
@@ -202,27 +194,33 @@ class TrainingLoop:
         """Train to the end, an early stop included, and put the best weights in the model."""
         recipe, progress = self.recipe, self.progress
         end = min(recipe.num_epochs, recipe.stop_after_epochs or recipe.num_epochs)
-        with ProgressReport(
-            self.accelerator,
-            self.steps_per_epoch * end,
-            done=progress.step,
-            log_every_steps=recipe.log_every_steps,
-        ) as report:
-            while progress.epoch < end and not self._is_stale():
+        # None hides the bar where the output is no terminal.
+        hidden = None if self.accelerator.is_main_process else True
+        n_steps = self.steps_per_epoch * end
+        bar = tqdm(total=n_steps, initial=progress.step, unit="step", disable=hidden)
+        with logging_redirect_tqdm(), bar:
+            patience = recipe.early_stopping_patience or math.inf
+            while progress.epoch < end and progress.n_stale < patience:
                 started = time.perf_counter()
-                self._train_epoch(report)
-                progress.history.append(self._figures(time.perf_counter() - started))
+                self._train_epoch(bar)
+                figures = {
+                    "epoch": progress.epoch + 1,
+                    "loss": self._mean_loss_sum() / self.batches.n_batches,
+                    "learning_rate": learning_rate_at(progress.step - 1, self.n_steps, recipe),
+                    "seconds": time.perf_counter() - started,
+                }
+                progress.history.append(figures)
                 progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
                 is_due = progress.epoch % recipe.evaluate_every == 0 or progress.epoch == end
                 if validate is not None and is_due:
                     self._validate(validate)
-                report.epoch(progress, end)
+                self._report_epoch(end)
                 if recipe.checkpointing_steps == "epoch":
                     self._save()
         if self.best is not None:
             self.base.load_state_dict(self.best)
 
-    def _train_epoch(self, report: "ProgressReport") -> None:
+    def _train_epoch(self, bar: Any) -> None:
         progress = self.progress
         self.wrapped.train()
         with read_ahead(self._prepared()) as prepared:
@@ -231,7 +229,11 @@ class TrainingLoop:
                 progress.loss_sum += figures["loss"] * len(window)
                 progress.step += 1
                 progress.batch += len(window)
-                report.step(progress.step, figures)
+                bar.update()
+                if progress.step % self.recipe.log_every_steps == 0:
+                    bar.set_postfix(loss=f"{figures['loss']:.4f}")
+                    tracked = {f"train/{name}": value for name, value in figures.items()}
+                    self.accelerator.log(tracked, step=progress.step)
                 every = self.recipe.checkpointing_steps
                 if isinstance(every, int) and progress.step % every == 0:
                     self._save()
@@ -249,7 +251,7 @@ class TrainingLoop:
         """Take one optimizer step; return its figures."""
         step = self.progress.step
         seed_step(self.seed, step=step, rank=self.accelerator.process_index)
-        learning_rate = self._learning_rate(step)
+        learning_rate = learning_rate_at(step, self.n_steps, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss_sum = 0.0
@@ -287,21 +289,6 @@ class TrainingLoop:
             "lower learning_rate or max_grad_norm"
         )
 
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate_at(step, self.n_steps, self.recipe)
-
-    def _is_stale(self) -> bool:
-        patience = self.recipe.early_stopping_patience
-        return bool(patience) and self.progress.n_stale >= patience
-
-    def _figures(self, seconds: float) -> dict[str, float]:
-        return {
-            "epoch": self.progress.epoch + 1,
-            "loss": self._mean_loss_sum() / self.batches.n_batches,
-            "learning_rate": self._learning_rate(self.progress.step - 1),
-            "seconds": seconds,
-        }
-
     def _mean_loss_sum(self) -> float:
         """Return the epoch's sum of losses so far, averaged over the processes."""
         total = torch.tensor(self.progress.loss_sum, dtype=torch.float64).to(
@@ -319,6 +306,18 @@ class TrainingLoop:
         if self.progress.record_score(score):
             state = self.base.state_dict()
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def _report_epoch(self, n_epochs: int) -> None:
+        """Log and track the figures of the epoch that just ended."""
+        progress, figures = self.progress, self.progress.history[-1]
+        line = f"epoch {progress.epoch}/{n_epochs}  loss {figures['loss']:.4f}"
+        if "score" in figures:
+            is_best = progress.best_epoch == progress.epoch
+            line += f"  validation {figures['score']:.4f}{' (best)' if is_best else ''}"
+        if self.accelerator.is_main_process:
+            logger.info("%s  %.1f s", line, figures["seconds"])
+        tracked = {f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}
+        self.accelerator.log(tracked, step=progress.step)
 
     def _save(self) -> None:
         self.progress.loss_sum = self._mean_loss_sum()
@@ -370,52 +369,3 @@ def choose_bfloat16(
         )  # fmt: skip
     accelerator.autocast_handler = AutocastKwargs(enabled=chosen)
     return chosen
-
-
-class ProgressReport:
-    """A bar over the optimizer steps, a line an epoch, and the tracker's figures."""
-
-    def __init__(
-        self, accelerator: Accelerator, n_steps: int, *, done: int, log_every_steps: int
-    ) -> None:
-        self.accelerator = accelerator
-        self.log_every_steps = log_every_steps
-        # None hides the bar where the output is no terminal.
-        hidden = None if accelerator.is_main_process else True
-        self.bar = tqdm(total=n_steps, initial=done, unit="step", disable=hidden)
-        self.redirect = logging_redirect_tqdm()
-
-    def __enter__(self) -> "ProgressReport":
-        self.redirect.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.close()
-        self.redirect.__exit__(kind, error, trace)
-
-    def step(self, step: int, figures: dict[str, float]) -> None:
-        """Move the bar; track the figures of every so many steps."""
-        self.bar.update()
-        if step % self.log_every_steps == 0:
-            self.bar.set_postfix(loss=f"{figures['loss']:.4f}")
-            self._track({f"train/{name}": value for name, value in figures.items()}, step)
-
-    def epoch(self, progress: Progress, n_epochs: int) -> None:
-        """Say how the epoch that just ended went."""
-        figures = progress.history[-1]
-        line = f"epoch {progress.epoch}/{n_epochs}  loss {figures['loss']:.4f}"
-        if "score" in figures:
-            is_best = progress.best_epoch == progress.epoch
-            line += f"  validation {figures['score']:.4f}{' (best)' if is_best else ''}"
-        if self.accelerator.is_main_process:
-            logger.info("%s  %.1f s", line, figures["seconds"])
-        tracked = {f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}
-        self._track(tracked, progress.step)
-
-    def _track(self, figures: dict[str, float], step: int) -> None:
-        self.accelerator.log(figures, step=step)

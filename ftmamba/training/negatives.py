@@ -4,7 +4,6 @@ Shapes: M positions, C positions of a chunk, B windows, T events, S negatives, K
 with most, I items of the catalogue, N items of a step.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,35 +15,6 @@ from torch import Tensor
 from ftmamba.kernels.softmax import Listed
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-
-
-def uniform_negatives(
-    rows: NDArray[np.int64], n_negatives: int, *, n_items: int, seed: Sequence[int]
-) -> NDArray[np.int64]:
-    """Draw items uniformly, each a pure function of the seed, the row and its column.
-
-    So the negatives of an interaction are the same whichever rank holds it and wherever a run
-    was resumed. The function is SplitMix64 (Steele et al., OOPSLA 2014) of a counter.
-
-    Args:
-        rows: (M,) number of each interaction in the training data.
-        n_negatives: items to draw for each.
-        n_items: size of the catalogue.
-        seed: numbers that name the draw, such as the run's seed and the step.
-
-    Returns:
-        Item ids (M, S), repeats and the positives themselves included.
-    """
-    state: np.uint64 = np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0]
-    with np.errstate(over="ignore"):
-        columns = np.arange(n_negatives, dtype=np.uint64)
-        counter = rows.astype(np.uint64)[:, None] * np.uint64(n_negatives) + columns
-        mixed: NDArray[np.uint64] = state + (counter + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    drawn: NDArray[np.int64] = (mixed % np.uint64(n_items)).astype(np.int64)
-    return drawn
 
 
 class NegativeSampler:
@@ -75,19 +45,39 @@ class NegativeSampler:
         share = {"uniform": 0.0, "popularity": 1.0, "mixed": 0.5}[kind]
         popular_I = counts_I / counts_I.sum() if share else even_I
         q_I = even_I if not share else share * popular_I + (1 - share) * even_I
-        self._seed, self._n_items, self._is_even = seed, len(counts_I), not share
+        self._seed = seed
         with np.errstate(divide="ignore"):
             self.log_q: Tensor = torch.from_numpy(np.log(q_I)).float()
         self._cumulative_I = np.cumsum(q_I)
         # So that rounding neither leads past the end nor to a last item that is never drawn.
         self._cumulative_I[np.flatnonzero(q_I)[-1] :] = np.inf
 
-    def draw(self, shape: Sequence[int], step: int) -> Tensor:
-        """Return int64 item ids, independent draws with repeats."""
-        generator = np.random.default_rng((self._seed, step))
-        if self._is_even:
-            return torch.from_numpy(generator.integers(self._n_items, size=tuple(shape)))
-        drawn = np.searchsorted(self._cumulative_I, generator.random(tuple(shape)), side="right")
+    def draw(self, rows: NDArray[np.int64], n_negatives: int, step: int) -> Tensor:
+        """Draw items independently, each a pure function of the seed, the step and its row.
+
+        So the negatives of an interaction are the same whichever rank holds it and wherever a run
+        was resumed. The function is SplitMix64 (Steele et al., OOPSLA 2014) of a counter.
+
+        Args:
+            rows: (M,) number of each interaction in the training data.
+            n_negatives: items to draw for each.
+            step: optimizer step.
+
+        Returns:
+            Item ids (M, S), repeats and the targets themselves included.
+        """
+        state: np.uint64 = np.random.SeedSequence([self._seed, step]).generate_state(1, np.uint64)[
+            0
+        ]
+        with np.errstate(over="ignore"):
+            columns = np.arange(1, n_negatives + 1, dtype=np.uint64)
+            counter = rows.astype(np.uint64)[:, None] * np.uint64(n_negatives) + columns
+            mixed: NDArray[np.uint64] = state + counter * np.uint64(GOLDEN_GAMMA)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            mixed = mixed ^ (mixed >> np.uint64(31))
+        numbers = (mixed >> np.uint64(11)) * 2.0**-53
+        drawn = np.searchsorted(self._cumulative_I, numbers, side="right")
         return torch.from_numpy(drawn)
 
 

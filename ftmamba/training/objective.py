@@ -40,12 +40,7 @@ from ftmamba.training.losses import (
     sampled_softmax_loss,
     squared_loss,
 )
-from ftmamba.training.negatives import (
-    KnownPositives,
-    NegativeSampler,
-    SeenItems,
-    uniform_negatives,
-)
+from ftmamba.training.negatives import KnownPositives, NegativeSampler, SeenItems
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 Inputs = dict[str, Tensor]
@@ -109,7 +104,7 @@ class Objective(nn.Module):
         )
         self.reads_all_targets = loss.name == "in_batch" or bool(loss.n_sampled_items)
         self.sampler = None
-        if sampled:
+        if loss.n_negatives:
             self.sampler = NegativeSampler(loss.negatives or "uniform", data.item_counts, seed=seed)
         self.beta = 1.0
         if loss.name == "gbce":
@@ -196,8 +191,8 @@ class Objective(nn.Module):
                 queries_CD,
                 targets_C,
                 items_ND,
-                inputs.get("log_weights"),
-                loss.label_smoothing,
+                log_weights_I=inputs.get("log_weights"),
+                label_smoothing=loss.label_smoothing,
                 weights_M=None if weights_M is None else weights_M[at],
                 seen=seen,
                 repeat_bias=None if bias is None else bias / self.model.temperature,
@@ -231,8 +226,9 @@ class Objective(nn.Module):
             return batch
         kept = batch.slots > 0
         names = ("windows", "slots", "targets", "times", "rows")
-        values: dict[str, Any] = {name: getattr(batch, name) for name in names}
-        return replace(batch, **{k: None if v is None else v[kept] for k, v in values.items()})
+        given = {name: getattr(batch, name) for name in names}
+        left: dict[str, Any] = {k: None if v is None else v[kept] for k, v in given.items()}
+        return replace(batch, **left)
 
     def _users(self, batch: Batch) -> Inputs:
         """Return what the user tower reads but for the items of the history, and the queries."""
@@ -292,20 +288,14 @@ class Objective(nn.Module):
         self, batch: Batch, step: int
     ) -> tuple[Tensor, Inputs, dict[str, tuple[Tensor, Tensor | None]]]:
         """Draw negatives of each position: their distinct ids (N,), what is read, what to embed."""
-        n_negatives, n_items = self.loss.n_negatives, self.data.n_items
-        if self.sampler is not None:
-            negatives_MS = self.sampler.draw((len(batch.targets), n_negatives), step)
-        else:
-            drawn = uniform_negatives(
-                batch.rows.numpy(), n_negatives, n_items=n_items, seed=(self.seed, step)
-            )
-            negatives_MS = torch.from_numpy(drawn)
+        assert self.sampler is not None
+        negatives_MS = self.sampler.draw(batch.rows.numpy(), self.loss.n_negatives, step)
         candidates_N = torch.from_numpy(np.unique(negatives_MS.numpy()))
         inputs = {
             "candidate_ids": candidates_N,
             "columns_of_negatives": torch.searchsorted(candidates_N, negatives_MS),
         }
-        if self.sampler is not None and self.loss.log_q:
+        if self.loss.log_q:
             inputs["log_q"] = self.sampler.log_q[negatives_MS]
         times_MS = None if batch.times is None else batch.times[:, None].expand_as(negatives_MS)
         wanted = {"targets": (batch.targets, batch.times), "negatives": (negatives_MS, times_MS)}
@@ -317,7 +307,7 @@ class Objective(nn.Module):
         if self.whole:
             return torch.arange(data.n_items), {}
         if self.sampler is not None:
-            drawn_S = self.sampler.draw((loss.n_negatives,), step)
+            drawn_S = self.sampler.draw(np.zeros(1, np.int64), loss.n_negatives, step)[0]
             ids = np.unique(torch.cat([batch.targets, drawn_S]).numpy())
             candidates_N = torch.from_numpy(ids)
             columns_S = torch.searchsorted(candidates_N, drawn_S)
@@ -408,7 +398,7 @@ class Objective(nn.Module):
 
 
 def _excluded(seen: SeenItems, inputs: Inputs) -> Callable[[Tensor], Tensor]:
-    """Return what tells, of positions, which of their negatives they have seen."""
+    """Return the function from numbers of positions to which of their negatives are seen items."""
     columns, n_candidates = inputs["columns_of_negatives"], len(inputs["candidate_ids"])
 
     def excluded(index_C: Tensor) -> Tensor:

@@ -92,8 +92,22 @@ def read_tables(
         ValueError: an unknown data set, or tables that do not pass their checks.
         FileNotFoundError: a file is missing.
     """
+    parsed = None if schema is None else Schema.from_dict(schema)
+    threshold = recipe.positive_threshold
+    if recipe.name and recipe.name not in NAMED_DATASETS:
+        raise ValueError(
+            f"data.name must be one of {', '.join(NAMED_DATASETS)}, got {recipe.name!r}"
+            f"{near(recipe.name, NAMED_DATASETS)}"
+        )
     with accelerator.local_main_process_first():
-        return _read(recipe, None if schema is None else Schema.from_dict(schema))
+        if recipe.name:
+            read, folders = NAMED_DATASETS[recipe.name], (recipe.folder, recipe.cache_dir)
+            where = (folder or None for folder in folders)
+            return read(*where, schema=parsed, positive_threshold=threshold)
+        return load_tables(
+            recipe.users, recipe.items, recipe.interactions, parsed,
+            drop_unknown=recipe.drop_unknown, positive_threshold=threshold,
+        )  # fmt: skip
 
 
 def split_tables(tables: Tables, recipe: Recipe) -> Split:
@@ -190,7 +204,7 @@ def make_model(recipe: Recipe, data: EncodedData) -> FTMambaTwoTowerModel:
 
 
 def make_protocol(recipe: EvaluationRecipe) -> Protocol:
-    """Return what every model of a run is asked, on validation as in the test."""
+    """Return the protocol of validation and test, the same for every model of a run."""
     return Protocol(k=recipe.k, mask_seen=recipe.mask_seen)
 
 
@@ -221,14 +235,14 @@ def embedding_scorer(
     user_ids: NDArray[np.int64],
     histories: Histories | None = None,
 ) -> EmbeddingScorer:
-    """Embed the users who will be asked about and, as of a time, every item.
+    """Embed some users and, as of a time, every item.
 
     Args:
         model: the trained model.
         data: the tables as the model reads them.
         as_of: UTC seconds of the items' popularity; None takes the end of training.
         user_ids: rows of the users; the scores of others are NaN, which the evaluation refuses.
-        histories: what users are known to have done by then; read where the model has a history.
+        histories: of the users up to then; read where the model has a history.
     """
     rows = torch.from_numpy(user_ids)
     items = catalogue_embeddings(model, data, as_of)
@@ -245,7 +259,7 @@ def scorer_of(
     histories: Histories | None,
     column: Column | None,
 ) -> EmbeddingScorer:
-    """Return what scores as the model does.
+    """Return the scorer of a model's embeddings.
 
     Args:
         model: of the embeddings.
@@ -260,29 +274,6 @@ def scorer_of(
     seen = histories.newest_items(longest_history(column, histories))
     bias = float(model.repeat_bias.detach())
     return EmbeddingScorer(users, items, temperature, seen=seen, repeat_bias=bias)
-
-
-def _read(recipe: DataRecipe, schema: Schema | None) -> Tables:
-    if recipe.name:
-        if recipe.name not in NAMED_DATASETS:
-            raise ValueError(
-                f"data.name must be one of {', '.join(NAMED_DATASETS)}, got {recipe.name!r}"
-                f"{near(recipe.name, NAMED_DATASETS)}"
-            )
-        return NAMED_DATASETS[recipe.name](
-            recipe.folder or None,
-            recipe.cache_dir or None,
-            schema=schema,
-            positive_threshold=recipe.positive_threshold,
-        )
-    return load_tables(
-        recipe.users,
-        recipe.items,
-        recipe.interactions,
-        schema,
-        drop_unknown=recipe.drop_unknown,
-        positive_threshold=recipe.positive_threshold,
-    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:

@@ -6,7 +6,7 @@ from benchmarks.speed.figures import best_ft_transformer, find, ratio, verdicts
 from benchmarks.speed.measure import Spread
 from benchmarks.speed.memory import memory_ratio
 from benchmarks.speed.scaling import slope, summary
-from benchmarks.speed.targets import RATIO_TARGETS, SHAPES, Shape
+from benchmarks.speed.targets import SHAPES, Shape
 
 
 def cell(shape=SHAPES[0], mode="train", size=64, threads=1, left_out=None, **ms):
@@ -35,16 +35,6 @@ def test_ratios_are_taken_round_by_round():
     assert ratio(cell(mamba=[1.0]), "transformers") is None
 
 
-def test_there_are_four_rows_of_targets_over_six_shapes():
-    assert [target.at_least for target in RATIO_TARGETS] == [
-        (15, 20, 30, 110, 400, None),
-        (12, 12, 12, 12, 15, 35),
-        (1.0, 1.1, 1.2, 1.7, 5, 40),
-        (1.0, 1.0, 1.2, 1.7, 5, 35),
-    ]
-    assert len(SHAPES) == 6
-
-
 def test_a_verdict_passes_at_the_target_and_falls_short_below_it():
     cells = [
         cell(transformers=[15.0], mamba=[1.0], ftt_32=[0.99]),
@@ -55,20 +45,6 @@ def test_a_verdict_passes_at_the_target_and_falls_short_below_it():
     assert best[0].passes is False
     assert best[0].rival == "ftt 32"
     assert slow[2].why_not == "not measured"
-
-
-def test_a_tower_that_was_refused_has_its_reason_in_the_table():
-    cells = [cell(transformers=[15.0], left_out={"mamba": "mamba is wrong"})]
-    (_, row), *_ = verdicts(cells)
-    assert row[0].passes is None
-    assert row[0].why_not == "mamba is wrong"
-
-
-def test_other_widths_have_ratios_and_no_targets():
-    cells = [cell(size=192, transformers=[15.0], mamba=[1.0])]
-    (_, row), *_ = verdicts(cells, size=192)
-    assert row[0].ratio == Spread(15, 15, 15)
-    assert row[0].at_least is None
 
 
 def test_a_cell_is_found_by_all_that_names_it():

@@ -7,7 +7,6 @@ from benchmarks.speed.measure import (
     Limits,
     Spread,
     Task,
-    Times,
     inference_task,
     interleave,
     training_task,
@@ -57,15 +56,6 @@ def test_a_second_call_goes_on_where_the_first_stopped():
     assert clock.called.count("a") == 1 + 5
 
 
-def test_a_long_first_call_is_the_first_round_and_the_others_still_run_theirs():
-    clock = Clock({"long": 9.0, "short": 1.0})
-    tasks = {name: clock.task(name) for name in clock.seconds}
-    times = interleave(tasks, clock, Limits(3, 99, warm_up=5.0, **ONCE))
-    assert [len(times[name].rounds) for name in clock.seconds] == [3, 3]
-    assert clock.called.count("long") == 3
-    assert clock.called.count("short") == 4
-
-
 def test_a_quick_task_is_called_again_within_a_round_and_its_mean_is_scaled():
     clock = Clock({"a": 0.25})
     times = interleave({"a": clock.task("a", scale=4.0)}, clock, Limits(1, 99, visit=1.0))
@@ -74,24 +64,12 @@ def test_a_quick_task_is_called_again_within_a_round_and_its_mean_is_scaled():
     assert times["a"].spent == 1.0
 
 
-def test_what_comes_before_a_call_is_done_each_time():
-    clock, done = Clock({"a": 1.0}), []
-    interleave({"a": clock.task("a", before=lambda: done.append(1))}, clock, Limits(3, 99))
-    assert len(done) == len(clock.called) == 4
-
-
 @pytest.mark.parametrize(
     ("values", "spread"),
     [([7.0], Spread(7, 7, 7)), ([4.0, 2.0], Spread(3, 2.5, 3.5)), (range(5), Spread(2, 1, 3))],
 )
 def test_a_spread_is_the_median_and_the_quartiles(values, spread):
     assert Spread.of(values) == spread
-
-
-def test_times_add_rounds_and_what_they_cost():
-    times = Times()
-    times.add([1.0, 3.0], scale=10.0)
-    assert (times.rounds, times.spent) == ([20.0], 4.0)
 
 
 def test_a_training_task_gives_fresh_gradients_of_parameters_and_tokens():

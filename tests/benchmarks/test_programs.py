@@ -70,15 +70,6 @@ def test_a_cell_that_crashes_is_reported_and_loses_no_line(monkeypatch):
     assert "139" in result["failed"][0]["problem"]
 
 
-def test_all_cells_are_run_and_those_with_targets_first():
-    jobs = list(towers.full_jobs([64, 192], [1, 2]))
-    assert len(jobs) == 6 * 2 * 2
-    assert {(job.size, job.threads) for job in jobs[:6]} == {(64, 1)}
-    assert set(jobs[0].only) == set(cpu_contenders())
-    assert "transformers" in jobs[-1].only
-    assert "--batch=256" in jobs[0].command
-
-
 def test_memory_of_a_training_step_is_measured_in_a_fresh_process():
     done = in_fresh_process("ftt 32", 512, 21)
     assert done.returncode == 0, done.stderr
@@ -128,13 +119,6 @@ def test_the_gpu_program_runs_on_a_cpu_and_marks_its_result(tmp_path, monkeypatc
     assert {("mamba", 11), ("mamba", 13), ("attention", 41)} <= checked
 
 
-def test_without_a_gpu_the_gpu_program_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu"])
-    with pytest.raises(SystemExit, match="--device cpu --quick"):
-        gpu.main()
-
-
 def test_out_of_time_the_gpu_program_stops_and_keeps_what_it_has(tmp_path, monkeypatch):
     output = tmp_path / "gpu.json"
     monkeypatch.setattr(gpu, "check_all", lambda *_: {dtype: [] for dtype in gpu.DTYPES})
@@ -155,20 +139,6 @@ def test_attention_costs_more_a_token_on_long_records_and_mamba_does_not():
     inner, rank, state = 384, 12, 16
     by_hand = 2 * (6 * 192**2 + inner * (2 * rank + 2 * state))
     assert 3 * by_hand * 1000 < cost("mamba", 11) < 4 * 1.3 * by_hand * 1000
-
-
-def test_a_training_step_counts_three_forwards():
-    infer, train = (tower_cost("ssd", 64, 21, 5, train=train) for train in (False, True))
-    assert (train.flops, train.numbers) == (3 * infer.flops, 3 * infer.numbers)
-
-
-def test_what_benchmarks_print_is_kept_as_figures_or_lines(tmp_path):
-    for printed in ('{"ms": 3}', "one line\nanother\n"):
-        run_all.keep("some", "python some.py", printed, tmp_path / "some.json", quick=False)
-        found = read_result(tmp_path / "some.json")
-        assert found.get("figures", {"ms": 3}) == {"ms": 3}
-        assert found.get("output", ["one line", "another"]) == ["one line", "another"]
-        assert ("figures" in found) != ("output" in found)
 
 
 def test_a_benchmark_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd):

@@ -9,7 +9,7 @@ import yaml
 
 from benchmarks.sequences import __main__ as program
 from benchmarks.sequences import report, runs, study, summary
-from benchmarks.sequences.study import merged, read_study
+from benchmarks.sequences.study import read_study
 
 TINY = {
     "data": {"name": "ml-1m"},
@@ -103,17 +103,6 @@ def test_an_unknown_study_or_variant_is_told(place):
         ValueError, match=r"has no variant 'first_'.*'first'.*it has: first, second"
     ):
         read_study("tiny").recipe("first_", 1, "")
-
-
-def test_values_are_replaced_section_by_section_and_columns_whole():
-    base = {"a": {"b": 1, "c": 2}, "items": {"columns": {"x": 1}}, "model": {"preset": "p", "o": 1}}
-    others = {"a": {"b": 3}, "items": {"columns": {"y": 2}}, "model": {"preset": "q"}}
-    assert merged(base, others) == {
-        "a": {"b": 3, "c": 2},
-        "items": {"columns": {"y": 2}},
-        "model": {"preset": "q"},
-    }
-    assert base["a"]["b"] == 1
 
 
 def test_the_committed_tables_are_those_of_the_committed_figures():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.speed import rivals
-from benchmarks.speed.contenders import cpu_contenders, gpu_contenders
+from benchmarks.speed.contenders import cpu_contenders
 from benchmarks.speed.ft_transformer import (
     FTTransformer,
     FusedFTTransformer,
@@ -16,7 +16,7 @@ from benchmarks.speed.ft_transformer import (
     attention_by_products,
 )
 from benchmarks.speed.rivals import MLPTower, mamba_layer_parameters
-from benchmarks.speed.towers_under_test import own_tower, scan_in_use
+from benchmarks.speed.towers_under_test import own_tower
 from modeling_ftmamba.mixers import MambaMixer
 
 OPTIONAL = ("deeptab", "mambapy")
@@ -45,33 +45,12 @@ def test_our_tower_computes_the_last_layer_at_the_last_token_alone(mixer, monkey
     assert asked == [1]
 
 
-def test_the_scan_of_a_tower_is_told():
-    assert scan_in_use(own_tower("mamba", 16, n_layers=1, state_size=4, scan="sequential")) == (
-        "sequential"
-    )
-    assert scan_in_use(torch.nn.Linear(1, 1)) == "none"
-
-
 @pytest.mark.parametrize("linear", [torch.nn.Linear, OneDNNLinear])
 def test_the_ft_transformers_last_layer_equals_the_whole_one(linear):
     tower = FTTransformer(32, n_layers=2, n_heads=2, linear=linear)
     tokens_BLD = torch.randn(3, 6, 32)
     hidden_BLD = tower.last(tower.layers[0](tokens_BLD))
     torch.testing.assert_close(tower(tokens_BLD), tower.norm(hidden_BLD[:, -1]))
-
-
-def test_onednn_linears_equal_plain_ones_with_their_gradients():
-    onednn, plain = OneDNNLinear(12, 20), torch.nn.Linear(12, 20)
-    plain.load_state_dict(onednn.state_dict())
-    x, dy = torch.randn(3, 5, 12), torch.randn(3, 5, 20)
-    found = []
-    for linear in (onednn, plain):
-        leaf = x.clone().requires_grad_()
-        y = linear(leaf)
-        gradients = torch.autograd.grad(y, [leaf, linear.weight, linear.bias], dy)
-        found.append([y.detach(), *gradients])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 def test_attention_by_products_equals_sdpa():
@@ -122,18 +101,6 @@ def test_a_rival_that_is_not_installed_says_how_to_get_it(name, monkeypatch):
     monkeypatch.delitem(sys.modules, "deeptab", raising=False)
     with pytest.raises(ImportError, match=rf"{name} is not installed here.*pip install"):
         getattr(rivals, f"{name}_mamba")(64, n_layers=1, state_size=16)
-
-
-def test_what_is_quadratic_says_so_beyond_its_length():
-    transformers = cpu_contenders()["transformers"]
-    assert transformers.why_not("train", 1000) == ""
-    assert transformers.why_not("infer", 10_000) == ""
-    assert "quadratic" in transformers.why_not("train", 10_000)
-
-
-def test_gpus_have_contenders_of_their_own():
-    assert {"mamba", "attention", "ftt 32", "ftt 64", "mamba_ssm"} <= set(gpu_contenders())
-    assert "mamba_ssm" not in cpu_contenders()
 
 
 def test_tensor_names_tell_the_truth(checked_shapes):

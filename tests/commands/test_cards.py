@@ -1,11 +1,7 @@
 """Commands about runs: cards, tables of runs, a page."""
 
 import json
-import re
-import shlex
 import shutil
-from argparse import ArgumentParser
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +11,6 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
 from ftmamba.__main__ import main
-from ftmamba.commands import COMMANDS
-from ftmamba.recipe import recipe_from_dict
 
 SCHEMA = {
     "users": {"key": "user_id", "columns": {"age": "numeric", "gender": "categorical"}},
@@ -27,7 +21,7 @@ FIGURES = {"NDCG@10": 0.25, "HR@10": 0.5, "R@10": 0.1, "MRR@10": 0.3}
 
 
 @pytest.fixture
-def tables(tmp_path: Path) -> dict[str, str]:
+def tables(tmp_path):
     rng = np.random.default_rng(0)
     made = {
         "users": {
@@ -52,7 +46,7 @@ def tables(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(checkpoint_folder: Path, tmp_path: Path, tables: dict[str, str]) -> Path:
+def run(checkpoint_folder, tmp_path, tables):
     """A finished run: the tiny checkpoint with figures and a recipe that names real tables."""
     folder = tmp_path / "runs" / "tiny"
     shutil.copytree(checkpoint_folder, folder)
@@ -63,7 +57,7 @@ def run(checkpoint_folder: Path, tmp_path: Path, tables: dict[str, str]) -> Path
     return folder
 
 
-def test_card_writes_the_readme_and_a_page_to_look_at(run: Path, tmp_path: Path, capsys) -> None:
+def test_card_writes_the_readme_and_a_page_to_look_at(run, tmp_path, capsys):
     page = tmp_path / "card.html"
     assert main(["card", str(run), "--html", str(page)]) == 0
     card = ModelCard.load(run / "README.md")
@@ -73,7 +67,7 @@ def test_card_writes_the_readme_and_a_page_to_look_at(run: Path, tmp_path: Path,
     assert "<h1>FT-Mamba on own tables</h1>" in page.read_text()
 
 
-def test_card_judges_groups_of_users_by_evaluating_again(run: Path, tmp_path: Path) -> None:
+def test_card_judges_groups_of_users_by_evaluating_again(run, tmp_path):
     output = tmp_path / "CARD.md"
     before = (run / "README.md").read_text()
     assert main(["card", str(run), "--user_group", "gender", "--output", str(output)]) == 0
@@ -84,20 +78,18 @@ def test_card_judges_groups_of_users_by_evaluating_again(run: Path, tmp_path: Pa
     assert sum(group["n_users"] for group in groups) <= 12
 
 
-def test_card_refuses_a_column_that_the_users_lack(run: Path, capsys) -> None:
+def test_card_refuses_a_column_that_the_users_lack(run, capsys):
     assert main(["card", str(run), "--user_group", "gendre"]) == 2
     assert "the users have no column 'gendre'; did you mean 'gender'" in capsys.readouterr().err
 
 
-def test_card_needs_a_folder(capsys) -> None:
+def test_card_needs_a_folder(capsys):
     assert main(["card", "somebody/films"]) == 2
     assert "give the output_dir of a finished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("of_run", [True, False])
-def test_dataset_card_describes_the_tables_of_a_run_or_a_recipe(
-    run: Path, tmp_path: Path, capsys, of_run: bool
-) -> None:
+def test_dataset_card_describes_the_tables_of_a_run_or_a_recipe(run, tmp_path, capsys, of_run):
     source = run if of_run else run / "recipe.yaml"
     assert main(["dataset-card", str(source), "--repo", "me/films", "--licence", "cc0-1.0"]) == 0
     text = capsys.readouterr().out
@@ -108,19 +100,19 @@ def test_dataset_card_describes_the_tables_of_a_run_or_a_recipe(
     assert "| `gender` | categorical | 2 | 33.3 % |" in text
 
 
-def test_dataset_card_writes_a_file(run: Path, tmp_path: Path) -> None:
+def test_dataset_card_writes_a_file(run, tmp_path):
     assert main(["dataset-card", str(run), "--output", str(tmp_path / "data.md")]) == 0
     assert (tmp_path / "data.md").read_text().startswith("---\nlicense: other\n")
 
 
-def test_runs_prints_a_table_and_csv(run: Path, capsys) -> None:
+def test_runs_prints_a_table_and_csv(run, capsys):
     assert main(["runs", str(run.parent)]) == 0
     assert capsys.readouterr().out.startswith("| run  | model    | NDCG@10 [95 %] |")
     assert main(["runs", str(run.parent), "--csv"]) == 0
     assert capsys.readouterr().out.startswith("run,model,NDCG@10 [95 %],")
 
 
-def test_space_writes_a_page_that_names_the_checkpoint(run: Path, tmp_path: Path, capsys) -> None:
+def test_space_writes_a_page_that_names_the_checkpoint(run, tmp_path, capsys):
     assert main(["space", str(run), "--folder", str(tmp_path / "out")]) == 0
     assert "serve it with python app.py" in capsys.readouterr().out
     launcher = (tmp_path / "out" / "app.py").read_text()
@@ -128,34 +120,6 @@ def test_space_writes_a_page_that_names_the_checkpoint(run: Path, tmp_path: Path
     assert '"gender": "F"' in launcher
 
 
-def test_a_space_on_the_hub_needs_a_model_there(run: Path, capsys) -> None:
+def test_a_space_on_the_hub_needs_a_model_there(run, capsys):
     assert main(["space", str(run), "--space", "me/demo"]) == 2
     assert "push it first, then give its Hub id" in capsys.readouterr().err
-
-
-DOCS = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
-
-
-def test_what_the_document_says_to_type_is_understood() -> None:
-    parser = ArgumentParser()
-    commands = parser.add_subparsers(dest="command")
-    for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name))
-    lines = [
-        shlex.split(line, comments=True)[3:]
-        for line in DOCS.splitlines()
-        if line.startswith("python -m ftmamba ")
-    ]
-    shown = {parser.parse_args(line).command for line in lines}
-    assert {"card", "dataset-card", "runs", "space"} <= shown
-
-
-def test_the_recipe_in_the_document_is_one_and_its_pictures_are_there() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
-    recipe = recipe_from_dict(yaml.safe_load(block))
-    assert recipe.card.country == "FRA"
-    assert recipe.evaluation.user_groups == ("occupation", "age")
-    pictures = re.findall(r'src="([^"]+)"', DOCS)
-    assert len(pictures) == 3
-    for name in pictures:
-        assert (Path(__file__).parents[2] / "docs" / name).is_file()

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ SCHEMA = {
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> dict:
+def recipe(tmp_path):
     """The recipe of ten days of 300 interactions; a popular item turns up on the last day."""
     rng = np.random.default_rng(1)
     users = "".join(f"u{row},{20 + row},{'ab'[row % 2]}\n" for row in range(30))
@@ -53,7 +52,7 @@ def recipe(tmp_path: Path) -> dict:
 
 
 @pytest.fixture
-def folder(recipe: dict, tmp_path: Path) -> Path:
+def folder(recipe, tmp_path):
     """A checkpoint whose catalogue is as of the beginning of the test, as training leaves it."""
     tables = load_tables(**recipe["data"], schema=Schema.from_dict(SCHEMA))
     split = GlobalTime().split(tables.interactions)
@@ -81,7 +80,7 @@ def folder(recipe: dict, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_it_ranks_as_the_recommender_does(recipe: dict, folder: Path) -> None:
+def test_it_ranks_as_the_recommender_does(recipe, folder):
     """Lists and hit rate from `recommend_batch`, which shares no step with the evaluation."""
     split, evaluation = repeat_evaluation(load_checkpoint(folder))
     recommender = Recommender.from_pretrained(folder)
@@ -98,7 +97,7 @@ def test_it_ranks_as_the_recommender_does(recipe: dict, folder: Path) -> None:
     assert evaluation.mean("HR@5") == pytest.approx(np.mean(hits))
 
 
-def test_a_catalogue_of_a_later_time_does_not_leak_into_it(folder: Path) -> None:
+def test_a_catalogue_of_a_later_time_does_not_leak_into_it(folder):
     checkpoint = load_checkpoint(folder)
     expected = repeat_evaluation(checkpoint)[1].recommended
     later = np.flip(checkpoint.catalogue.embeddings).copy()
@@ -107,9 +106,7 @@ def test_a_catalogue_of_a_later_time_does_not_leak_into_it(folder: Path) -> None
     np.testing.assert_array_equal(found, expected)
 
 
-def test_it_prints_split_protocol_and_table(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_prints_split_protocol_and_table(folder, capsys):
     assert main(["evaluate", str(folder)]) == 0
     text = capsys.readouterr().out
     assert "full ranking of 25 items, seen items masked" in text
@@ -117,13 +114,13 @@ def test_it_prints_split_protocol_and_table(
     assert "NDCG@5" in text
 
 
-def test_it_prints_json_on_request(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_json_on_request(folder, capsys):
     assert main(["evaluate", str(folder), "--json"]) == 0
     _, evaluation = repeat_evaluation(load_checkpoint(folder))
     assert json.loads(capsys.readouterr().out) == evaluation.to_dict()
 
 
-def test_a_missing_table_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_table_is_one_line(folder, capsys):
     (folder.parent / "items.csv").unlink()
     assert main(["evaluate", str(folder)]) == 2
     error = capsys.readouterr().err
@@ -131,9 +128,7 @@ def test_a_missing_table_is_one_line(folder: Path, capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
-def test_a_checkpoint_without_recipe_is_named(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_without_recipe_is_named(folder, capsys):
     (folder / "recipe.yaml").unlink()
     assert main(["evaluate", str(folder)]) == 2
     assert "has no recipe.yaml" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 import subprocess
 import sys
 from argparse import ArgumentParser
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,8 @@ from ftmamba import __main__ as program
 from ftmamba.commands import COMMANDS, Command
 
 
-def failing(error: BaseException) -> Command:
-    def run(_: object) -> None:
+def failing(error):
+    def run(_):
         raise error
 
     return Command("fails", ArgumentParser.format_help, run)  # type: ignore[arg-type]
@@ -20,9 +19,7 @@ def failing(error: BaseException) -> Command:
     "error",
     [ValueError("two\n  lines"), FileNotFoundError("two\n lines"), ImportError("two lines")],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(error, monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "fail", failing(error))
     assert program.main(["fail"]) == 2
     out, err = capsys.readouterr()
@@ -30,27 +27,27 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert err == "ftmamba: error: two lines\n"
 
 
-def test_a_bug_keeps_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_stack(monkeypatch):
     monkeypatch.setitem(COMMANDS, "fail", failing(KeyError("bug")))
     with pytest.raises(KeyError):
         program.main(["fail"])
 
 
-def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_shown_on_request(monkeypatch):
     monkeypatch.setitem(COMMANDS, "fail", failing(ValueError("bad")))
     with pytest.raises(ValueError, match="bad"):
         program.main(["--traceback", "fail"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["recomend"], ["recommend", "run"]])
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         program.main(arguments)
     assert caught.value.code == 2
     assert "usage: ftmamba" in capsys.readouterr().err
 
 
-def test_help_lists_every_command_and_needs_no_torch(tmp_path: Path) -> None:
+def test_help_lists_every_command_and_needs_no_torch(tmp_path):
     """A stub in place of torch fails at import: `--help` has to answer at once."""
     (tmp_path / "torch.py").write_text("raise RuntimeError('imported')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ftmamba.__main__ import main; "
@@ -77,7 +74,7 @@ sys.exit(main(["talk"]))
 """
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_reader_that_leaves_early_is_no_error():
     with subprocess.Popen(
         [sys.executable, "-c", TALKING],
         stdin=subprocess.PIPE,

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,14 +8,12 @@ from ftmamba.commands.recommend import recommendations_table
 from ftmamba.recommender import Recommendation
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def printed(capsys, *arguments):
     assert main(["recommend", *map(str, arguments)]) == 0
     return capsys.readouterr().out
 
 
-def test_json_is_what_the_recommender_returns(
-    checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_what_the_recommender_returns(checkpoint_folder, capsys):
     recommender = Recommender.from_pretrained(checkpoint_folder)
     capsys.readouterr()
     for arguments, found in (
@@ -32,7 +29,7 @@ def test_json_is_what_the_recommender_returns(
         assert [Recommendation(**one) for one in json.loads(text)] == found
 
 
-def test_the_table_is_aligned(checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_aligned(checkpoint_folder, capsys):
     lines = printed(capsys, checkpoint_folder, "--user", "u3").splitlines()
     assert lines[0].split() == ["rank", "score", "item", "title"]
     assert len(lines) == 11
@@ -41,14 +38,14 @@ def test_the_table_is_aligned(checkpoint_folder: Path, capsys: pytest.CaptureFix
     assert {line.index("Film") for line in lines[1:]} == {lines[0].index("title")}
 
 
-def test_the_table_of_untitled_items_has_no_title_column() -> None:
+def test_the_table_of_untitled_items_has_no_title_column():
     table = recommendations_table(
         [Recommendation("a", 1.5, ""), Recommendation("long key", -2.25, "")]
     )
     assert table == "rank    score  item\n   1   1.5000  a\n   2  -2.2500  long key"
 
 
-def test_a_title_of_two_lines_stays_on_its_row() -> None:
+def test_a_title_of_two_lines_stays_on_its_row():
     assert (
         recommendations_table([Recommendation("a", 1.0, "x\n  y")])
         .splitlines()[1]
@@ -67,12 +64,7 @@ def test_a_title_of_two_lines_stays_on_its_row() -> None:
         (("--similar-to", "i99"), "no item 'i99'"),
     ],
 )
-def test_bad_input_is_one_line_on_the_error_stream(
-    checkpoint_folder: Path,
-    arguments: tuple[str, ...],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_bad_input_is_one_line_on_the_error_stream(checkpoint_folder, arguments, message, capsys):
     assert main(["recommend", str(checkpoint_folder), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -81,8 +73,6 @@ def test_bad_input_is_one_line_on_the_error_stream(
     assert err.count("\n") == 1
 
 
-def test_a_missing_checkpoint_is_named_with_the_near_one(
-    checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_checkpoint_is_named_with_the_near_one(checkpoint_folder, capsys):
     assert main(["recommend", str(checkpoint_folder.parent / "tiney"), "--user", "u3"]) == 2
     assert "did you mean 'tiny'?" in capsys.readouterr().err

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -12,7 +10,7 @@ INTERACTIONS = "user_id,item_id,timestamp,rating\n0001,a,893286638,5\n0002,b,893
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> list[str]:
+def paths(tmp_path):
     found = []
     for name, text in (("users", USERS), ("items", ITEMS), ("interactions", INTERACTIONS)):
         path = tmp_path / f"{name}.csv"
@@ -21,9 +19,7 @@ def paths(tmp_path: Path) -> list[str]:
     return found
 
 
-def test_the_printed_schema_reads_back_as_a_schema(
-    paths: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_printed_schema_reads_back_as_a_schema(paths, capsys):
     assert main(["schema", *paths]) == 0
     text = capsys.readouterr().out
     assert text.startswith("# Inferred from the files")
@@ -36,7 +32,7 @@ def test_the_printed_schema_reads_back_as_a_schema(
     assert kinds["age"] == "numeric"
 
 
-def test_a_missing_file_is_named(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_named(paths, capsys):
     missing = paths[0].replace("users", "user")
     assert main(["schema", missing, *paths[1:]]) == 2
     out, err = capsys.readouterr()

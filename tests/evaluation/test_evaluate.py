@@ -102,15 +102,15 @@ def test_metrics_equal_a_slow_loop_over_users_and_items():
     evaluation = evaluate(scorer, test=test, seen=seen)
     assert len(evaluation) > 20
     for row, user in enumerate(evaluation.user_ids.tolist()):
-        known = set(seen.item_ids[seen.user_ids == user].tolist())
+        seen_items = set(seen.item_ids[seen.user_ids == user].tolist())
         wanted = set(test.item_ids[test.user_ids == user].tolist())
         ranking = sorted(
-            (item for item in range(61) if item not in known),
+            (item for item in range(61) if item not in seen_items),
             key=lambda item, user=user: (-scorer.rows[user, item], item),
         )[:10]
         hits = [item in wanted for item in ranking]
-        gain = sum(hit / np.log2(place + 2) for place, hit in enumerate(hits))
-        best = sum(1 / np.log2(place + 2) for place in range(min(10, len(wanted))))
+        gain = sum(hit / np.log2(rank + 2) for rank, hit in enumerate(hits))
+        best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(wanted))))
         assert evaluation.recommended[row].tolist() == ranking
         assert evaluation.per_user["R@10"][row] == sum(hits) / len(wanted)
         assert evaluation.per_user["NDCG@10"][row] == pytest.approx(gain / best)

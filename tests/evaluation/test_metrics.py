@@ -1,4 +1,4 @@
-"""Five places ranked on paper: hits at places 2 and 4; the second user has none, the third all."""
+"""Five ranks on paper: hits at ranks 2 and 4; the second user has none, the third all."""
 
 from math import log2
 

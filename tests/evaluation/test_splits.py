@@ -65,7 +65,7 @@ def test_random_split_ranks_one_draw_a_row_within_its_user(random_interactions):
             expected.append(row)
 
     assert rows_of(RandomPerUser(seed=42).split(random_interactions).test) == expected
-    assert rows_of(RandomPerUser(seed=43).split(random_interactions).test) != expected
+    assert rows_of(RandomPerUser(seed=0).split(random_interactions).test) != expected
 
 
 def test_random_split_gives_each_user_the_stated_fractions():
@@ -101,9 +101,10 @@ def test_global_time_cuts_at_the_quantiles_and_keeps_ties_together():
     assert (split.validation_time, split.test_time) == (61, 81)
     # Interactions at the second of a cut are all before it.
     ties = interactions_of([0] * 10, list(range(10)), [1, 1, 2, 2, 2, 2, 3, 3, 4, 4])
-    split = GlobalTime(cut=0.6, test_fraction=0.2, validation_fraction=0.3).split(ties)
-    assert [len(part) for part in (split.train, split.validation, split.test)] == [6, 0, 2]
-    assert (split.validation_time, split.test_time) == (3, 3)
+    for fraction in (0.3, 0):
+        split = GlobalTime(cut=0.6, test_fraction=0.2, validation_fraction=fraction).split(ties)
+        assert [len(part) for part in (split.train, split.validation, split.test)] == [6, 0, 2]
+        assert (split.validation_time, split.test_time) == (3, 3)
 
 
 def test_global_time_never_learns_from_the_future(random_interactions):
@@ -146,7 +147,8 @@ def test_leave_last_out_without_times_goes_by_the_order_of_the_file_and_keeps_re
         ("globaltime", {}, "got 'globaltime'; did you mean 'global-time'"),
         ("random", {"sede": 1}, "no option 'sede'; did you mean 'seed'.* test_fraction"),
         ("leave-last-out", {"seed": 1}, "it has no options"),
-        ("random", {"test_fraction": 1.5}, "test_fraction must be between 0 and 1, got 1.5"),
+        ("random", {"test_fraction": 1}, "test_fraction must be between 0 and 1, got 1"),
+        ("random", {"seed": -1}, "seed must be a whole number >= 0, got -1"),
         ("random", {"test_fraction": "a"}, "test_fraction must be between 0 and 1, got 'a'"),
         ("random", {"validation_fraction": -0.1}, "validation_fraction must be between"),
         ("random", {"seed": 1.5}, "seed must be a whole number >= 0, got 1.5"),

@@ -17,7 +17,7 @@ from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 
 
 @pytest.fixture
-def facts() -> ModelCardFacts:
+def facts():
     warm = {"NDCG@10": Figure(np.float64(0.2231), 0.2, 0.25), "HR@10": Figure(np.float32(0.5))}
     cold = {"NDCG@10": Figure(0.3902, 0.35, 0.43), "HR@10": Figure(0.75, 0.6, 0.9)}
     level = {"NDCG@10": Figure(0.22, 0.19, 0.26), "HR@10": Figure(0.5, 0.4, 0.6)}

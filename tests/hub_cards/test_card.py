@@ -5,12 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
 from ftmamba.results import Cost
 from hub_cards import pin_revision, render_model_card
-from hub_cards.facts import Figure, ModelCardFacts, ResultRow
+from hub_cards.facts import Figure, ResultRow
 from hub_cards.merge import parts_of, split_metadata
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 
@@ -18,11 +17,11 @@ GOLDEN = Path(__file__).parent / "golden_model_card.md"
 PINNED = 'repo, revision = "somebody/films", "0123abc"'
 
 
-def code_blocks(card: str) -> list[str]:
+def code_blocks(card):
     return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
 
 
-def tables(card: str) -> list[list[str]]:
+def tables(card):
     """Return the rows of each table, its head first, its rule left out."""
     found: list[list[str]] = []
     lines = card.split("\n")
@@ -34,14 +33,14 @@ def tables(card: str) -> list[list[str]]:
     return found
 
 
-def test_the_card_is_the_golden_one(facts: ModelCardFacts) -> None:
+def test_the_card_is_the_golden_one(facts):
     text = render_model_card(facts)
     if os.environ.get("FTMAMBA_WRITE_GOLDEN"):
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_the_hub_reads_the_metadata_back(facts: ModelCardFacts, tmp_path: Path) -> None:
+def test_the_hub_reads_the_metadata_back(facts, tmp_path):
     path = tmp_path / "README.md"
     path.write_text(render_model_card(facts), encoding="utf-8")
     card = ModelCard.load(path)
@@ -58,7 +57,7 @@ def test_the_hub_reads_the_metadata_back(facts: ModelCardFacts, tmp_path: Path) 
     assert card.data.model_name == facts.name
 
 
-def test_the_model_index_has_every_baseline_beside_the_model(facts: ModelCardFacts) -> None:
+def test_the_model_index_has_every_baseline_beside_the_model(facts):
     (first, second) = ModelCard(render_model_card(facts)).data.eval_results
     assert first.metric_args["interval_95"] == [0.2, 0.25]
     assert first.metric_args["baselines"] == {
@@ -68,20 +67,14 @@ def test_the_model_index_has_every_baseline_beside_the_model(facts: ModelCardFac
     assert "interval_95" not in second.metric_args
 
 
-def test_the_metadata_is_plain_yaml(facts: ModelCardFacts) -> None:
-    """A numpy float would leave a `!!python/object` tag that the Hub refuses."""
-    metadata = render_model_card(facts).split("---\n")[1]
-    assert yaml.safe_load(metadata)["model-index"][0]["name"] == facts.name
-
-
-def test_a_data_set_on_the_hub_is_named_in_the_metadata(facts: ModelCardFacts) -> None:
+def test_a_data_set_on_the_hub_is_named_in_the_metadata(facts):
     data = dataclasses.replace(facts.data, hub_id="somebody/tiny-films")
     card = ModelCard(render_model_card(dataclasses.replace(facts, data=data)))
     assert card.data.datasets == ["somebody/tiny-films"]
     assert card.data.eval_results[0].dataset_type == "somebody/tiny-films"
 
 
-def test_every_table_row_has_as_many_cells_as_its_head(facts: ModelCardFacts) -> None:
+def test_every_table_row_has_as_many_cells_as_its_head(facts):
     found = tables(render_model_card(facts))
     assert len(found) == 9
     for rows in found:
@@ -89,19 +82,8 @@ def test_every_table_row_has_as_many_cells_as_its_head(facts: ModelCardFacts) ->
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
 
 
-def test_every_model_has_a_row_with_its_interval_and_its_difference(facts: ModelCardFacts) -> None:
-    head, own, popular, ease = next(r for r in tables(render_model_card(facts)) if "HR@10" in r[0])
-    assert head == "| model | NDCG@10 | HR@10 | FT-Mamba minus this, NDCG@10 |"
-    assert own == "| **FT-Mamba** | 0.223 [0.200,\u00a00.250] | 0.500 |  |"
-    assert popular.startswith(r"| popularity \| 14 days | 0.390 [0.350,")
-    assert ease.endswith("| +0.003 [-0.010,\u00a0+0.020] |")
-
-
-def test_the_verdict_follows_the_intervals_of_the_differences(facts: ModelCardFacts) -> None:
-    text = render_model_card(facts)
-    assert r"this model is **below** popularity \| 14 days." in text
-    assert "No significant difference from EASE." in text
-    assert "**above**" not in text
+def test_the_verdict_follows_the_intervals_of_the_differences(facts):
+    assert "**above**" not in render_model_card(facts)
     won = dataclasses.replace(facts.results[2], difference=Figure(0.1, 0.05, 0.15))
     text = render_model_card(dataclasses.replace(facts, results=(facts.own, won)))
     assert "is **above** EASE:" in text
@@ -109,7 +91,7 @@ def test_the_verdict_follows_the_intervals_of_the_differences(facts: ModelCardFa
     assert "No significant" not in text
 
 
-def test_the_code_in_the_card_is_python_and_pins_the_revision(facts: ModelCardFacts) -> None:
+def test_the_code_in_the_card_is_python_and_pins_the_revision(facts):
     blocks = code_blocks(render_model_card(facts))
     assert len(blocks) == 3
     for block in blocks:
@@ -121,20 +103,20 @@ def test_the_code_in_the_card_is_python_and_pins_the_revision(facts: ModelCardFa
         ) + block.count("pipeline(")
 
 
-def test_a_card_is_pinned_once_its_commit_is_known(facts: ModelCardFacts) -> None:
+def test_a_card_is_pinned_once_its_commit_is_known(facts):
     card = render_model_card(dataclasses.replace(facts, repo="runs/x", revision="main"))
     pinned = pin_revision(card, "somebody/films", "0123abc")
     assert pinned == render_model_card(facts)
     assert pin_revision(pinned, "somebody/films", "0123abc") == pinned
 
 
-def test_without_the_pipelines_code_no_example_of_it_is_shown(facts: ModelCardFacts) -> None:
+def test_without_the_pipelines_code_no_example_of_it_is_shown(facts):
     card = render_model_card(dataclasses.replace(facts, code={"modeling_ftmamba.py": "0" * 64}))
     assert "pipeline(" not in card
     assert len(code_blocks(card)) == 2
 
 
-def test_a_card_without_a_catalogue_shows_no_example_that_needs_one(facts: ModelCardFacts) -> None:
+def test_a_card_without_a_catalogue_shows_no_example_that_needs_one(facts):
     card = render_model_card(dataclasses.replace(facts, with_catalogue=False))
     (block,) = code_blocks(card)
     assert "AutoModel" in block
@@ -142,7 +124,7 @@ def test_a_card_without_a_catalogue_shows_no_example_that_needs_one(facts: Model
     assert "without its items" not in render_model_card(facts)
 
 
-def test_generated_sections_are_marked_and_the_title_is_a_persons(facts: ModelCardFacts) -> None:
+def test_generated_sections_are_marked_and_the_title_is_a_persons(facts):
     _, body = split_metadata(render_model_card(facts))
     parts = parts_of(body)
     assert [part.name for part in parts if part.name] == [
@@ -152,29 +134,14 @@ def test_generated_sections_are_marked_and_the_title_is_a_persons(facts: ModelCa
     assert outside.split() == ["#", *facts.name.split()]
 
 
-def test_a_key_that_is_a_column_is_confessed_as_published(facts: ModelCardFacts) -> None:
-    assert "lists every `user_id`" in render_model_card(facts)
-    assert "lists every `item_id`" not in render_model_card(facts)
-
-
-def test_the_badly_served_are_those_whose_interval_lies_below_the_average(
-    facts: ModelCardFacts,
-) -> None:
-    assert "with their whole interval: doctor." in render_model_card(facts)
+def test_the_badly_served_are_those_whose_interval_lies_below_the_average(facts):
     (groups,) = facts.groups
     even = dataclasses.replace(groups, rows=groups.rows[:1])
     text = render_model_card(dataclasses.replace(facts, groups=(even,)))
     assert "no group's interval lies below the average" in text
 
 
-def test_code_and_its_hashes_are_listed(facts: ModelCardFacts) -> None:
-    text = render_model_card(facts)
-    for name, digest in facts.code.items():
-        assert f"| `{name}` | `{digest}` |" in text
-    assert "**Pin a revision**" in text
-
-
-def test_what_was_not_measured_is_not_said(facts: ModelCardFacts) -> None:
+def test_what_was_not_measured_is_not_said(facts):
     bare = dataclasses.replace(
         facts, cost=Cost(61.4, "CPU"), versions={}, curves="", with_catalogue=False,
         groups=(), parts={},
@@ -185,30 +152,30 @@ def test_what_was_not_measured_is_not_said(facts: ModelCardFacts) -> None:
     assert "codecarbon" in render_model_card(facts)
 
 
-def test_a_network_without_layers_is_not_said_to_have_any(facts: ModelCardFacts) -> None:
+def test_a_network_without_layers_is_not_said_to_have_any(facts):
     config = FTMambaConfig(num_hidden_layers=0, pooling="mean")
     text = render_model_card(dataclasses.replace(facts, config=config))
     assert "into tokens, pool them and return one embedding" in text
 
 
-def test_a_baseline_without_a_metric_is_refused(facts: ModelCardFacts) -> None:
+def test_a_baseline_without_a_metric_is_refused(facts):
     short = ResultRow("EASE", {"NDCG@10": Figure(0.2)})
     with pytest.raises(ValueError, match=r"results of 'EASE' lack 'HR@10'; they have: NDCG@10"):
         dataclasses.replace(facts, results=(*facts.results, short))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_is_refused(facts: ModelCardFacts, value: float) -> None:
+def test_a_figure_that_is_not_finite_is_refused(facts, value):
     row = ResultRow("EASE", {"NDCG@10": Figure(0.2, 0.1, value), "HR@10": Figure(0.1)})
     with pytest.raises(ValueError, match="NDCG@10 of 'EASE' must be a finite number"):
         dataclasses.replace(facts, parts={"Cold users": (row,)})
 
 
-def test_a_card_without_results_is_refused(facts: ModelCardFacts) -> None:
+def test_a_card_without_results_is_refused(facts):
     with pytest.raises(ValueError, match="needs the model's results, got none"):
         dataclasses.replace(facts, results=())
 
 
-def test_an_example_too_long_for_a_card_is_refused(facts: ModelCardFacts) -> None:
+def test_an_example_too_long_for_a_card_is_refused(facts):
     with pytest.raises(ValueError, match=r"must be short, got 30\d\d characters"):
         render_model_card(dataclasses.replace(facts, example_record={"text": "x" * 3000}))

@@ -10,11 +10,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 from hub_cards import render_model_card
 from hub_cards.card import code, code_cell, fenced, one_line, python, text
-from hub_cards.facts import ColumnFacts, GroupRow, ModelCardFacts, ResultRow
+from hub_cards.facts import ColumnFacts, GroupRow, ResultRow
 from hub_cards.merge import parts_of, split_metadata
 from hub_cards.pictures import render_preview
 
@@ -54,7 +53,7 @@ KINDS = (
 OURS = re.compile(r"<!-- ftmamba:(begin|end) \w+ -->|</?(details|summary)>")
 
 
-def hostile_facts(facts: ModelCardFacts, bad: str) -> ModelCardFacts:
+def hostile_facts(facts, bad):
     column = ColumnFacts({"name": bad, "kind": "categorical", "vocabulary_size": 9}, 0.5, 3)
     rows = [dataclasses.replace(row, name=f"{row.name} {bad}", note=bad) for row in facts.results]
     (groups,) = facts.groups
@@ -83,7 +82,7 @@ def hostile_facts(facts: ModelCardFacts, bad: str) -> ModelCardFacts:
     )
 
 
-def tokens_of(card: str) -> list[Token]:
+def tokens_of(card):
     _, body = split_metadata(card)
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     flat = []
@@ -93,7 +92,7 @@ def tokens_of(card: str) -> list[Token]:
 
 
 @pytest.mark.parametrize("bad", HOSTILE)
-def test_foreign_text_brings_no_markup_into_the_card(facts: ModelCardFacts, bad: str) -> None:
+def test_foreign_text_brings_no_markup_into_the_card(facts, bad):
     plain = tokens_of(render_model_card(hostile_facts(facts, "plain words")))
     tokens = tokens_of(render_model_card(hostile_facts(facts, bad)))
     html = [token.content for token in tokens if token.type in ("html_block", "html_inline")]
@@ -106,9 +105,7 @@ def test_foreign_text_brings_no_markup_into_the_card(facts: ModelCardFacts, bad:
 
 
 @pytest.mark.parametrize("bad", HOSTILE)
-def test_foreign_text_leaves_the_sections_and_the_metadata_whole(
-    facts: ModelCardFacts, bad: str
-) -> None:
+def test_foreign_text_leaves_the_sections_and_the_metadata_whole(facts, bad):
     card = render_model_card(hostile_facts(facts, bad))
     head, body = split_metadata(card)
     metadata = yaml.safe_load(head)
@@ -122,7 +119,7 @@ def test_foreign_text_leaves_the_sections_and_the_metadata_whole(
 
 
 @pytest.mark.parametrize("bad", HOSTILE)
-def test_the_examples_still_are_python_that_holds_the_text(facts: ModelCardFacts, bad: str) -> None:
+def test_the_examples_still_are_python_that_holds_the_text(facts, bad):
     card = render_model_card(hostile_facts(facts, bad))
     blocks = [t.content for t in tokens_of(card) if t.type == "fence" and t.info == "python"]
     assert len(blocks) == 2
@@ -136,7 +133,7 @@ def test_the_examples_still_are_python_that_holds_the_text(facts: ModelCardFacts
 
 
 @pytest.mark.parametrize("bad", HOSTILE)
-def test_the_text_is_legible_in_the_preview(facts: ModelCardFacts, bad: str) -> None:
+def test_the_text_is_legible_in_the_preview(facts, bad):
     page = render_preview(render_model_card(dataclasses.replace(facts, limits=[bad])))
     shown = re.sub(r"<[^>]+>", "", page.split("<main>")[1])
     for entity, char in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
@@ -144,12 +141,12 @@ def test_the_text_is_legible_in_the_preview(facts: ModelCardFacts, bad: str) -> 
     assert one_line(bad) in shown
 
 
-def test_a_line_is_one_line_and_not_too_long() -> None:
+def test_a_line_is_one_line_and_not_too_long():
     assert one_line("a\n b\tc\x00d\u202ee") == "a b c d e"
     assert one_line("x" * 400) == "x" * 299 + "…"
 
 
-def test_words_are_written_as_they_are() -> None:
+def test_words_are_written_as_they_are():
     assert text("user_id of films, 14 days") == "user_id of films, 14 days"
     assert text("_a_ *b*") == r"\_a\_ \*b\*"
     assert code("user_id") == "`user_id`"
@@ -160,7 +157,7 @@ def test_words_are_written_as_they_are() -> None:
     assert fenced("x\n````\ny", "json") == "`````json\nx\n````\ny\n`````"
 
 
-def test_values_are_written_as_python_that_needs_no_import() -> None:
+def test_values_are_written_as_python_that_needs_no_import():
     value = {"day": date(2024, 1, 31), "price": Decimal("1.5"), "nan": float("nan"), "none": None}
     assert ast.literal_eval(str(python(value))) == {
         "day": "2024-01-31", "price": 1.5, "nan": None, "none": None

@@ -3,18 +3,11 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import RepoCard
 
-from hub_cards.space import (
-    GRADIO_VERSION,
-    SpaceFacts,
-    push_space,
-    space_files,
-    write_space,
-)
+from hub_cards.space import GRADIO_VERSION, SpaceFacts, space_files, write_space
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FACTS = SpaceFacts("somebody/films", COMMIT, {"age": 31, "job": 'a "doctor"'}, licence="mit")
@@ -91,26 +84,3 @@ def test_writing_twice_leaves_the_last(tmp_path):
     write_space(tmp_path / "out", FACTS)
     write_space(tmp_path / "out", SpaceFacts("other/model", COMMIT))
     assert "other/model" in (tmp_path / "out" / "app.py").read_text()
-
-
-def test_all_files_are_pushed_in_one_commit_to_a_gradio_space():
-    calls = []
-    api = SimpleNamespace(
-        token=None,
-        create_repo=lambda *given, **options: calls.append(("create", given, options)),
-        create_commit=lambda *given, **options: (
-            calls.append(("commit", given, options)) or SimpleNamespace(oid="c0ffee")
-        ),
-    )
-    assert push_space(FACTS, "me/demo", private=True, api=api) == "c0ffee"
-    (_, _, created), (_, (repo, operations), committed) = calls
-    assert (created["repo_type"], created["space_sdk"]) == ("space", "gradio")
-    assert created["private"] is True
-    assert repo == "me/demo"
-    assert committed["repo_type"] == "space"
-    assert {one.path_in_repo for one in operations} == set(space_files(FACTS))
-
-
-def test_a_name_that_is_none_is_refused_before_anything_is_sent():
-    with pytest.raises(ValueError, match="a repository's name must be 'user/name', got 'demo'"):
-        push_space(FACTS, "demo", api=SimpleNamespace(token=None))

@@ -39,7 +39,7 @@ repo, revision = "runs/latest", "main"
 
 
 @pytest.fixture
-def folder(checkpoint_folder: Path, tmp_path: Path) -> Path:
+def folder(checkpoint_folder, tmp_path):
     """A copy that a test may change, with what a run leaves beside a checkpoint."""
     copy = Path(shutil.copytree(checkpoint_folder, tmp_path / "run"))
     (copy / "README.md").write_text(CARD)

@@ -5,9 +5,12 @@ import shlex
 from argparse import ArgumentParser
 from pathlib import Path
 
+import yaml
+
 from ftmamba.checkpoint import PUBLISHED_FILES
-from ftmamba.commands.hub import add_push_arguments
+from ftmamba.commands import COMMANDS
 from ftmamba.flags import load_recipe
+from ftmamba.recipe import recipe_from_dict
 
 TEXT = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
 LINES = [
@@ -15,15 +18,6 @@ LINES = [
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     for line in block.splitlines()
 ]
-
-
-def test_the_commands_that_push_are_understood():
-    parser = ArgumentParser()
-    add_push_arguments(parser)
-    commands = [line for line in LINES if line.startswith("python -m ftmamba push ")]
-    assert len(commands) >= 4
-    for command in commands:
-        assert parser.parse_args(shlex.split(command)[4:]).repository.endswith("/films")
 
 
 def test_the_runs_that_push_are_understood():
@@ -43,3 +37,29 @@ def test_every_published_file_is_named():
     for pattern in PUBLISHED_FILES:
         name = "model.safetensors" if pattern.startswith("model") else pattern
         assert f"`{name}`" in TEXT, name
+
+
+def test_what_the_document_says_to_type_is_understood():
+    parser = ArgumentParser()
+    commands = parser.add_subparsers(dest="command")
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name))
+    lines = [
+        shlex.split(line, comments=True)[3:]
+        for line in LINES
+        if line.startswith("python -m ftmamba ")
+    ]
+    assert len(lines) >= 8
+    shown = {parser.parse_args(line).command for line in lines}
+    assert {"push", "card", "dataset-card", "runs", "space"} <= shown
+
+
+def test_the_recipe_in_the_document_is_one_and_its_pictures_are_there():
+    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    recipe = recipe_from_dict(yaml.safe_load(block))
+    assert recipe.card.country == "FRA"
+    assert recipe.evaluation.user_groups == ("occupation", "age")
+    pictures = re.findall(r'src="([^"]+)"', TEXT)
+    assert len(pictures) == 3
+    for name in pictures:
+        assert (Path(__file__).parents[2] / "docs" / name).is_file()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ EXAMPLE = {"age": 31, JOB: "artist", "likes": ["tea"]}
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory):
     """An untrained recommender of every kind of column, in its folder."""
     users = pa.table(
         {
@@ -102,9 +101,7 @@ class Served:
 
 
 @contextmanager
-def served(
-    folder: Path, log: Path, *, without: Sequence[str] = PROJECT, **variables: str
-) -> Iterator[Served]:
+def served(folder, log, *, without=PROJECT, **variables):
     """Serve a Space's folder on a free port of 127.0.0.1 until the block ends.
 
     Args:
@@ -144,7 +141,7 @@ def served(
                 process.wait()
 
 
-def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_for(url, process, log):
     end = time.monotonic() + PAGE_IS_UP_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -156,7 +153,7 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def page(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def page(model_folder, tmp_path_factory):
     """The page of the hostile recommender, with explanations: `ftmamba` is installed."""
     pytest.importorskip("gradio", reason="needs the extra 'space'")
     folder = tmp_path_factory.mktemp("spaces") / "demo"
@@ -167,7 +164,7 @@ def page(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def make_browser() -> Iterator[Any]:
+def make_browser():
     """Return a function that opens Chromium at a width."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
@@ -175,7 +172,7 @@ def make_browser() -> Iterator[Any]:
         pytest.skip("needs Debian's chromium and chromium-driver")
     opened: list[Any] = []
 
-    def open_browser(width: int, height: int = 900) -> Any:
+    def open_browser(width, height=900):
         options = webdriver.ChromeOptions()
         options.binary_location = paths[0]
         for argument in (
@@ -194,7 +191,7 @@ def make_browser() -> Iterator[Any]:
         browser.quit()
 
 
-def resize(browser: Any, width: int, height: int) -> None:
+def resize(browser, width, height):
     """Give the page a size that the window may not have, such as a phone's."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",

@@ -23,7 +23,7 @@ FOUND = {
 class Elements(HTMLParser):
     """Collects the elements and the text of a piece of HTML."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
         self.found: list[tuple[str, dict]] = []
         self.text = ""
@@ -56,13 +56,11 @@ def test_items_are_buttons_in_their_order_with_bars_by_score():
     assert [attrs["style"] for tag, attrs in elements.found if tag == "i"] == [
         "width:100.0%", "width:25.0%"
     ]  # fmt: skip
-
-
-def test_scores_below_zero_and_all_equal_have_bars():
     for scores in ([-1.0, -3.0], [2.0, 2.0], [0.0]):
         bars = Elements(draw_items([Item("a", "", score) for score in scores])).found
         widths = [float(attrs["style"][6:-1]) for tag, attrs in bars if tag == "i"]
         assert all(0 <= width <= 100 for width in widths)
+    assert "Nothing to show." in draw_items([])
 
 
 def test_shares_go_both_ways_and_the_sum_is_shown():
@@ -74,15 +72,10 @@ def test_shares_go_both_ways_and_the_sum_is_shown():
     assert "standard error" not in elements.text
     assert elements.text.index("age") < elements.text.index("job")
     assert "+0.00" in elements.text
-
-
-def test_estimated_shares_say_how_well_they_are_known():
-    assert "standard error of a share 0.031" in draw_shares({**FOUND, "standard_error": 0.0312})
-
-
-def test_a_tower_without_columns_has_no_heading():
-    assert "about the item" in draw_shares(FOUND)
-    assert "about the item" not in draw_shares({**FOUND, "item": {}})
+    assert "about the item" in elements.text
+    estimated = draw_shares({**FOUND, "standard_error": 0.0312, "item": {}})
+    assert "standard error of a share 0.031" in estimated
+    assert "about the item" not in estimated
 
 
 def test_the_map_marks_the_listed_the_near_and_the_chosen():
@@ -112,7 +105,3 @@ def test_foreign_text_brings_no_element_and_no_handler(html):
     for _, attrs in elements.found:
         assert not [name for name in attrs if name.startswith("on")]
     assert not elements.open
-
-
-def test_an_empty_list_says_so():
-    assert "Nothing to show." in draw_items([])

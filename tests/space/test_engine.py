@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hub_cards.space_page import MOST_CHOICES, Demo, Field, plane_of
+from hub_cards.space_page import MOST_CHOICES, Demo, plane_of
 from tests.space.conftest import HOSTILE_JOB, JOB, N_ITEMS
 
 
@@ -47,9 +47,6 @@ def test_the_list_is_the_pipelines_and_never_longer_than_the_catalogue(demo):
     answers = demo._pipeline(record, top_k=5)
     assert [item.key for item in listed] == [one["item_key"] for one in answers]
     assert len(demo.recommend(record, 10**6)) == N_ITEMS
-
-
-def test_somebody_of_whom_nothing_is_known_gets_a_list(demo):
     assert len(demo.recommend({}, 3)) == 3
 
 
@@ -74,6 +71,7 @@ def test_the_nearest_are_those_of_the_largest_cosines_without_the_item_itself(de
 
 
 def test_the_map_holds_a_sample_and_the_items_that_are_asked_for(demo, monkeypatch):
+    assert len(demo.points(["i07"])) == N_ITEMS
     monkeypatch.setattr("hub_cards.space_page.MOST_ON_MAP", 5)
     again = Demo.__new__(Demo)
     again._pipeline, again._catalogue, again.items_IE = (
@@ -81,10 +79,6 @@ def test_the_map_holds_a_sample_and_the_items_that_are_asked_for(demo, monkeypat
     )  # fmt: skip
     keys = [point.key for point in again.points(["i07", "i00"])]
     assert keys == ["i00", "i10", "i20", "i29", "i39", "i07"]
-
-
-def test_a_small_catalogue_is_on_the_map_whole(demo):
-    assert len(demo.points(["i07"])) == N_ITEMS
 
 
 def test_the_plane_is_that_of_the_two_main_axes():
@@ -113,7 +107,3 @@ def test_making_the_map_leaves_the_random_state_alone():
     before = torch.random.get_rng_state()
     plane_of(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_a_field_without_choices_is_asked_for_as_text():
-    assert Field("x", "categorical").choices == ()

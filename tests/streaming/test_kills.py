@@ -1,4 +1,4 @@
-"""A consumer that is killed at the worst moments loses no event and takes none twice."""
+"""A consumer that is killed at the worst moments loses no event and observes none twice."""
 
 import json
 import random
@@ -81,11 +81,11 @@ def test_states_are_those_of_one_run(kill, observer, uninterrupted, store_place,
     rng = random.Random(0)
     points = POINTS * 2
     rng.shuffle(points)
-    places = {"store": store_place, "source": source_place}
-    died = [kill(point=point, nth=rng.randint(1, 2), **places) for point in points]
+    names = {"store": store_place, "source": source_place}
+    died = [kill(point=point, nth=rng.randint(1, 2), **names) for point in points]
     assert died.count(signal.SIGKILL) >= 8
     assert set(died) <= {signal.SIGKILL, 0}
-    assert kill(point="", nth=0, **places) == 0
+    assert kill(point="", nth=0, **names) == 0
 
     store = open_store(store_place)
     assert sorted(store) == sorted(uninterrupted)

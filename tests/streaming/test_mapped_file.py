@@ -21,7 +21,7 @@ def written(path, states=(OLD, NEW)):
 
 
 def changed_bytes(before, after):
-    return [place for place, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    return [index for index, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
 
 
 def test_states_outlive_the_store(tmp_path):
@@ -39,11 +39,11 @@ def test_states_outlive_the_store(tmp_path):
 def test_a_write_torn_anywhere_leaves_the_older_state_or_the_newer(tmp_path):
     before = written(tmp_path / "a", [OLD]).read_bytes()
     after = written(tmp_path / "b", [OLD, NEW]).read_bytes()
-    places = changed_bytes(before, after)
-    assert len(places) > 500
+    indices = changed_bytes(before, after)
+    assert len(indices) > 500
     torn = tmp_path / "torn"
     found = []
-    for cut in (*range(places[0], places[-1] + 2, 37), places[-1], places[-1] + 1):
+    for cut in (*range(indices[0], indices[-1] + 2, 37), indices[-1], indices[-1] + 1):
         for content in (after[:cut] + before[cut:], before[:cut] + after[cut:]):
             torn.write_bytes(content)
             store = MappedFileStore(torn)
@@ -60,7 +60,7 @@ def test_a_write_torn_anywhere_leaves_the_older_state_or_the_newer(tmp_path):
 def test_a_first_write_torn_anywhere_leaves_a_user_or_none(tmp_path):
     full = written(tmp_path / "a", [OLD]).read_bytes()
     torn = tmp_path / "torn"
-    end = max(place for place, byte in enumerate(full) if byte) + 1
+    end = max(index for index, byte in enumerate(full) if byte) + 1
     found = set()
     for cut in (*range(FILE_HEADER_BYTES, end, 11), end):
         torn.write_bytes(full[:cut] + bytes(len(full) - cut))

@@ -99,16 +99,16 @@ def test_a_server_that_comes_back_has_lost_nothing(own_redis_server):
 
 
 def test_a_server_that_stays_away_is_told_after_some_tries(own_redis_server, monkeypatch):
-    waits, told = [], []
+    waits, reports = [], []
     monkeypatch.setattr("redis.retry.sleep", waits.append)
     url = own_redis_server.url.replace("//", "//user:secret@")
     own_redis_server.stop()
-    store = RedisStore(url, retries=3, report=told.append)
+    store = RedisStore(url, retries=3, report=reports.append)
     with pytest.raises(ConnectionError, match=r"did not answer 4 times .* comes again") as caught:
         store.put("u", STATE, ABSENT)
-    assert (len(waits), len(told)) == (3, 4)
+    assert (len(waits), len(reports)) == (3, 4)
     assert waits[0] < waits[2]
-    assert "secret" not in f"{caught.value} {told}"
+    assert "secret" not in f"{caught.value} {reports}"
     store.close()
 
 

@@ -182,7 +182,7 @@ def test_many_corrected_negatives_come_to_the_full_softmax(case, kind):
     (exact,) = torch.autograd.grad(loss, queries_MD)
 
     def error(log_q_N):
-        drawn = sampler.draw((200_000,), step=0)
+        drawn = sampler.draw(np.zeros(1, int), 200_000, step=0)[0]
         negatives = Negatives(drawn, None if log_q_N is None else log_q_N[drawn])
         loss = sampled_softmax_loss(queries_MD, items_ND, case[2], negatives)
         return (torch.autograd.grad(loss, queries_MD)[0] - exact).norm() / exact.norm()

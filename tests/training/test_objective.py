@@ -13,7 +13,6 @@ from ftmamba.data.batches import make_batches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.recipe import LOSSES, LossRecipe
 from ftmamba.training.loop import TrainingLoop
-from ftmamba.training.negatives import uniform_negatives
 from ftmamba.training.objective import Objective, time_groups
 
 from .toy import training_recipe
@@ -170,15 +169,9 @@ class Definition:
 
     def mean(self):
         n = len(self.batch.targets)
-        if self.objective.own_negatives and self.objective.sampler is None:
-            drawn = uniform_negatives(
-                self.batch.rows.numpy(), self.loss.n_negatives, n_items=self.data.n_items,
-                seed=(3, 0),
-            )  # fmt: skip
-            self.drawn = torch.from_numpy(drawn)
-        elif self.objective.sampler is not None:
-            shape = (n,) * self.objective.own_negatives + (self.loss.n_negatives,)
-            self.drawn = self.objective.sampler.draw(shape, 0).expand(n, -1)
+        if self.objective.sampler is not None:
+            rows = self.batch.rows.numpy() if self.objective.own_negatives else np.zeros(1, int)
+            self.drawn = self.objective.sampler.draw(rows, self.loss.n_negatives, 0).expand(n, -1)
         return torch.stack([self.at(m) for m in range(n)]).mean()
 
 

@@ -9,29 +9,34 @@ import torch
 from accelerate import Accelerator
 
 from ftmamba.data.arrow_files import write_arrays
-from ftmamba.data.batches import Batch
 from ftmamba.data.encoded import EncodedData, encode
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.tables import load_tables
 from ftmamba.recipe import TrainingRecipe, build, upgraded
 from ftmamba.training.loop import TrainingLoop
-from ftmamba.training.objective import Objective
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, column_from_dict
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 N_USERS, N_ITEMS = 16, 20
 DAY = 86_400
+ROWS, SEQUENCES = {"batch_size": 16}, {"batch_size": 4, "sequences": "newest"}
 OBJECTIVES = {
-    "in_batch": {"name": "in_batch", "mask_known_positives": True},
-    "full_softmax": {"name": "full_softmax", "user_weight_exponent": 0.5},
-    "sampled": {"name": "full_softmax", "n_sampled_items": 3, "mask_known_positives": True},
-    "sampled_softmax": {"name": "sampled_softmax", "n_negatives": 6, "negatives": "mixed"},
-    "full_mse": {"name": "full_mse"},
-    "gbce": {"name": "gbce", "n_negatives": 6},
-    "bce": {"name": "bce", "mask_known_positives": True},
+    "in_batch": ({"name": "in_batch", "mask_known_positives": True}, ROWS),
+    "full_softmax": ({"name": "full_softmax", "user_weight_exponent": 0.5}, ROWS),
+    "sampled": ({"name": "full_softmax", "n_sampled_items": 3, "mask_known_positives": True}, ROWS),
+    "sampled_softmax": ({"name": "sampled_softmax", "negatives": "mixed"}, ROWS),
+    "full_mse": ({"name": "full_mse"}, ROWS),
+    "gbce": ({"name": "gbce", "n_negatives": 6}, ROWS),
+    "bce": ({"name": "bce", "mask_known_positives": True}, ROWS),
+    "full_softmax of sequences": ({"name": "full_softmax", "mask_history": True}, SEQUENCES),
+    "repeats": ({"name": "full_softmax"}, SEQUENCES),
+    "sampled, sequences": ({"name": "full_softmax", "n_sampled_items": 3}, SEQUENCES),
+    "in_batch of sequences": ({"name": "in_batch", "mask_known_positives": True}, SEQUENCES),
+    "popularity": ({"name": "sampled_softmax", "time_buckets": 0}, SEQUENCES),
+    "mse of sequences": ({"name": "mse"}, SEQUENCES),
 }
-"""Losses whose gradients are compared over ranks."""
+"""Losses whose gradients are compared over ranks, and the batch that each of two ranks has."""
 
 
 def checkerboard():
@@ -123,22 +128,26 @@ def training_recipe(**options) -> TrainingRecipe:
 
 
 def gradients(
-    data: EncodedData, name: str, *, batch_size: int, accelerator: Accelerator, folder: Path
+    folder: Path, name: str, *, n_ranks: int, accelerator: Accelerator
 ) -> dict[str, torch.Tensor]:
-    """Return the gradient of the first batch's loss, as the training loop computes it."""
-    recipe = training_recipe(batch_size=batch_size, loss=OBJECTIVES[name])
-    loop = TrainingLoop(model(data), data, recipe, accelerator, folder=folder, seed=5)
+    """Return the gradient of the first global batch's loss, as the training loop computes it."""
+    loss, options = OBJECTIVES[name]
+    if "sequences" in options:
+        data = encoded_sequences(folder / "data", with_popularity=name == "popularity")
+        network = model(data, repeat_bias=name == "repeats")
+    else:
+        data = encoded(folder / "data")
+        network = model(data)
+    batch_size = options["batch_size"] * (2 // n_ranks)
+    recipe = training_recipe(**{**options, "batch_size": batch_size, "loss": loss})
+    loop = TrainingLoop(network, data, recipe, accelerator, folder=folder, seed=5)
     batch = next(iter(loop.batches.epoch(0)))
     loss_value = loop.wrapped(loop.objective.prepare(batch, 0))
     accelerator.backward(loss_value)
     found = {name: p.grad.clone() for name, p in loop.base.named_parameters()}
     found["loss"] = accelerator.reduce(loss_value.detach(), "mean")
+    found["n_targets"] = torch.tensor(len(batch.targets))
     return found
-
-
-def loss_of(objective: Objective, batch: Batch, step: int = 0) -> torch.Tensor:
-    """Return the loss of a batch, prepared and computed in one go."""
-    return objective(objective.prepare(batch, step))
 
 
 def _columns(tower: str, n: int) -> list[dict]:

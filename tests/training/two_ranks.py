@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from toy import OBJECTIVES, encoded, gradients, model, training_recipe
+from toy import OBJECTIVES, encoded, encoded_sequences, gradients, model, training_recipe
 
 from ftmamba.recipe import Recipe
 from ftmamba.training import fit
@@ -17,9 +17,11 @@ folder = Path(sys.argv[1])
 accelerator = make_accelerator(Recipe(output_dir=str(folder)))
 with accelerator.main_process_first():
     data = encoded(folder / "data")
+    for with_popularity in (False, True):
+        encoded_sequences(folder / "data", with_popularity=with_popularity)
 facts = {"world_size": torch.tensor(accelerator.num_processes)}
 for loss in OBJECTIVES:
-    found = gradients(data, loss, batch_size=16, accelerator=accelerator, folder=folder)
+    found = gradients(folder, loss, n_ranks=2, accelerator=accelerator)
     facts |= {f"{loss}/{name}": tensor for name, tensor in found.items()}
 
 recipe = training_recipe(batch_size=16, num_epochs=2, checkpointing_steps="epoch")

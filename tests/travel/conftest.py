@@ -1,16 +1,14 @@
 """Checkpoints with every kind of column, and processes of their own that load them."""
 
-from dataclasses import dataclass
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from packaging.requirements import Requirement
-from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.data.interactions import Interactions
@@ -45,14 +43,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Travelling:
+class Travelling(NamedTuple):
     """A trained checkpoint and its folder."""
 
     checkpoint: Checkpoint
     folder: Path
 
-    def expected(self, records: dict[str, Any]) -> dict[str, Tensor]:
+    def expected(self, records):
         """Return what the trained model, in this process, makes of the records.
 
         With the scan that travels: the compiled one stays with the package that brings it.
@@ -94,19 +91,8 @@ def make_items() -> dict[str, list[Any]]:
     }
 
 
-def train_a_little(model: FTMambaTwoTowerModel, inputs: dict[str, Tensor]) -> None:
-    """Take three steps, so that no parameter is at its initial value."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    model.train()
-    for step in range(3):
-        labels_U = (torch.arange(N_USERS) + step) % N_ITEMS
-        model(**inputs, labels=labels_U).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-
-
 def make_checkpoint(**architecture: Any) -> Checkpoint:
+    """Return a checkpoint after three training steps: no parameter has its initial value."""
     users, items = make_users(), make_items()
     extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS, "user_id", "item_id")
     extractor.fit(pa.table(users), items)
@@ -118,10 +104,16 @@ def make_checkpoint(**architecture: Any) -> Checkpoint:
     )
     torch.manual_seed(0)
     model = FTMambaTwoTowerModel(config)
-    train_a_little(model, dict(extractor(users=users, items=items)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for step in range(3):
+        labels_U = (torch.arange(N_USERS) + step) % N_ITEMS
+        model(**extractor(users=users, items=items), labels=labels_U).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
     rng = np.random.default_rng(3)
     user_ids, item_ids = rng.integers(N_USERS, size=60), rng.integers(N_ITEMS, size=60)
-    taken = Interactions(user_ids, item_ids, None, None, n_users=N_USERS, n_items=N_ITEMS)
+    seen = Interactions(user_ids, item_ids, None, None, n_users=N_USERS, n_items=N_ITEMS)
     columns = [column["name"] for column in USER_COLUMNS]
     return Checkpoint(
         model=model,
@@ -129,7 +121,7 @@ def make_checkpoint(**architecture: Any) -> Checkpoint:
         catalogue=embed_catalogue(
             model, extractor(items=items), keys=items["item_id"], titles=items["title"], as_of=7
         ),
-        users=known_users(pa.table(users), taken, key="user_id", columns=columns),
+        users=known_users(pa.table(users), seen, key="user_id", columns=columns),
         card="---\nlicense: apache-2.0\n---\n# Films\n",
     )
 
@@ -139,10 +131,10 @@ def travelling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Travelling
     """A trained checkpoint of each architecture, saved."""
     made = {}
     for name, architecture in ARCHITECTURES.items():
-        folder = tmp_path_factory.mktemp("runs") / name
-        checkpoint = make_checkpoint(**architecture)
-        save_checkpoint(folder, checkpoint)
-        made[name] = Travelling(checkpoint, folder)
+        made[name] = Travelling(
+            make_checkpoint(**architecture), tmp_path_factory.mktemp("runs") / name
+        )
+        save_checkpoint(made[name].folder, made[name].checkpoint)
     return made
 
 
@@ -161,33 +153,22 @@ def records() -> dict[str, Any]:
     }
 
 
-def needed_distributions(*roots: str) -> set[str]:
-    """Return the installed distributions that the given ones need, themselves included."""
-    needed: set[str] = set()
-    waiting = list(roots)
-    while waiting:
-        name = waiting.pop()
-        if canonical(name) in needed:
-            continue
-        needed.add(canonical(name))
-        for text in distribution(name).requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    return needed
-
-
-def canonical(name: str) -> str:
-    return name.lower().replace("_", "-")
-
-
 @pytest.fixture(scope="session")
 def not_bare() -> list[str]:
     """The packages that torch and transformers do without: installed ones, and this project's."""
-    needed = needed_distributions("torch", "transformers")
+    needed: set[str] = set()
+    waiting = ["torch", "transformers"]
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        if name not in needed:
+            needed.add(name)
+            for text in distribution(name).requires or ():
+                requirement = Requirement(text)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    waiting.append(requirement.name)
     blocked = {
         package
         for package, owners in packages_distributions().items()
-        if not needed & {canonical(owner) for owner in owners}
+        if needed.isdisjoint(owner.lower().replace("_", "-") for owner in owners)
     }
     return sorted(blocked | OWN_PACKAGES | EXTRAS)

@@ -1,69 +1,74 @@
-"""Whoever has torch and transformers can load a checkpoint: this project is not needed."""
+"""A process with torch and transformers can load a checkpoint: this project is not needed.
+
+From a folder, and from a private repository on the Hub; by `AutoModel` and the other auto classes,
+by `pipeline("recommendation", ...)`, and by the endpoint's handler.
+"""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import hub_cards
+from ftmamba import Recommender
+from hub_cards.push import Destination, push_checkpoint
 from tests.hub.processes import run_python
+from tests.hub.server import TOKEN
 from tests.travel.conftest import ARCHITECTURES, HERE
 
-CLASSES = {
-    "config": "FTMambaConfig",
-    "model": "FTMambaTwoTowerModel",
-    "extractor": "FTMambaFeatureExtractor",
-    "processor": "FTMambaFeatureExtractor",
-}
+HANDLER = Path(hub_cards.__file__).with_name("handler.py")
+CLASSES = ["FTMambaConfig", "FTMambaTwoTowerModel", *["FTMambaFeatureExtractor"] * 2]
+REPO = "tester/films"
 
 
-def run_bare(places, records, blocked, outputs, **environment):
-    order = {
-        "blocked": blocked,
-        "places": [str(place) for place in places],
-        "records": records,
-        "outputs": str(outputs),
-    }
-    return run_python(HERE / "bare_process.py", json.dumps(order), **environment)
+def run_bare(order, home, **environment):
+    order["outputs"] = str(home)
+    script = HERE / "bare_process.py"
+    report = run_python(script, json.dumps(order), HF_HOME=str(home), **environment)
+    n_loaded = len(report["loaded"])
+    return report, [load_file(home / f"{number}.safetensors") for number in range(n_loaded)]
 
 
 @pytest.fixture(scope="module")
-def bare(travelling, records, not_bare, tmp_path_factory):
-    """All folders, loaded in one process that is offline."""
+def from_folders(travelling, records, not_bare, tmp_path_factory):
+    """What a process reports that is offline and has the folders."""
     home = tmp_path_factory.mktemp("bare")
-    places = [one.folder for one in travelling.values()]
-    report = run_bare(places, records, not_bare, home, HF_HOME=str(home), HF_HUB_OFFLINE="1")
-    outputs = [load_file(home / f"{number}.safetensors") for number in range(len(places))]
-    return report, dict(zip(travelling, outputs, strict=True))
+    folders = {name: str(one.folder) for name, one in travelling.items()}
+    handler = shutil.copytree(folders["mamba"], home / "endpoint")
+    shutil.copyfile(HANDLER, handler / "handler.py")
+    order = {"blocked": not_bare, "places": list(folders.values()), "records": records}
+    order |= {"pipelines": [folders["mamba"]], "handler": str(handler)}
+    return run_bare(order, home, HF_HUB_OFFLINE="1")
 
 
 @pytest.fixture(scope="module")
-def pushed(travelling, hub, hub_environment, tmp_path_factory):
-    """What the process that pushed the checkpoint `mamba` to the Hub reports."""
-    home = tmp_path_factory.mktemp("pusher")
-    folder = str(travelling["mamba"].folder)
-    script, record = HERE / "installed_process.py", json.dumps({"age": 31, "occupation": "doctor"})
-    root = str(HERE.parents[1])
-    return run_python(
-        script,
-        folder,
-        "tester/films",
-        record,
-        PYTHONPATH=root,
-        HF_HOME=str(home),
-        **hub_environment,
+def pushed(travelling, hub):
+    return push_checkpoint(
+        travelling["mamba"].folder, Destination(REPO, private=True), api=hub.api()
     )
 
 
 @pytest.fixture(scope="module")
-def bare_from_hub(pushed, records, not_bare, hub_environment, tmp_path_factory):
-    """The pushed repository, loaded by its id."""
+def from_hub(pushed, hub, records, not_bare, tmp_path_factory):
+    """What a process reports that knows the id of a private repository, and a token."""
+    assert pushed.commit
+    order = {"blocked": not_bare, "places": [REPO], "records": records, "token": TOKEN}
     home = tmp_path_factory.mktemp("bare-hub")
-    report = run_bare(
-        ["tester/films"], records, not_bare, home, HF_HOME=str(home), **hub_environment
-    )
-    return report, load_file(home / "0.safetensors")
+    return run_bare({**order, "pipelines": [REPO]}, home, **hub.environment(token=""))
+
+
+@pytest.fixture(scope="module")
+def expected(travelling, records):
+    checkpoint = travelling["mamba"].checkpoint
+    checkpoint.model.set_scan("sequential")
+    return [
+        [(one.item_key, one.title, one.score) for one in found]
+        for found in Recommender(checkpoint).recommend_batch(records=records["users"], k=5)
+    ]
 
 
 def assert_equal(outputs, expected):
@@ -71,74 +76,81 @@ def assert_equal(outputs, expected):
     assert outputs.keys() == expected.keys()
     for name, tensor in expected.items():
         assert tensor.numel() > 0
-        torch.testing.assert_close(
-            outputs[name], tensor, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: name + text
-        )
+        torch.testing.assert_close(outputs[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def assert_close(answers, expected):
+    assert len(answers) == len(expected) > 0
+    for answer, found in zip(answers, expected, strict=True):
+        assert [(one["item_key"], one["title"]) for one in answer] == [one[:2] for one in found]
+        scores = [one["score"] for one in answer]
+        np.testing.assert_allclose(scores, [one[2] for one in found], rtol=1e-4, atol=1e-5)
+
+
+def assert_right(report, expected):
+    assert_close([report["one"]], expected[:1])
+    for way in ("list", "pairs", "stream"):
+        assert_close(report[way], expected)
+    assert report["excluded"][:4] == report["one"][1:]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_folder_gives_the_trained_models_scores(name, bare, travelling, records):
-    assert_equal(bare[1][name], travelling[name].expected(records))
+def test_a_folder_gives_the_trained_models_scores(name, from_folders, travelling, records):
+    number = list(travelling).index(name)
+    assert_equal(from_folders[1][number], travelling[name].expected(records))
+    scores = [outputs["scores"] for outputs in from_folders[1]]
+    assert sum(torch.equal(scores[number], other) for other in scores) == 1
 
 
-def test_different_architectures_give_different_scores(bare):
-    scores = [outputs["scores"] for outputs in bare[1].values()]
-    assert len(scores) == len(ARCHITECTURES) >= 3
-    assert not any(torch.equal(scores[0], other) for other in scores[1:])
-
-
-def test_the_bare_process_ran_the_checkpoints_own_code(bare, not_bare, travelling):
-    report = bare[0]
-    assert "_pytest" in not_bare
+def test_the_bare_process_ran_the_checkpoints_own_code(from_folders, not_bare, travelling):
+    report = from_folders[0]
+    assert {"_pytest", "ftmamba", "pyarrow"} <= set(not_bare)
     assert not set(report["imported"]) & set(not_bare)
-    assert {"torch", "transformers", "transformers_modules"} <= set(report["imported"])
-    scans = {"mamba": "sequential", "mamba-both-ways": "sequential", "ssd": "none"}
-    scans["attention"] = "none"
-    assert [loaded["scan"] for loaded in report["loaded"]] == [scans[name] for name in travelling]
-    for loaded in report["loaded"]:
+    assert {"transformers", "transformers_modules", "handler"} <= set(report["imported"])
+    scans = {"mamba": "sequential", "mamba-both-ways": "sequential"}
+    for name, loaded in zip(travelling, report["loaded"], strict=True):
         assert loaded["classes"] == CLASSES
-        assert loaded["model_type"] == "ftmamba"
-        assert all(name.startswith("transformers_modules.") for name in loaded["modules"].values())
+        assert loaded["scan"] in (scans.get(name, "none"), "")
+        assert all(module.startswith("transformers_modules.") for module in loaded["modules"])
 
 
-def test_the_hub_gives_the_trained_models_scores(bare_from_hub, travelling, records):
-    report, outputs = bare_from_hub
+def test_the_hub_gives_the_trained_models_scores(from_hub, travelling, records, expected):
+    report, (outputs,) = from_hub
     assert_equal(outputs, travelling["mamba"].expected(records))
-    (loaded,) = report["loaded"]
+    (loaded,), (recommended,) = report["loaded"], report["recommended"]
     assert loaded["classes"] == CLASSES
-    for module in loaded["modules"].values():
+    for module in (*loaded["modules"], recommended["module"]):
         assert module.startswith("transformers_modules.tester.films.")
+    assert_right(recommended, expected)
 
 
 def test_the_hub_gets_the_checkpoint_and_nothing_personal(pushed, hub, travelling):
-    files, folder = hub.files("tester/films"), travelling["mamba"].folder
-    assert pushed["commit"] == hub.repositories["tester/films"].head
-    assert {path.name for path in (folder / "local").iterdir()}
-    assert files.pop(".gitattributes")
-    assert files.pop("handler.py")
-    assert files.pop("requirements.txt")
+    files, folder = hub.files(REPO), travelling["mamba"].folder
+    assert pushed.commit == hub.repositories[REPO].head
+    for name in (".gitattributes", "handler.py", "requirements.txt"):
+        assert files.pop(name)
     assert set(files) == {path.name for path in folder.iterdir() if path.is_file()}
-    assert not any("/" in path for path in files)
     for path, content in files.items():
         assert content == (folder / path).read_bytes(), path
-    personal = [Path(path).name for path in ("local/users.parquet", "local/seen.safetensors")]
+    personal = sorted(path.name for path in (folder / "local").iterdir())
+    assert personal == ["seen.safetensors", "users.parquet"]
     assert not any(name in asked.path for asked in hub.requests for name in personal)
 
 
-def test_a_recommender_from_the_hub_recommends_as_the_trained_model(pushed, travelling):
-    checkpoint = travelling["mamba"].checkpoint
-    with torch.inference_mode():
-        inputs = checkpoint.extractor(users={"age": 31, "occupation": "doctor"})
-        user_E = checkpoint.model.get_user_embeddings(**inputs)[0]
-    items_IE = torch.from_numpy(checkpoint.catalogue.embeddings)
-    scores_I = items_IE @ user_E / checkpoint.model.temperature.detach()
-    best_K = scores_I.topk(5)
-    assert [answer["item_key"] for answer in pushed["answers"]] == [
-        checkpoint.catalogue.keys[row] for row in best_K.indices.tolist()
-    ]
-    assert [answer["title"] for answer in pushed["answers"]] == [
-        checkpoint.catalogue.titles[row] for row in best_K.indices.tolist()
-    ]
-    scores = torch.tensor([answer["score"] for answer in pushed["answers"]])
-    torch.testing.assert_close(scores, best_K.values, rtol=1e-5, atol=1e-6)
-    assert not pushed["knows_users"]
+def test_the_pipeline_recommends_what_the_recommender_does(from_folders, expected):
+    (recommended,) = from_folders[0]["recommended"]
+    assert_right(recommended, expected)
+    assert recommended["module"].startswith("transformers_modules.")
+
+
+def test_a_pipeline_saved_by_such_a_process_recommends_the_same(from_folders, from_hub, expected):
+    for report, _ in (from_folders, from_hub):
+        assert_right(report["recommended"][0]["again"], expected)
+
+
+def test_the_folders_handler_answers_requests(from_folders, expected):
+    answers = from_folders[0]["handler"]
+    assert_close([answers["one"]], expected[:1])
+    assert_close(answers["list"], expected)
+    assert answers["wrong"]["error"]["field"] == "inputs[1].age"
+    assert "must be a finite number, got 'old'" in answers["wrong"]["error"]["message"]

@@ -89,28 +89,26 @@ def test_the_model_class_and_the_pipeline_give_the_scores_of_then(name):
         assert_same_items([(one["item_key"], one["score"]) for one in answer], recommended)
 
 
-def in_bare_process(folder, name, blocked, home):
-    order = {"blocked": blocked, "place": str(folder), "records": expected_of(name)["records"]}
-    return run_python(
-        HERE / "bare_pipeline.py", json.dumps(order), HF_HOME=str(home), HF_HUB_OFFLINE="1"
-    )
-
-
 @pytest.mark.parametrize("name", ["columns", "history"])
-@pytest.mark.parametrize("code", ["of then", "of today"])
-def test_auto_classes_and_pipeline_give_the_scores_of_then(name, code, not_bare, tmp_path: Path):
-    """In a process without this project, by the code beside the weights."""
-    folder = tmp_path / "films"
-    if code == "of then":
-        shutil.copytree(DATA / name, folder)
-        with tarfile.open(DATA / "code.tar.xz") as files:
-            files.extractall(folder, filter="data")
-    else:
-        save_checkpoint(folder, load_checkpoint(DATA / name))
-    report = in_bare_process(folder, name, not_bare, tmp_path)
-    assert report["module"].startswith("transformers_modules.")
-    for answer, recommended in zip(report["list"], expected_of(name)["recommended"], strict=True):
-        assert_same_items([(one["item_key"], one["score"]) for one in answer], recommended)
+def test_the_code_of_then_and_of_today_give_the_scores_of_then(name, not_bare, tmp_path: Path):
+    """By `AutoModel` and `pipeline`, in a process without this project."""
+    then, today, expected = tmp_path / "then", tmp_path / "today", expected_of(name)
+    shutil.copytree(DATA / name, then)
+    with tarfile.open(DATA / "code.tar.xz") as files:
+        files.extractall(then, filter="data")
+    save_checkpoint(today, load_checkpoint(DATA / name))
+    order = {"blocked": not_bare, "places": [], "pipelines": [str(then), str(today)]}
+    order |= {"records": {"users": expected["records"]}, "outputs": str(tmp_path)}
+    report = run_python(
+        HERE / "bare_process.py", json.dumps(order), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1"
+    )
+    assert len(report["recommended"]) == 2
+    for answers in report["recommended"]:
+        assert answers["module"].startswith("transformers_modules.")
+        for way in (answers, answers["again"]):
+            for answer, recommended in zip(way["list"], expected["recommended"], strict=True):
+                pairs = [(one["item_key"], one["score"]) for one in answer]
+                assert_same_items(pairs, recommended)
 
 
 def test_a_state_of_then_is_read_and_carried_on():

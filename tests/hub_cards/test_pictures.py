@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hub_cards.pictures import draw_learning_curves
+from hub_cards import render_model_card
+from hub_cards.pictures import draw_learning_curves, render_preview
 
 HISTORY = [{"epoch": n, "loss": 7 / n, "score": 0.1 * n} for n in (1, 2, 3)]
 
@@ -24,20 +25,13 @@ def test_loss_and_score_are_drawn_beside_each_other():
         assert (colours == colour).all(1).sum() > 200
 
 
-def test_the_best_epoch_is_marked():
-    drawn = (draw_learning_curves(HISTORY, best_epoch=best) for best in (2, None))
-    assert len(set(drawn)) == 2
+def test_the_best_epoch_is_marked_and_the_picture_is_the_same_each_time():
+    drawn = [draw_learning_curves(HISTORY, best_epoch=best) for best in (2, None, 2)]
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
-def test_the_picture_is_the_same_each_time():
-    assert draw_learning_curves(HISTORY) == draw_learning_curves(HISTORY)
-
-
-def test_a_run_without_epochs_has_no_picture():
+def test_without_epochs_or_matplotlib_there_is_no_picture(monkeypatch):
     assert draw_learning_curves([]) is None
-
-
-def test_without_matplotlib_there_is_no_picture(monkeypatch):
     assert draw_learning_curves(HISTORY) is not None
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -49,3 +43,15 @@ def test_without_matplotlib_there_is_no_picture(monkeypatch):
 def test_one_epoch_and_many_are_drawn(n_epochs):
     history = [{"epoch": n + 1, "loss": 1.0, "score": 0.5} for n in range(n_epochs)]
     assert picture(history, best_epoch=1).height > 300
+
+
+def test_the_preview_shows_tables_tags_and_pictures_and_loads_nothing(facts, monkeypatch):
+    page = render_preview(render_model_card(facts), {"learning_curves.png": b"\x89PNG"})
+    assert page.count("<table>") == 9
+    assert "<span>feature-extraction</span>" in page
+    assert 'src="data:image/png;base64,iVBORw=="' in page
+    for absent in ("library_name", "learning_curves.png", "<script", 'src="http'):
+        assert absent not in page
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    with pytest.raises(ImportError, match="pip install markdown-it-py"):
+        render_preview(render_model_card(facts))

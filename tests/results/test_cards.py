@@ -4,15 +4,12 @@ import hashlib
 import json
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.hub import rebuild_card, save_card
-from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import Cost, make_checkpoint
 from hub_cards import with_card
 from hub_cards.card import ENDPOINT_ANSWER, ENDPOINT_ERROR
@@ -201,13 +198,3 @@ def test_a_checkpoint_without_figures_has_no_card(saved):
         rebuild_card(replace(checkpoint, results={"data": {}}), saved, evaluate=None)
     with pytest.raises(ValueError, match=r"has no recipe\.yaml, so no card can be made"):
         rebuild_card(replace(checkpoint, recipe={}), saved, evaluate=None)
-
-
-def test_a_recipe_carries_what_the_card_adds():
-    recipe = recipe_from_dict(
-        {"card": {"title": "X", "country": "FRA"}, "evaluation": {"user_groups": ["job", "age"]}}
-    )
-    again = recipe_from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict())))
-    assert again == recipe
-    assert again.evaluation.user_groups == ("job", "age")
-    assert SimpleNamespace(**again.to_dict()["card"]).country == "FRA"
