@@ -463,8 +463,10 @@ class CategoryEncoder(ColumnEncoder):
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
+        str(self.texts.packed.data, "utf-8", "surrogatepass")
         self.first_bucket = N_SPECIAL_IDS + len(self.texts)
-        return self.first_bucket + self.column.hash_buckets == self.column.vocabulary_size
+        size = self.first_bucket + self.column.hash_buckets
+        return size == self.column.vocabulary_size and self.column.width > 0
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:

@@ -307,6 +307,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             columns = [values["user_columns"], values["item_columns"]]
             if fingerprint_of(arrays, columns) != values["fingerprint"]:
                 raise ValueError("they are of two saves, or one was changed")
+            own = {**{key: values[key] for key in _ARGUMENTS}, "arrays": arrays}
+            cls(**own)
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             files = f"{str(path)!r} or the {VOCABULARY_NAME} beside it"
             raise ValueError(f"{files} is damaged ({error!s:.200}); {_AGAIN}") from None
@@ -315,8 +317,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         catalogue = (
             cached_file(source, "catalogue.safetensors", **options) if for_pipeline else None
         )
-        own = {key: values[key] for key in _ARGUMENTS}
-        return {**own, "arrays": arrays, "catalogue_path": catalogue}, kwargs
+        return {**own, "catalogue_path": catalogue}, kwargs
 
     def _tensors(self, tower: str) -> list[tuple[str, list[Column]]]:
         """Return the tensors that a tower has, and the columns of each."""

@@ -219,7 +219,7 @@ def test_an_event_older_than_the_state_is_refused_and_equal_times_are_not():
     [
         ({"mixer": "attention", "causal_attention": True}, "mixer is 'attention', which looks"),
         ({"pooling": "mean"}, "need pooling 'cls' or 'last', the user tower has 'mean'"),
-        ({"max_positions": 20}, "numbers its events up to max_positions, 20"),
+        ({"max_positions": 20}, "its max_positions is 20, which would run out"),
     ],
 )
 def test_towers_that_cannot_stop_and_go_on_say_why(fields, message):
