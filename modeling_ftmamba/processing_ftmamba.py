@@ -211,12 +211,11 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                 raise ValueError(f"the {tower} columns must have one length, got: {lengths}")
             for tensor, columns in self._tensors(tower):
                 array = np.empty((n_rows, sum(c.width for c in columns)), DTYPES[tensor])
-                ends = np.cumsum([column.width for column in columns])
-                for column, end in zip(columns, ends, strict=True):
+                end = 0
+                for column in columns:
+                    start, end = end, end + column.width
                     own = values.get(column.name, [None] * n_rows)
-                    array[:, end - column.width : end] = self.encoder(tower, column.name).encode(
-                        own
-                    )
+                    array[:, start:end] = self.encoder(tower, column.name).encode(own)
                 arrays[f"{tower}_{tensor}"] = array
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
