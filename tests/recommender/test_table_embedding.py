@@ -60,26 +60,11 @@ def test_blocks_and_stretches_change_nothing(tower, n_rows, monkeypatch):
     assert asked[-1][1] == n_rows
 
 
-def test_items_of_the_extractor_are_a_table(monkeypatch):
-    model, tensors = build(), records("item", 31)
-    whole = embed_items(model, tensors)
-    monkeypatch.setitem(table_embedding.TOKENS_AT_ONCE, "cpu", 6)
-    torch.testing.assert_close(embed_items(model, tensors), whole)
-
-
 def test_slices_share_the_memory_of_the_table():
     tensors = records("item", 9)
     for name, rows in rows_of(tensors)(2, 5).items():
         assert torch.equal(rows, tensors[name][2:5])
         assert rows.data_ptr() == tensors[name][2].data_ptr()
-
-
-def test_a_block_has_as_many_rows_as_make_its_tokens_and_at_least_one(monkeypatch):
-    model = build()
-    assert block_size(model, "user") == 4096 // 4
-    assert block_size(model, "item") == 4096 // 3
-    monkeypatch.setitem(table_embedding.TOKENS_AT_ONCE, "cpu", 2)
-    assert block_size(model, "user") == 1
 
 
 def test_a_model_of_half_precision_gives_embeddings_of_single(monkeypatch):
