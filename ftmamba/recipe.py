@@ -510,10 +510,7 @@ def choose_variant(values: Mapping[str, Any], split_of_flags: str | None) -> dic
         )
     for name, partial in variants.items():
         if name not in SPLITS:
-            raise ValueError(
-                f"{FOR_SPLIT} names an unknown split {name!r}{near(name, SPLITS)}; "
-                f"splits: {', '.join(SPLITS)}"
-            )
+            raise ValueError(f"{FOR_SPLIT} names an unknown split {name!r}{near(name, SPLITS)}")
         if not isinstance(partial, Mapping):
             raise ValueError(f"{FOR_SPLIT}.{name} must be a partial recipe, got {partial!r}")
     split = as_mapping(rest.get("split"), SplitRecipe)
