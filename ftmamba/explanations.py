@@ -123,8 +123,10 @@ class Explanation:
         axes.set_yticks(range(len(rows)), [_label(column, value) for _, column, value, _ in rows])
         for index, share in enumerate(shares):
             side, offset = ("left", 3) if share >= 0 else ("right", -3)
-            options = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-            axes.annotate(f"{share:+.2f}", (share, index), xytext=(offset, 0), ha=side, **options)
+            axes.annotate(
+                f"{share:+.2f}", (share, index), xytext=(offset, 0), ha=side, va="center",
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
         axes.axvline(0, color="black", linewidth=0.8)
         axes.margins(x=0.12)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -365,9 +367,9 @@ def shares(user: Game, item: Game, temperature: float) -> Shares:
     n_groups = max(len(user.levels), len(item.levels))
     pairs = ((user, item), (item, user))
     by_group = [_shares_by_group(own, other, n_groups) for own, other in pairs]
-    means = [Game(one.steps.mean(0)[None], one.levels.mean(0)[None]) for one in (user, item)]
-    (user_C,), (item_C,) = _shares_by_group(*means, 1), _shares_by_group(*means[::-1], 1)
-    products = [means[0].levels[0, end] @ means[1].levels[0, end] for end in (0, -1)]
+    user, item = (Game(one.steps.mean(0)[None], one.levels.mean(0)[None]) for one in pairs[0])
+    (user_C,), (item_C,) = _shares_by_group(user, item, 1), _shares_by_group(item, user, 1)
+    products = [user.levels[0, end] @ item.levels[0, end] for end in (0, -1)]
     error = torch.cat([one.std(0) for one in by_group]).max() if n_groups > 1 else torch.zeros(())
     return Shares(
         user=user_C / temperature,

@@ -120,7 +120,7 @@ def published_files(
             f"cannot push {str(folder)!r}: it lacks {', '.join(missing)}; "
             "give the output_dir of a finished run"
         )
-    code = _code_files(folder)
+    code = code_files(folder)
     paths = [
         path
         for path in sorted(folder.iterdir())
@@ -169,7 +169,7 @@ def _size(n_bytes: float) -> str:
     return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.1f} {unit}"
 
 
-def _code_files(folder: Path) -> set[str]:
+def code_files(folder: Path) -> set[str]:
     """Return the Python files that the checkpoint's own code is made of; others stay."""
     waiting = {HANDLER_FILE}
     for name in ("config.json", "preprocessor_config.json"):

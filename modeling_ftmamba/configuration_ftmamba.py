@@ -89,10 +89,7 @@ class Column:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= MOST_NAME:
-            raise ValueError(
-                f"a column's name must be a text of 1 to {MOST_NAME} characters, got "
-                f"{self.name!r:.80}"
-            )
+            raise self._wrong("name", f"a text of 1 to {MOST_NAME} characters")
         for field, allowed in (("kind", KINDS), ("scaling", SCALINGS)):
             value = getattr(self, field)
             if value not in allowed:
@@ -106,17 +103,16 @@ class Column:
             raise self._wrong("separator", "a text")
         for field in ("popularity_days", "event_features"):
             if getattr(self, field) and self.kind not in _KINDS_READING[field]:
-                raise ValueError(
-                    f"column {self.name!r}: {field} needs kind {_KINDS_READING[field][0]!r}, got "
-                    f"{self.kind!r}"
-                )
+                raise self._wrong("kind", f"{_KINDS_READING[field][0]!r} for {field}")
         object.__setattr__(self, "edges", self._parsed_edges())
         object.__setattr__(self, "event_features", self._parsed_event_features())
         object.__setattr__(self, "event_scales", self._parsed_event_scales())
 
     def _wrong(self, field: str, rule: str, hint: str = "") -> ValueError:
         value = getattr(self, field)
-        return ValueError(f"column {self.name!r}: {field} must be {rule}, got {value!r:.80}{hint}")
+        return ValueError(
+            f"column {self.name!r:.80}: {field} must be {rule}, got {value!r:.80}{hint}"
+        )
 
     def _parsed_edges(self) -> tuple[float, ...]:
         if not isinstance(self.edges, list | tuple) or not (
@@ -136,11 +132,8 @@ class Column:
             or len(names) > MOST_COLUMNS
             or {"item", "time"} & set(names)
         ):
-            raise self._wrong(
-                "event_features",
-                f"a list of {', '.join(EVENT_FEATURES)} and names of numeric columns of the "
-                f"interactions, each once, none of them item or time, {MOST_COLUMNS} at most",
-            )
+            rule = "a list of gap, weight and numeric columns of the interactions, each once, not"
+            raise self._wrong("event_features", f"{rule} item or time, {MOST_COLUMNS} at most")
         return tuple(names)
 
     def _parsed_event_scales(self) -> tuple[tuple[float, float], ...]:
@@ -148,11 +141,8 @@ class Column:
         if not isinstance(scales, list | tuple) or not (
             len(scales) in (0, len(self.event_features)) and all(map(_is_scale, scales))
         ):
-            raise self._wrong(
-                "event_scales",
-                "a list of [mean, standard deviation > 0], one for each of event_features "
-                f"({len(self.event_features)}) or none",
-            )
+            rule = "a list of [mean, standard deviation > 0], one for each of event_features"
+            raise self._wrong("event_scales", f"{rule} ({len(self.event_features)}) or none")
         return tuple((float(mean), float(deviation)) for mean, deviation in scales)
 
     @property
@@ -190,31 +180,19 @@ def _is_scale(pair: object) -> bool:
 
 
 def column_from_dict(values: Mapping[str, Any]) -> Column:
-    """Build a column; an unknown key is refused with the near one suggested.
-
-    Raises:
-        ValueError: an unknown key, or a value out of its range.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"a column must be an object with a name and a kind, got {values!r:.80}")
+    """Build a column; an unknown key is refused with the near one suggested."""
     known = [f.name for f in fields(Column)]
-    for key in values:
+    for key in values if isinstance(values, Mapping) else ():
         if key not in known:
-            raise ValueError(
-                f"column {values.get('name')!r:.80} has an unknown key {key!r:.80}"
-                f"{near(key, known)}; it may have: {', '.join(known)}"
-            )
-    if "name" not in values or "kind" not in values:
-        raise ValueError(f"a column needs a name and a kind, got {dict(values)!r:.200}")
+            where = f"column {values.get('name')!r:.80} has an unknown key {key!r:.80}"
+            raise ValueError(f"{where}{near(key, known)}; it may have: {', '.join(known)}")
+    if not isinstance(values, Mapping) or not {"name", "kind"} <= values.keys():
+        raise ValueError(f"a column must be an object with a name and a kind, got {values!r:.200}")
     return Column(**values)
 
 
 def check_columns(columns: Sequence[Column], tower: str) -> None:
-    """Check the columns of one tower against each other.
-
-    Raises:
-        ValueError: one name or a history occurs twice, or a record would take too much room.
-    """
+    """Check that no name and no history occurs twice, and that a record takes bounded room."""
     if len(columns) > MOST_COLUMNS:
         raise ValueError(f"the {tower} tower has {len(columns)} columns, of {MOST_COLUMNS} at most")
     name, times = next(iter(Counter(column.name for column in columns).most_common(1)), ("", 0))
@@ -222,11 +200,8 @@ def check_columns(columns: Sequence[Column], tower: str) -> None:
         raise ValueError(f"{tower} column {name!r} occurs twice; remove one of them")
     histories = [column.name for column in columns if column.kind == HISTORY]
     if len(histories) > 1:
-        raise ValueError(
-            f"the {tower} tower has the histories {', '.join(histories)}; keep one of them"
-        )
-    n_slots = sum(column.width for column in columns)
-    if n_slots > MOST_SLOTS:
+        raise ValueError(f"the {tower} tower has the histories {', '.join(histories)}; keep one")
+    if (n_slots := sum(column.width for column in columns)) > MOST_SLOTS:
         widest = max(columns, key=lambda column: column.width)
         raise ValueError(
             f"the {tower} columns have {n_slots} slots together, {MOST_SLOTS} at most; the widest "
@@ -343,8 +318,7 @@ class FTMambaArchitecture(PreTrainedConfig):
             for key in kwargs:
                 if not key.startswith("_") and key not in _TRANSFORMERS_KEYS:
                     raise ValueError(
-                        f"{type(self).__name__} has no field {key!r}; remove it or correct its "
-                        f"name{near(key, known)}"
+                        f"{type(self).__name__} has no field {key!r}{near(key, known)}"
                     )
         super().__post_init__(**kwargs)
         if not saved:
@@ -443,23 +417,19 @@ class FTMambaTowerConfig(FTMambaArchitecture):
         check_columns(columns, "tower")
         if (history := history_of(columns)) is None:
             return
-        attention = self.mixer == "attention"
+        attention, where = self.mixer == "attention", f"with the history {history.name!r}"
         if self.bidirectional or (attention and not self.causal_attention):
             remedy = "set bidirectional to False" if self.bidirectional else "set causal_attention"
-            raise ValueError(
-                f"column {history.name!r}: a history needs layers that read from left to right; "
-                f"{remedy}, or remove the column"
-            )
+            raise ValueError(f"layers must read from left to right {where}; {remedy}")
         if self.time_decay and (attention or GAP not in history.event_features):
             raise ValueError(
                 f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got mixer "
-                f"{self.mixer!r} and event_features {list(history.event_features)} of column "
-                f"{history.name!r}; change them or remove time_decay"
+                f"{self.mixer!r} and event_features {list(history.event_features)}"
             )
         if self.max_positions and not 0 < history.max_length <= self.max_positions:
             raise ValueError(
-                f"column {history.name!r}: max_length must be in 1..max_positions, got "
-                f"{history.max_length} of {self.max_positions}; change one of them"
+                f"max_length must be in 1..max_positions {where}, got {history.max_length} of "
+                f"{self.max_positions}"
             )
 
     @property
@@ -514,7 +484,7 @@ class FTMambaTowerConfig(FTMambaArchitecture):
     def refuse_unread(self) -> None:
         """Raise ValueError for an option that departs from its default and has no effect."""
         for field, need in self.unread().items():
-            _refuse(self, field, getattr(self, field), need)
+            _refuse(field, field, getattr(self, field), need)
         _refuse_unread_of_columns(self.parsed_columns())
 
 
@@ -552,21 +522,14 @@ class FTMambaConfig(FTMambaArchitecture):
         item_tower: dict[str, Any] | None = None,
         **architecture: Any,
     ) -> "FTMambaConfig":
-        """Build a config from both towers' columns, fields of their own, and shared fields.
-
-        Raises:
-            ValueError: a tower's own fields hold columns too, a value is wrong, or a field has no
-                effect.
-        """
-        sections = {"user_tower": user_tower or {}, "item_tower": item_tower or {}}
-        for name, section in sections.items():
+        """Build a config from both towers' columns, fields of their own, and shared fields."""
+        user, item = user_tower or {}, item_tower or {}
+        for name, section in (("user_tower", user), ("item_tower", item)):
             if "columns" in section:
-                raise ValueError(
-                    f"{name} holds columns beside those of from_columns; give them once"
-                )
+                raise ValueError(f"{name} holds columns beside those of from_columns; give one")
         return cls(
-            user_tower={**sections["user_tower"], "columns": user_columns},
-            item_tower={**sections["item_tower"], "columns": item_columns},
+            user_tower={**user, "columns": user_columns},
+            item_tower={**item, "columns": item_columns},
             **architecture,
         )
 
@@ -575,7 +538,10 @@ class FTMambaConfig(FTMambaArchitecture):
         if name not in TOWERS:
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {name!r}")
         shared = {field: getattr(self, field) for field in _SHARED_FIELDS}
-        tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict({**shared, **self._section(name)})
+        try:
+            tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict(shared | self._section(name))
+        except Exception as error:
+            raise ValueError(f"{name}_tower: {error}") from error
         return tower
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -585,54 +551,34 @@ class FTMambaConfig(FTMambaArchitecture):
         """Check the temperature, and that there are histories where a repeat bias is learned."""
         _check("temperature", self.temperature, self.temperature > 0, "> 0")
         if self.repeat_bias and history_of(self.tower("user").parsed_columns()) is None:
-            raise ValueError(
-                "repeat_bias needs a column of kind 'history' in user_tower; add one or remove "
-                "repeat_bias"
-            )
+            raise ValueError("repeat_bias needs a column of kind 'history' in user_tower")
 
     def validate_towers(self) -> None:
         """Check both sections; an error names the tower."""
         for name in TOWERS:
             if "projection_size" in self._section(name):
-                raise ValueError(
-                    f"{name}_tower sets projection_size; both towers need the same, so set it "
-                    "once, beside the sections"
-                )
-            try:
-                columns = self.tower(name).parsed_columns()
-            except Exception as error:
-                raise ValueError(f"{name}_tower: {error}") from error
-            if name == "item" and (history := history_of(columns)) is not None:
-                raise ValueError(
-                    f"item_tower: column {history.name!r} is a history, which users alone have; "
-                    "move it to user_tower or remove it"
-                )
+                raise ValueError(f"{name}_tower sets projection_size, which both towers share")
+            history = history_of(self.tower(name).parsed_columns())
+            if name == "item" and history is not None:
+                raise ValueError(f"item_tower: history {history.name!r} must be in user_tower")
 
     def refuse_unread(self) -> None:
         """Raise ValueError for an option that departs from its default and has no effect.
 
         A shared field must have an effect in one tower at least, a section's own in its tower.
         """
-        known = [*_SHARED_FIELDS, "columns"]
-        unread = {}
+        known, unread = [*_SHARED_FIELDS, "columns"], {}
         for name in TOWERS:
-            section = self._section(name)
-            for key in section:
+            section, tower = self._section(name), self.tower(name)
+            unread[name] = tower.unread()
+            for key, value in section.items():
                 if key not in known:
-                    raise ValueError(
-                        f"{name}_tower has no field {key!r}; remove it or correct its name"
-                        f"{near(key, known)}"
-                    )
-            try:
-                tower = self.tower(name)
-                unread[name] = tower.unread()
-                for field in section.keys() & unread[name].keys():
-                    _refuse(self, field, section[field], unread[name][field])
-                _refuse_unread_of_columns(tower.parsed_columns())
-            except Exception as error:
-                raise ValueError(f"{name}_tower: {error}") from error
+                    raise ValueError(f"{name}_tower has no field {key!r}{near(key, known)}")
+                if key in unread[name]:
+                    _refuse(f"{name}_tower: {key}", key, value, unread[name][key])
+            _refuse_unread_of_columns(tower.parsed_columns())
         for field in unread["user"].keys() & unread["item"].keys():
-            _refuse(self, field, getattr(self, field), unread["user"][field])
+            _refuse(field, field, getattr(self, field), unread["user"][field])
 
 
 _SHARED_FIELDS = tuple(name for name in FTMambaArchitecture.__annotations__ if name[0] != "_")
@@ -643,11 +589,11 @@ def _check(field: str, value: object, ok: bool, rule: str, known: Iterable[str] 
         raise ValueError(f"{field} must be {rule}, got {value!r}{near(value, known)}")
 
 
-def _refuse(config: FTMambaArchitecture, field: str, value: object, need: str) -> None:
-    default = type(config).__dataclass_fields__[field].default
+def _refuse(where: str, field: str, value: object, need: str) -> None:
+    default = FTMambaArchitecture.__dataclass_fields__[field].default
     if value != default:
         raise ValueError(
-            f"{field} has no effect here, got {value!r}: it needs {need}; remove it, or leave it "
+            f"{where} has no effect here, got {value!r}: it needs {need}; remove it, or leave it "
             f"at {default!r}"
         )
 
@@ -657,7 +603,5 @@ def _refuse_unread_of_columns(columns: Iterable[Column]) -> None:
         for field, kinds in _KINDS_READING.items():
             default = Column.__dataclass_fields__[field].default
             if column.kind not in kinds and getattr(column, field) != default:
-                raise ValueError(
-                    f"column {column.name!r}: {field} has no effect on kind {column.kind!r}, it "
-                    f"needs {' or '.join(kinds)}; remove it"
-                )
+                text = f"column {column.name!r}: {field} has no effect on kind {column.kind!r}"
+                raise ValueError(f"{text}, it needs {' or '.join(kinds)}; remove it")

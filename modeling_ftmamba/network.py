@@ -78,10 +78,7 @@ class TowerInputs:
         names = {f"{tower}_{name}": name for name in TENSOR_NAMES}
         for key in batch:
             if key not in names:
-                raise TypeError(
-                    f"unexpected tensor {key!r}{near(key, names)}; the {tower} tower reads "
-                    f"{', '.join(names)}"
-                )
+                raise TypeError(f"the {tower} tower reads no {key!r}{near(key, names)}")
         return cls(**{names[key]: tensor for key, tensor in batch.items()})
 
 
@@ -358,11 +355,11 @@ class HistoryTokens(nn.Module):
                 tokens_BTD = tokens_BTD + values_BTF.to(tokens_BTD.dtype) @ self.feature_weight
                 tokens_BTD = tokens_BTD + missing_BTF.to(tokens_BTD.dtype) @ self.missing
         if self.positions is not None:
-            n_events, n_positions = tokens_BTD.shape[1], self.positions.num_embeddings
-            if n_events > n_positions:
+            if (n_events := tokens_BTD.shape[1]) > self.positions.num_embeddings:
+                most = self.positions.num_embeddings
                 raise ValueError(
-                    f"a history of {n_events} events is longer than max_positions, {n_positions}; "
-                    f"give the newest {n_positions}, or train with more positions"
+                    f"a history of {n_events} events is longer than max_positions, {most}; give "
+                    f"the newest {most}, or train with more positions"
                 )
             tokens_BTD = tokens_BTD + self.positions.weight[:n_events]
         if self.gap_slot is None or given_BTF is None:
@@ -397,17 +394,17 @@ class HistoryTokens(nn.Module):
         whole = not lengths.is_floating_point() and lengths.dtype is not torch.bool
         if lengths.shape != (rows,) or not whole:
             raise ValueError(
-                f"the lengths of {rows} histories must be whole numbers of shape ({rows},), got "
-                f"{lengths.dtype} of {tuple(lengths.shape)}"
+                f"history_lengths must be whole numbers of shape ({rows},), got {lengths.dtype} of "
+                f"{tuple(lengths.shape)}"
             )
         # Not on a GPU, which would have to be waited for.
         if not lengths.is_cpu or torch.compiler.is_compiling():
             return inputs
         wrong = ((lengths < 0) | (lengths > n_events)).nonzero().flatten().tolist()
         if wrong:
+            got = f"{int(lengths[wrong[0]])} in row {wrong[0]} (the first is 0)"
             raise ValueError(
-                f"the length of a history must be in 0..{n_events}, its padded width, got "
-                f"{int(lengths[wrong[0]])} in row {wrong[0]} (the first is 0)"
+                f"history_lengths must be in 0..{n_events}, the padded width, got {got}"
             )
         full = bool((lengths == n_events).all())
         return replace(inputs, history_lengths=None) if full else inputs
@@ -500,8 +497,7 @@ class FeatureTokenizer(nn.Module):
                 names = ", ".join(column.name for column in columns) or "none"
                 raise ValueError(
                     f"the {tower} tower's tensor {name!r} must have shape (records, {width}) for "
-                    f"the columns: {names}; got {got}. Encode the records with the feature "
-                    "extractor of this checkpoint"
+                    f"the columns: {names}; got {got}"
                 )
 
 
@@ -791,19 +787,14 @@ class TowerNetwork(ScanChoice):
         history, lengths = inputs.history, inputs.history_lengths
         if self.tokenizer.history is None:
             if any(x is not None for x in (history, lengths, inputs.event_features)):
-                raise ValueError(
-                    f"the {self.name} tower has no column of kind 'history', got a history; leave "
-                    "it out, or train a model with such a column"
-                )
+                raise ValueError(f"the {self.name} tower has no column of kind 'history', got one")
         else:
             if history is None:
                 alone = 1 if lengths is None else len(lengths)
                 history = self._no_events(next(iter(sizes.values()), alone))
             sizes["history"] = len(history)
         if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"the {self.name} tower's tensors must have one number of records, got {sizes}"
-            )
+            raise ValueError(f"{self.name} tensors must have one number of records, got {sizes}")
         if self.tokenizer.history is not None:
             inputs = self.tokenizer.history.checked(replace(inputs, history=history))
             assert history is not None
@@ -816,15 +807,10 @@ class TowerNetwork(ScanChoice):
     def _history_tokens(self, what: str, poolings: tuple[str, ...]) -> HistoryTokens:
         """Return what makes tokens of events, or raise where `what` cannot be had."""
         if self.tokenizer.history is None:
-            raise ValueError(
-                f"{what} need a column of kind 'history', the {self.name} tower has none; take a "
-                "model that was trained with one"
-            )
+            raise ValueError(f"{what} need a column of kind 'history' in the {self.name} tower")
         if self.config.pooling not in poolings:
-            raise ValueError(
-                f"{what} need pooling {' or '.join(map(repr, poolings))}, the {self.name} tower "
-                f"has {self.config.pooling!r}; train a model with it"
-            )
+            wanted = " or ".join(map(repr, poolings))
+            raise ValueError(f"{what} need pooling {wanted}, got {self.config.pooling!r}")
         return self.tokenizer.history
 
     @cached_property
@@ -836,14 +822,9 @@ class TowerNetwork(ScanChoice):
         config = self.config
         self._history_tokens("streaming states", ("cls", "last"))
         if config.mixer == "attention" or config.max_positions:
-            reason = (
-                "mixer is 'attention', which looks at all of the past again"
-                if config.mixer == "attention"
-                else f"max_positions is {config.max_positions}, which would run out"
-            )
             raise ValueError(
-                f"the {self.name} tower has no state of one size, for its {reason}; train a model "
-                "with mixer 'mamba' or 'ssd' and without max_positions"
+                f"a state of one size needs mixer 'mamba' or 'ssd' and no max_positions, got "
+                f"{config.mixer!r} and {config.max_positions}"
             )
         inner, n_state = config.inner_size, config.state_size
         convolved = inner + 2 * n_state if config.mixer == "ssd" else inner
@@ -856,10 +837,7 @@ class TowerNetwork(ScanChoice):
     def _check_streaming(self) -> HistoryTokens:
         _ = self._state_sizes
         if self.training:
-            raise RuntimeError(
-                f"the {self.name} tower is in training, where tokens are dropped at random; call "
-                "model.eval() before states are made"
-            )
+            raise RuntimeError("states need a model at rest; call model.eval() first")
         assert self.tokenizer.history is not None
         return self.tokenizer.history
 
@@ -933,9 +911,8 @@ def _with_gaps(
     rows, n_events, _ = events.history.shape
     if times_BT.shape != (rows, n_events) or times_BT.dtype is not torch.int64:
         raise ValueError(
-            f"the times of {rows} users' {n_events} events must be int64 of shape "
-            f"({rows}, {n_events}), seconds since 1970 in UTC, got {times_BT.dtype} of "
-            f"{tuple(times_BT.shape)}"
+            f"times must be int64 of shape ({rows}, {n_events}), seconds since 1970 in UTC, got "
+            f"{times_BT.dtype} of {tuple(times_BT.shape)}"
         )
     gaps_BT = gaps_of(times_BT, state, events.history_lengths)
     if GAP not in features:
