@@ -48,7 +48,7 @@ $(SANITIZED): $(wildcard ftmamba/kernels/csrc/*)
 	$(CC) -std=gnu11 -O1 -g -fPIC -shared -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all ftmamba/kernels/csrc/*.c -o $@
 
 sanitize: $(VENV)/test.stamp $(SANITIZED)
-	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 FTMAMBA_TEST_KERNELS=$(SANITIZED) $(BIN)/python -m pytest -q tests/kernels
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 FTMAMBA_TEST_KERNELS=$(SANITIZED) $(BIN)/python -m pytest -q $(addprefix tests/kernels/test_,elementwise.py layer.py scan.py softmax.py)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (`| head`) has gone: nothing is left to say, at exit neither.
+        # The reader (`| head`) has closed the pipe: print nothing more, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except USER_ERRORS as error:
         if arguments.traceback:

@@ -108,6 +108,7 @@ class Explanation:
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
+            from matplotlib.patches import Patch
         except ImportError as error:
             raise ImportError(
                 "drawing an explanation needs matplotlib, which is not installed; run "
@@ -120,16 +121,12 @@ class Explanation:
         shares = [share for *_, share in rows]
         axes.barh(range(len(rows)), shares, color=[_COLOURS[tower] for tower, *_ in rows])
         axes.set_yticks(range(len(rows)), [_label(column, value) for _, column, value, _ in rows])
-        for place, share in enumerate(shares):
+        for index, share in enumerate(shares):
+            side, offset = ("left", 3) if share >= 0 else ("right", -3)
             axes.annotate(
-                f"{share:+.2f}",
-                (share, place),
-                xytext=(3 if share >= 0 else -3, 0),
-                textcoords="offset points",
-                ha="left" if share >= 0 else "right",
-                va="center",
-                fontsize=8,
-            )
+                f"{share:+.2f}", (share, index), xytext=(offset, 0), ha=side, va="center",
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
         axes.axvline(0, color="black", linewidth=0.8)
         axes.margins(x=0.12)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -140,18 +137,9 @@ class Explanation:
             fontsize=9,
         )
         axes.set_title(self.title or self.item_key, loc="left")
-        _add_legend(axes)
+        handles = [Patch(color=_COLOURS[tower], label=tower) for tower in TOWERS]
+        axes.legend(handles=handles, loc="lower right", frameon=False)
         figure.savefig(path, dpi=150)
-
-
-def _add_legend(axes: Any) -> None:
-    from matplotlib.patches import Patch
-
-    axes.legend(
-        handles=[Patch(color=_COLOURS[tower], label=tower) for tower in TOWERS],
-        loc="lower right",
-        frameon=False,
-    )
 
 
 def _label(column: str, value: str) -> str:
@@ -334,7 +322,7 @@ class Game:
     """What a tower's embedding does as its columns come.
 
     Attributes:
-        steps: (G, C, S, E), the change when a column comes at a place, times how often it does.
+        steps: (G, C, S, E), the change when a column comes at an index, times how often it does.
         levels: (G, T, E), the mean embedding when so many columns have come.
     """
 
@@ -377,51 +365,40 @@ def play(embed: Embed, n_columns: int, seed: int = 0) -> Game:
 def shares(user: Game, item: Game, temperature: float) -> Shares:
     """Return what each column adds to the inner product over the temperature."""
     n_groups = max(len(user.levels), len(item.levels))
-    errors = [
-        _shares_by_group(own, other, n_groups).std(0) / n_groups**0.5
-        for own, other in ((user, item), (item, user))
-        if n_groups > 1
-    ]
-    user, item = _mean(user), _mean(item)
+    pairs = ((user, item), (item, user))
+    by_group = [_shares_by_group(own, other, n_groups) for own, other in pairs]
+    user, item = (Game(one.steps.mean(0)[None], one.levels.mean(0)[None]) for one in pairs[0])
     (user_C,), (item_C,) = _shares_by_group(user, item, 1), _shares_by_group(item, user, 1)
-    products_T = [user.levels[0, end] @ item.levels[0, end] for end in (0, -1)]
+    products = [user.levels[0, end] @ item.levels[0, end] for end in (0, -1)]
+    error = torch.cat([one.std(0) for one in by_group]).max() if n_groups > 1 else torch.zeros(())
     return Shares(
         user=user_C / temperature,
         item=item_C / temperature,
-        score=float(products_T[-1]) / temperature,
-        baseline_score=float(products_T[0]) / temperature,
-        standard_error=float(torch.cat(errors).max()) / temperature if errors else 0.0,
+        score=float(products[-1]) / temperature,
+        baseline_score=float(products[0]) / temperature,
+        standard_error=float(error) / n_groups**0.5 / temperature,
     )
 
 
 def _shares_by_group(own: Game, other: Game, n_groups: int) -> Tensor:
     """Return (G, C): the steps against the other tower as it stands on average by then."""
-    n_own, n_other = own.steps.shape[1], other.levels.shape[1] - 1
-    weights_ST = _preceding(n_own, n_other)
+    weights_ST = _preceding(own.steps.shape[1], other.levels.shape[1] - 1)
     steps = own.steps.expand(n_groups, -1, -1, -1)
     levels = other.levels.expand(n_groups, -1, -1)
     return torch.einsum("gcse,st,gte->gc", steps, weights_ST, levels)
 
 
 def _preceding(n_own: int, n_other: int) -> Tensor:
-    """Return the probability (S, T) that T others precede the tower's column at place S."""
+    """Return the probability (S, T) that T others precede the tower's column at index S."""
     orders = comb(n_own + n_other, n_other)
-    return torch.tensor(
-        [
-            [
-                comb(place + others, others)
-                * comb(n_own - 1 - place + n_other - others, n_other - others)
-                / orders
-                for others in range(n_other + 1)
-            ]
-            for place in range(n_own)
-        ],
-        dtype=torch.float64,
-    ).reshape(n_own, n_other + 1)
-
-
-def _mean(game: Game) -> Game:
-    return Game(game.steps.mean(0, keepdim=True), game.levels.mean(0, keepdim=True))
+    probabilities = [
+        comb(first + others, others)
+        * comb(n_own - 1 - first + n_other - others, n_other - others)
+        / orders
+        for first in range(n_own)
+        for others in range(n_other + 1)
+    ]
+    return torch.tensor(probabilities, dtype=torch.float64).reshape(n_own, n_other + 1)
 
 
 def _all_coalitions(embed: Embed, n_columns: int) -> Game:
@@ -437,7 +414,7 @@ def _all_coalitions(embed: Embed, n_columns: int) -> Game:
         gains = embeds_NE[without + 2**column] - embeds_NE[without]
         steps[column].index_add_(0, size_N[without], gains)
     counts_T = [comb(n_columns, n_come) for n_come in range(n_columns + 1)]
-    counts_S = [n_columns * comb(n_columns - 1, place) for place in range(n_columns)]
+    counts_S = [n_columns * comb(n_columns - 1, index) for index in range(n_columns)]
     return Game(
         steps=(steps / steps.new_tensor(counts_S)[:, None])[None],
         levels=(levels_TE / levels_TE.new_tensor(counts_T)[:, None])[None],
@@ -450,8 +427,8 @@ def _drawn_orders(embed: Embed, n_columns: int, generator: torch.Generator) -> G
         for _ in range(N_GROUPS * ORDERS_A_GROUP // 2)
     ]
     order_PS = torch.stack([order for one in drawn for order in (one, one.flip(0))])
-    place_PC = order_PS.argsort(1)
-    has_come = place_PC[:, None, :] < torch.arange(n_columns + 1)[:, None]
+    index_PC = order_PS.argsort(1)
+    has_come = index_PC[:, None, :] < torch.arange(n_columns + 1)[:, None]
     embeds_NE = embed(has_come.flatten(0, 1)).double().cpu()
     embeds_PTE = embeds_NE.reshape(len(order_PS), n_columns + 1, -1)
     group_P = torch.arange(len(order_PS)) // ORDERS_A_GROUP

@@ -1,7 +1,7 @@
 """Talking to the Hub: errors in words without tokens, retries, and the download of a checkpoint.
 
 The Hub's client retries single requests, some of them and for seconds only. What is retried here
-is a whole push or a whole download, for as long as the caller says.
+is a whole push or a whole download, as often as the caller allows.
 """
 
 import logging
@@ -91,7 +91,7 @@ class HubError(OSError):
 def hub_error(error: BaseException, action: str, tokens: Iterable[str] = ()) -> HubError:
     """Return what an error of the Hub's client means, in words and without tokens."""
     cause = root_of(error)
-    # An error keeps the whole text of the answer, of which the first lines say what is wrong.
+    # An error keeps the whole text of the answer, of which the first lines name the problem.
     reason = " ".join(str(cause).split())[:500] or type(cause).__name__
     status, wait = 0, None
     if isinstance(cause, HfHubHTTPError):

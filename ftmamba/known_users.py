@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 from ftmamba.checks import DamagedFileError, check_file, damaged, read_tensors
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions, ItemsByUser
-from ftmamba.data.readers import key_texts
 from modeling_ftmamba.configuration_ftmamba import near
+from modeling_ftmamba.encoders import column_texts
 from modeling_ftmamba.processing_ftmamba import Event
 
 USERS_FILE = "users.parquet"
@@ -79,7 +79,8 @@ class KnownUsers:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """The users' keys as text."""
-        return tuple(key_texts(self.records.column(self.key)).to_pylist())
+        codes, texts = column_texts(self.records.column(self.key), "a user's key")
+        return tuple(texts[code] or "" for code in codes)
 
     @cached_property
     def _row_of_key(self) -> dict[str, int]:

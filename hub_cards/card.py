@@ -141,8 +141,8 @@ def model_metadata(facts: ModelCardFacts) -> Markup:
     """Return a model card's metadata as YAML.
 
     The model index holds the card's own model, each metric with its interval and, under `args`,
-    with what every other model reached under the same protocol: there no leaderboard takes a
-    baseline's figure for this model's.
+    with the results of every other model under the same protocol: there no leaderboard reads a
+    baseline's result as this model's.
     """
     name = one_line(facts.data.name, _LONGEST_NAME)
     results = []
@@ -244,7 +244,7 @@ def code(value: object) -> Markup:
 
 
 def code_cell(value: object) -> Markup:
-    """Return a code span for a table's cell, the only place where a bar needs a backslash."""
+    """Return a code span for a table's cell, where alone a bar needs a backslash."""
     return Markup(code(value).replace("|", "\\|"))
 
 
@@ -288,7 +288,7 @@ def _literal(value: object) -> str:
 
 
 def _without_comments(markdown: str) -> str:
-    """Break what a reader of our own section marks could take for one."""
+    """Break what could be read as one of the section marks."""
     return markdown.replace("<!--", "<! --").replace("-->", "-- >")
 
 

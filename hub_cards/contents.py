@@ -1,7 +1,7 @@
 """Which files of a checkpoint are published, and what in them may not be: tokens, personal values.
 
 `PUBLISHED_FILES` lists what may go, not what may not: known users (`local/`), training state and
-logs lie in the same folder.
+logs are in the same folder.
 """
 
 import json
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 HANDLER_FILE = "handler.py"
 TRAINING_FOLDER = "last-checkpoint"
-"""Where the state that training resumes from goes, if it is asked for."""
+"""Folder of the state that training resumes from, where that is pushed."""
 
 STALE_IF_LEFT = (
     "model*.safetensors",
@@ -120,7 +120,7 @@ def published_files(
             f"cannot push {str(folder)!r}: it lacks {', '.join(missing)}; "
             "give the output_dir of a finished run"
         )
-    code = _code_files(folder)
+    code = code_files(folder)
     paths = [
         path
         for path in sorted(folder.iterdir())
@@ -169,7 +169,7 @@ def _size(n_bytes: float) -> str:
     return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.1f} {unit}"
 
 
-def _code_files(folder: Path) -> set[str]:
+def code_files(folder: Path) -> set[str]:
     """Return the Python files that the checkpoint's own code is made of; others stay."""
     waiting = {HANDLER_FILE}
     for name in ("config.json", "preprocessor_config.json"):

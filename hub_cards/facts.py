@@ -1,6 +1,6 @@
 """What a model card shows, gathered from a checkpoint: its results, its recipe, its columns.
 
-A finished run and a checkpoint read from a folder go the same way, so a card can be made again.
+The same code serves a finished run and a checkpoint read from a folder: a card can be made again.
 """
 
 import hashlib
@@ -11,14 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transformers.dynamic_module_utils import get_relative_import_files
-
 import modeling_ftmamba
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.data.named_datasets import LICENCES
 from ftmamba.recipe import Recipe, TrainingRecipe, recipe_from_dict, to_plain
 from ftmamba.results import Cost
-from hub_cards.contents import HANDLER_FILE
+from hub_cards.contents import HANDLER_FILE, code_files
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 CARD_METRICS = ("NDCG", "HR", "R", "MRR")
@@ -33,12 +31,7 @@ NEVER_SHOWN = ("resume_from_checkpoint", "with_tracking", "report_to", "log_ever
                "checkpointing_steps", "checkpoints_total_limit")  # fmt: skip
 """Training options that leave the trained model as it is."""
 UNREADABLE = ("edges", "event_scales")
-"""Fitted fields of a column that say little to a reader."""
-
-CODE_ROOTS = tuple(
-    f"{name}_ftmamba.py" for name in ("configuration", "modeling", "processing", "pipeline")
-)
-"""Where Transformers starts; what these import travels with them."""
+"""Fitted fields of a column that mean little to a reader."""
 
 
 @dataclass(frozen=True)
@@ -305,16 +298,15 @@ def column_facts(tables: Mapping[str, Any], table: str, column: Mapping[str, Any
 
 
 def code_hashes(folder: Path | None = None) -> dict[str, str]:
-    """Return the SHA-256 of each Python file that is published with a checkpoint."""
-    folder = folder or Path(modeling_ftmamba.__path__[0])
-    sources = {folder / name for name in CODE_ROOTS}
-    for source in list(sources):
-        sources |= {Path(path) for path in get_relative_import_files(source)}
-    code = {path.name: path.read_bytes() for path in sources}
-    # Pushing adds the handler where the folder has none.
-    handler = folder / HANDLER_FILE
-    shipped = files("hub_cards") / HANDLER_FILE
-    code[HANDLER_FILE] = (handler if handler.is_file() else shipped).read_bytes()
+    """Return the SHA-256 of each Python file that is published with a checkpoint.
+
+    Without a folder these are the files of `modeling_ftmamba`, which a new checkpoint gets. Pushing
+    adds the handler where the folder has none.
+    """
+    source = folder or Path(modeling_ftmamba.__path__[0])
+    names = code_files(folder) if folder else {path.name for path in source.glob("*.py")}
+    code = {name: (source / name).read_bytes() for name in names - {"__init__.py"}}
+    code.setdefault(HANDLER_FILE, (files("hub_cards") / HANDLER_FILE).read_bytes())
     return {name: hashlib.sha256(code[name]).hexdigest() for name in sorted(code)}
 
 

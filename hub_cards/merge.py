@@ -1,4 +1,4 @@
-"""Put a generated card in the place of an earlier one without losing what a person wrote there.
+"""Replace an earlier card by a generated one without losing what a person wrote in it.
 
 A generated section stands between two lines of its own:
 

@@ -1,4 +1,4 @@
-"""Push what a training run saves, in the background: training goes on, whatever the Hub does."""
+"""Push what a training run saves, in the background: training continues when the Hub fails."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     disable_progress_bars,
     enable_progress_bars,
 )
+from markupsafe import Markup
 
 from ftmamba.checkpoint import CARD_FILE, RECIPE_FILE, RESULTS_FILE, save_network
 from ftmamba.data.tables import Tables
@@ -27,31 +28,15 @@ from ftmamba.hub import Backoff, HubError, hide_tokens, known_tokens
 from ftmamba.recipe import Recipe
 from ftmamba.table_embedding import embed_catalogue
 from ftmamba.training.checkpoints import Progress, TrainingCheckpoint
+from hub_cards.card import render
 from hub_cards.contents import TRAINING_FOLDER, list_contents, personal_warning, published_files
-from hub_cards.merge import PROVISIONAL_TITLE, UNDER_WAY, section
+from hub_cards.merge import PROVISIONAL_TITLE, UNDER_WAY
 from hub_cards.push import MAIN, Destination, hub_errors, prepare, push_checkpoint
 from modeling_ftmamba.catalogue import CATALOGUE_NAME
 
 logger = logging.getLogger(__name__)
 
 STATES_BRANCH = "checkpoints"
-
-UNFINISHED_CARD = """---
-license: {licence}
-library_name: transformers
-tags:
-- ftmamba
-- recommendation
----
-
-# {title} {provisional}
-
-{summary}"""
-
-UNFINISHED_SUMMARY = """{under_way}
-**This model is still being trained.** The files are those of {step}. Results further down, if there
-are any, belong to an earlier training; examples that pin a revision load what they pin.
-"""
 
 
 @dataclass(frozen=True)
@@ -215,12 +200,12 @@ def _find_token(values: Mapping[str, Any], tokens: tuple[str, ...], above: str =
 
 @contextmanager
 def pushing(recipe: Recipe, tables: Tables, *, is_main: bool) -> Iterator["TrainingPush | None"]:
-    """Push what the block saves; at its end wait for the Hub, as long as the recipe says.
+    """Push what the block saves; at its end wait for the Hub, at most `hub_patience` seconds.
 
     After an error the last saved state is still pushed; after Ctrl-C nothing is waited for.
 
     Yields:
-        None where this process does not push: the recipe says so, or another one does.
+        None where this process does not push: the recipe does not ask for it, or another one does.
     """
     if not (recipe.push_to_hub and is_main):
         yield None
@@ -239,7 +224,7 @@ def pushing(recipe: Recipe, tables: Tables, *, is_main: bool) -> Iterator["Train
 
 
 class TrainingPush:
-    """Pushes a run's states, as its strategy says, and its finished checkpoint."""
+    """Pushes a run's states, by its strategy, and its finished checkpoint."""
 
     def __init__(self, recipe: Recipe, tables: Tables, *, api: HfApi | None = None) -> None:
         self._recipe, self._tables = recipe, tables
@@ -393,13 +378,13 @@ def describe_end(folder: Path, recipe: Recipe) -> str:
 
 def unfinished_card(recipe: Recipe, progress: Progress) -> str:
     """Return the card of a run that is not finished."""
-    step = describe_step(progress, recipe.evaluation.selection_metric)
-    title = recipe.card.title or recipe.hub_model_id.rpartition("/")[2]
-    return UNFINISHED_CARD.format(
+    return render(
+        "unfinished_card.md.jinja",
         licence=recipe.card.licence,
-        title=" ".join(title.replace("<", "").replace(">", "").split()),
-        provisional=PROVISIONAL_TITLE,
-        summary=section("summary", UNFINISHED_SUMMARY.format(under_way=UNDER_WAY, step=step)),
+        title=recipe.card.title or recipe.hub_model_id.rpartition("/")[2],
+        step=describe_step(progress, recipe.evaluation.selection_metric),
+        provisional=Markup(PROVISIONAL_TITLE),
+        under_way=Markup(UNDER_WAY),
     )
 
 

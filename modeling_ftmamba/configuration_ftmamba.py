@@ -13,7 +13,7 @@ A column of kind `history`, of the user tower alone, is in none of them: its eve
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
@@ -48,17 +48,12 @@ MOST_IDS = 2**31 - 1
 MOST_NAME = 1000
 """Characters of a column's name."""
 
-_FARTHEST_EDGE = 1e300
 # Which kinds of column read an option; the others of a column are read by all.
 _KINDS_READING = {
-    "min_count": ("categorical", "categories"),
-    "max_vocabulary": ("categorical", "categories"),
-    "hash_buckets": ("categorical", "categories"),
-    "separator": ("categories",),
-    "scaling": ("numeric",),
-    "popularity_days": ("numeric",),
-    "event_features": (HISTORY,),
-}
+    "min_count": ("categorical", "categories"), "max_vocabulary": ("categorical", "categories"),
+    "hash_buckets": ("categorical", "categories"), "separator": ("categories",),
+    "scaling": ("numeric",), "popularity_days": ("numeric",), "event_features": (HISTORY,),
+}  # fmt: skip
 
 
 def near(word: object, known: Iterable[str]) -> str:
@@ -69,52 +64,32 @@ def near(word: object, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table of users or items.
+    """One column of a table of users or items; what is fitted comes from the training rows."""
 
-    Attributes:
-        name: the column's name in the raw table and in a raw record.
-        kind: one of `KINDS`.
-        min_count: values seen less often in training count as rare.
-        max_vocabulary: keep at most so many values, the most frequent; 0 keeps all.
-        hash_buckets: rare and unseen values share so many extra ids; 0 sends them to `UNSEEN_ID`.
-        separator: splits a text into the members of a set (`categories` given as one string).
-        scaling: of a numeric column, one of `SCALINGS`.
-        popularity_days: if positive, the column is no part of the raw table: it holds the natural
-            logarithm of 1 + the item's interactions in so many days before the row's time.
-        vocabulary_size: fitted; ids 0..2 are special, then values, then hash buckets.
-        max_length: fitted where 0; members kept of a set. Of a history: the newest events kept,
-            0 keeps all.
-        dimension: fitted; width of a vector or timestamp.
-        edges: fitted; bin edges b_0 < ... < b_T of the scaled value, for PLE.
-        event_features: of a history, what stands beside each event: some of `EVENT_FEATURES`, and
-            names of numeric columns of the interactions (its context). A gap is log(1 + seconds
-            since the event before), 0 for the first; the others, such as a rating or a price, are
-            as they are.
-        event_scales: fitted; of each event feature the mean and the standard deviation by which
-            the model standardises it, (0, 1) for `EVENT_FEATURES`. Empty, all are read as they are.
-    """
-
-    name: str
-    kind: str
-    min_count: int = 1
-    max_vocabulary: int = 0
-    hash_buckets: int = 0
-    separator: str = ""
-    scaling: str = "standard"
+    name: str  # in the raw table and in a raw record
+    kind: str  # one of `KINDS`
+    min_count: int = 1  # values that occur less often in training count as rare
+    max_vocabulary: int = 0  # keep at most so many values, the most frequent; 0 keeps all
+    hash_buckets: int = 0  # extra ids for rare and unseen values; 0 sends them to `UNSEEN_ID`
+    separator: str = ""  # splits a text into the members of a set
+    scaling: str = "standard"  # of a numeric column, one of `SCALINGS`
+    # If positive, the column is not in the raw table: it holds the natural logarithm of 1 + the
+    # item's interactions in so many days before the row's time.
     popularity_days: int = 0
-    vocabulary_size: int = 0
-    max_length: int = 0
-    dimension: int = 0
-    edges: tuple[float, ...] = ()
+    vocabulary_size: int = 0  # fitted; ids 0..2 are special, then values, then hash buckets
+    max_length: int = 0  # members kept of a set, fitted where 0; events of a history, 0 keeps all
+    dimension: int = 0  # fitted; width of a vector or timestamp
+    edges: tuple[float, ...] = ()  # fitted; bin edges b_0 < ... < b_T of the scaled value, for PLE
+    # Of a history, what stands beside each event: some of `EVENT_FEATURES`, and numeric columns of
+    # the interactions, such as a rating or a price, as they are.
     event_features: tuple[str, ...] = ()
+    # Fitted; mean and standard deviation of each event feature, (0, 1) for `EVENT_FEATURES`; empty,
+    # all are read as they are.
     event_scales: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= MOST_NAME:
-            raise ValueError(
-                f"a column's name must be a text of 1 to {MOST_NAME} characters, got "
-                f"{self.name!r:.80}"
-            )
+            raise self._wrong("name", f"a text of 1 to {MOST_NAME} characters")
         for field, allowed in (("kind", KINDS), ("scaling", SCALINGS)):
             value = getattr(self, field)
             if value not in allowed:
@@ -128,30 +103,25 @@ class Column:
             raise self._wrong("separator", "a text")
         for field in ("popularity_days", "event_features"):
             if getattr(self, field) and self.kind not in _KINDS_READING[field]:
-                raise ValueError(
-                    f"column {self.name!r}: {field} needs kind {_KINDS_READING[field][0]!r}, got "
-                    f"{self.kind!r}"
-                )
+                raise self._wrong("kind", f"{_KINDS_READING[field][0]!r} for {field}")
         object.__setattr__(self, "edges", self._parsed_edges())
         object.__setattr__(self, "event_features", self._parsed_event_features())
         object.__setattr__(self, "event_scales", self._parsed_event_scales())
 
     def _wrong(self, field: str, rule: str, hint: str = "") -> ValueError:
         value = getattr(self, field)
-        return ValueError(f"column {self.name!r}: {field} must be {rule}, got {value!r:.80}{hint}")
+        return ValueError(
+            f"column {self.name!r:.80}: {field} must be {rule}, got {value!r:.80}{hint}"
+        )
 
     def _parsed_edges(self) -> tuple[float, ...]:
-        edges = self.edges
-        numbers = [
-            float(edge)
-            for edge in (edges if isinstance(edges, list | tuple) else ())
-            if isinstance(edge, int | float) and abs(edge) < _FARTHEST_EDGE
-        ]
-        rise = all(low < high for low, high in pairwise(numbers))
-        if not isinstance(edges, list | tuple) or len(numbers) != len(edges) or not rise:
+        if not isinstance(self.edges, list | tuple) or not (
+            all(isinstance(edge, int | float) and abs(edge) < 1e300 for edge in self.edges)
+            and all(low < high for low, high in pairwise(self.edges))
+        ):
             raise self._wrong("edges", "a list of finite numbers that rise")
         # One edge would bound no bin.
-        return tuple(numbers) if len(numbers) > 1 else ()
+        return tuple(map(float, self.edges)) if len(self.edges) > 1 else ()
 
     def _parsed_event_features(self) -> tuple[str, ...]:
         names = self.event_features
@@ -160,34 +130,20 @@ class Column:
             or not all(isinstance(name, str) and 0 < len(name) <= MOST_NAME for name in names)
             or len(set(names)) < len(names)
             or len(names) > MOST_COLUMNS
-            or any(name in EVENT_KEYS and name not in EVENT_FEATURES for name in names)
+            or {"item", "time"} & set(names)
         ):
-            raise self._wrong(
-                "event_features",
-                f"a list of {', '.join(EVENT_FEATURES)} and names of numeric columns of the "
-                f"interactions, each once, none of them item or time, {MOST_COLUMNS} at most",
-            )
+            rule = "a list of gap, weight and numeric columns of the interactions, each once, not"
+            raise self._wrong("event_features", f"{rule} item or time, {MOST_COLUMNS} at most")
         return tuple(names)
 
     def _parsed_event_scales(self) -> tuple[tuple[float, float], ...]:
-        given = self.event_scales
-        scales = [
-            (float(pair[0]), float(pair[1]))
-            for pair in (given if isinstance(given, list | tuple) else ())
-            if isinstance(pair, list | tuple)
-            and len(pair) == 2
-            and all(isinstance(number, int | float) for number in pair)
-            and abs(pair[0]) <= LARGEST_SCALE
-            and SMALLEST_SCALE <= pair[1] <= LARGEST_SCALE
-        ]
-        fits = len(scales) in (0, len(self.event_features))
-        if not isinstance(given, list | tuple) or len(scales) != len(given) or not fits:
-            raise self._wrong(
-                "event_scales",
-                "a list of [mean, standard deviation > 0], one for each of event_features "
-                f"({len(self.event_features)}) or none",
-            )
-        return tuple(scales)
+        scales = self.event_scales
+        if not isinstance(scales, list | tuple) or not (
+            len(scales) in (0, len(self.event_features)) and all(map(_is_scale, scales))
+        ):
+            rule = "a list of [mean, standard deviation > 0], one for each of event_features"
+            raise self._wrong("event_scales", f"{rule} ({len(self.event_features)}) or none")
+        return tuple((float(mean), float(deviation)) for mean, deviation in scales)
 
     @property
     def context(self) -> tuple[str, ...]:
@@ -205,42 +161,38 @@ class Column:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, ready for JSON or YAML."""
-        values = {f.name: asdict(self)[f.name] for f in fields(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self)
                   if getattr(self, f.name) != f.default}  # fmt: skip
-        for name in ("edges", "event_features"):
+        for name in ("edges", "event_features", "event_scales"):
             if name in values:
-                values[name] = list(values[name])
-        if self.event_scales:
-            values["event_scales"] = [list(scale) for scale in self.event_scales]
+                values[name] = [list(x) if isinstance(x, tuple) else x for x in values[name]]
         return values
 
 
-def column_from_dict(values: Mapping[str, Any]) -> Column:
-    """Build a column; an unknown key is refused with the near one suggested.
+def _is_scale(pair: object) -> bool:
+    return (
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(number, int | float) for number in pair)
+        and abs(pair[0]) <= LARGEST_SCALE
+        and SMALLEST_SCALE <= pair[1] <= LARGEST_SCALE
+    )
 
-    Raises:
-        ValueError: an unknown key, or a value out of its range.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"a column must be an object with a name and a kind, got {values!r:.80}")
+
+def column_from_dict(values: Mapping[str, Any]) -> Column:
+    """Build a column; an unknown key is refused with the near one suggested."""
     known = [f.name for f in fields(Column)]
-    for key in values:
+    for key in values if isinstance(values, Mapping) else ():
         if key not in known:
-            raise ValueError(
-                f"column {values.get('name')!r:.80} has an unknown key {key!r:.80}"
-                f"{near(key, known)}; it may have: {', '.join(known)}"
-            )
-    if "name" not in values or "kind" not in values:
-        raise ValueError(f"a column needs a name and a kind, got {dict(values)!r:.200}")
+            where = f"column {values.get('name')!r:.80} has an unknown key {key!r:.80}"
+            raise ValueError(f"{where}{near(key, known)}; it may have: {', '.join(known)}")
+    if not isinstance(values, Mapping) or not {"name", "kind"} <= values.keys():
+        raise ValueError(f"a column must be an object with a name and a kind, got {values!r:.200}")
     return Column(**values)
 
 
 def check_columns(columns: Sequence[Column], tower: str) -> None:
-    """Check the columns of one tower against each other.
-
-    Raises:
-        ValueError: one name or a history occurs twice, or a record would take too much room.
-    """
+    """Check that no name and no history occurs twice, and that a record takes bounded room."""
     if len(columns) > MOST_COLUMNS:
         raise ValueError(f"the {tower} tower has {len(columns)} columns, of {MOST_COLUMNS} at most")
     name, times = next(iter(Counter(column.name for column in columns).most_common(1)), ("", 0))
@@ -248,11 +200,8 @@ def check_columns(columns: Sequence[Column], tower: str) -> None:
         raise ValueError(f"{tower} column {name!r} occurs twice; remove one of them")
     histories = [column.name for column in columns if column.kind == HISTORY]
     if len(histories) > 1:
-        raise ValueError(
-            f"the {tower} tower has the histories {', '.join(histories)}; keep one of them"
-        )
-    n_slots = sum(column.width for column in columns)
-    if n_slots > MOST_SLOTS:
+        raise ValueError(f"the {tower} tower has the histories {', '.join(histories)}; keep one")
+    if (n_slots := sum(column.width for column in columns)) > MOST_SLOTS:
         widest = max(columns, key=lambda column: column.width)
         raise ValueError(
             f"the {tower} columns have {n_slots} slots together, {MOST_SLOTS} at most; the widest "
@@ -303,108 +252,64 @@ _TRANSFORMERS_KEYS = (
 
 @strict
 class FTMambaArchitecture(PreTrainedConfig):
-    """Sizes and options of a tower; shared by the configs of one tower and of two.
-
-    Attributes:
-        hidden_size: width D of a token.
-        num_hidden_layers: mixer layers; 0 leaves tokens, pooling and head (an MLP tower).
-        mixer: `mamba` (the paper's), `ssd` (Mamba-2: one decay a head, so that a layer is matrix
-            products) or `attention` (the FT-Transformer layer).
-        state_size: N, numbers of state a channel of a Mamba layer keeps.
-        conv_kernel: width of the causal convolution of a Mamba layer, in tokens.
-        expand: inner width of a Mamba layer over `hidden_size`.
-        time_step_rank: rank of the projection of dt in `mamba`; 0 means ceil(hidden_size / 16).
-        time_step_min: smallest dt at initialisation.
-        time_step_max: largest dt at initialisation.
-        time_step_floor: dt is never initialised below it.
-        ssd_head_size: channels a head of `ssd`; 0 means 32, or the largest power of two below it
-            that divides expand * hidden_size.
-        bidirectional: run a second Mamba mixer over the reversed tokens of each layer.
-        pooling: which outputs make the embedding: of the appended `[CLS]` token (`cls`), of the
-            last column (`last`), or the mean over the columns (`mean`).
-        norm_position: `pre` x + f(norm(x)), `post` x + norm(f(x)), or `sum` norm(x + f(x)), as in
-            the first Transformer and Mamba4Rec.
-        first_layer_norm: whether the first layer normalises at all; the FT-Transformer does not.
-        mixer_residual: whether a mixer's output is added to its input; without, it takes its place.
-        mixer_feed_forward: give the layers of `mamba` and `ssd` a feed-forward too.
-        causal_attention: no token attends to a later one.
-        num_attention_heads: heads of an attention layer; 0 means heads of 32 channels, or the
-            next wider ones that divide hidden_size.
-        feed_forward: feed-forward of a layer that has one.
-        intermediate_size: its hidden width; 0 means int(4 * hidden_size / 3).
-        attention_dropout: on attention weights.
-        feed_forward_dropout: inside the feed-forward.
-        residual_dropout: on what a layer adds to its input.
-        token_dropout: on the tokens.
-        token_norm: a LayerNorm on the tokens, after their dropout.
-        category_bias: add a vector of its own to each `categorical` column's tokens.
-        unseen_probability: in training, how often an id is replaced by the unseen id, so that its
-            embedding is learned.
-        history_start: put a learned token ahead of the events of a history.
-        scale_embedding: multiply the tokens of a history's events by sqrt(hidden_size), before
-            anything is added, as the Transformer does (Vaswani et al. 2017, section 3.4).
-        max_positions: so many learned positions are added to the tokens of a history's events,
-            oldest first; 0 means none.
-        time_decay: learn for each channel (`ssd`: head) how far the gap ahead of an event of a
-            history lengthens dt.
-        numeric_embedding: `linear` (the paper), `ple` or `periodic` (Gorishniy et al. 2022).
-        n_frequencies: of the periodic embedding.
-        frequency_scale: standard deviation of its initial frequencies.
-        final_norm: a LayerNorm on the pooled output.
-        with_head: whether a head makes the embedding of it; without, it is the embedding.
-        head_hidden_size: hidden width of the head; 0 makes the head one linear map.
-        projection_size: width of the embedding, the same in both towers.
-        normalize_embeddings: scale embeddings to length 1.
-        initializer_range: if positive, linear maps and tables start from N(0, its square) and
-            their biases at 0 (Mamba4Rec).
-        layer_norm_eps: of every LayerNorm.
-    """
+    """Sizes and options of a tower; shared by the configs of one tower and of two."""
 
     # `save_pretrained` names this class in `auto_map`, so that `AutoConfig` finds it.
     _auto_class = "AutoConfig"
 
-    hidden_size: int = 64
-    num_hidden_layers: int = 2
+    hidden_size: int = 64  # width D of a token
+    num_hidden_layers: int = 2  # 0 leaves tokens, pooling and head (an MLP tower)
+    # `mamba` (the paper's), `ssd` (Mamba-2: one decay a head, a layer is matrix products) or
+    # `attention` (the FT-Transformer's layer).
     mixer: str = "mamba"
-    state_size: int = 16
-    conv_kernel: int = 4
-    expand: int = 2
-    time_step_rank: int = 0
-    time_step_min: float | int = 0.001
+    state_size: int = 16  # N, numbers of state of each channel
+    conv_kernel: int = 4  # width of the causal convolution, in tokens
+    expand: int = 2  # inner width of a mixer over hidden_size
+    time_step_rank: int = 0  # of dt's projection in `mamba`; 0 means ceil(hidden_size / 16)
+    time_step_min: float | int = 0.001  # dt starts log-uniform between these two ...
     time_step_max: float | int = 0.1
-    time_step_floor: float | int = 1e-4
+    time_step_floor: float | int = 1e-4  # ... and never below this
+    # Channels a head of `ssd`; 0 means 32, or the largest power of two that fits the inner width.
     ssd_head_size: int = 0
-    bidirectional: bool = False
-    pooling: str = "cls"
+    bidirectional: bool = False  # a second mixer in each layer, over the reversed tokens
+    pooling: str = "cls"  # the output of the appended `[CLS]`, of the `last` column, or the `mean`
+    # `pre` x + f(norm(x)), `post` x + norm(f(x)), or `sum` norm(x + f(x)), as in the first
+    # Transformer and Mamba4Rec.
     norm_position: str = "pre"
-    first_layer_norm: bool = True
-    mixer_residual: bool = True
-    mixer_feed_forward: bool = False
-    causal_attention: bool = False
-    num_attention_heads: int = 0
-    feed_forward: str = "reglu"
-    intermediate_size: int = 0
-    attention_dropout: float | int = 0.0
-    feed_forward_dropout: float | int = 0.0
-    residual_dropout: float | int = 0.0
-    token_dropout: float | int = 0.0
-    token_norm: bool = False
-    category_bias: bool = True
-    unseen_probability: float | int = 0.0
-    history_start: bool = False
+    first_layer_norm: bool = (
+        True  # whether the first layer normalises; the FT-Transformer's doesn't
+    )
+    mixer_residual: bool = True  # add a mixer's output to its input, or let it take its place
+    mixer_feed_forward: bool = False  # a feed-forward in the layers of `mamba` and `ssd` too
+    causal_attention: bool = False  # no token attends to a later one
+    num_attention_heads: int = 0  # 0 means heads of 32 channels, or the next wider ones that fit
+    feed_forward: str = "reglu"  # of a layer that has one
+    intermediate_size: int = 0  # its hidden width; 0 means int(4 * hidden_size / 3)
+    attention_dropout: float | int = 0.0  # on attention weights
+    feed_forward_dropout: float | int = 0.0  # inside the feed-forward
+    residual_dropout: float | int = 0.0  # on what a layer adds to its input
+    token_dropout: float | int = 0.0  # on the tokens
+    token_norm: bool = False  # a LayerNorm on the tokens, after their dropout
+    category_bias: bool = True  # a vector of its own for each `categorical` column
+    unseen_probability: float | int = 0.0  # share of ids that training replaces by the unseen id
+    history_start: bool = False  # a learned token ahead of the events of a history
+    # Multiply the embeddings of a history by sqrt(hidden_size) before anything is added, as the
+    # Transformer does (Vaswani et al. 2017, section 3.4).
     scale_embedding: bool = False
-    max_positions: int = 0
+    max_positions: int = 0  # learned positions of a history's events, oldest first; 0 means none
+    # Learn for each channel (`ssd`: head) how far the gap ahead of an event lengthens dt.
     time_decay: bool = False
-    numeric_embedding: str = "linear"
-    n_frequencies: int = 48
-    frequency_scale: float | int = 0.01
-    final_norm: bool = True
-    with_head: bool = True
-    head_hidden_size: int = 64
-    projection_size: int = 64
-    normalize_embeddings: bool = False
+    numeric_embedding: str = "linear"  # the paper's, `ple` or `periodic` (Gorishniy et al. 2022)
+    n_frequencies: int = 48  # of the periodic embedding
+    frequency_scale: float | int = 0.01  # standard deviation of its initial frequencies
+    final_norm: bool = True  # a LayerNorm on the pooled output
+    with_head: bool = True  # without, the pooled output is the embedding
+    head_hidden_size: int = 64  # 0 makes the head one linear map
+    projection_size: int = 64  # width of the embedding, the same in both towers
+    normalize_embeddings: bool = False  # scale embeddings to length 1
+    # If positive, linear maps and tables start from N(0, its square), biases at 0 (Mamba4Rec).
     initializer_range: float | int = 0.0
-    layer_norm_eps: float | int = 1e-5
+    layer_norm_eps: float | int = 1e-5  # of every LayerNorm
 
     def __post_init__(self, **kwargs: Any) -> None:
         saved = kwargs.pop("_saved", False)
@@ -413,8 +318,7 @@ class FTMambaArchitecture(PreTrainedConfig):
             for key in kwargs:
                 if not key.startswith("_") and key not in _TRANSFORMERS_KEYS:
                     raise ValueError(
-                        f"{type(self).__name__} has no field {key!r}; remove it or correct its "
-                        f"name{near(key, known)}"
+                        f"{type(self).__name__} has no field {key!r}{near(key, known)}"
                     )
         super().__post_init__(**kwargs)
         if not saved:
@@ -475,55 +379,37 @@ class FTMambaArchitecture(PreTrainedConfig):
 
     def validate_combinations(self) -> None:
         """Check fields against each other."""
-        attention, inner = self.mixer == "attention", self.inner_size
-        for broken, message in (
-            (
-                not self.with_head and self.projection_size != self.hidden_size,
-                "projection_size must equal hidden_size where with_head is False, got "
-                f"{self.projection_size} and {self.hidden_size}; change one of them",
-            ),
-            (
-                self.time_step_min > self.time_step_max,
-                f"time_step_min must be <= time_step_max, got {self.time_step_min} > "
-                f"{self.time_step_max}; swap them",
-            ),
-            (
-                self.num_hidden_layers == 0 and self.pooling != "mean",
-                f"pooling must be 'mean' where num_hidden_layers is 0, got {self.pooling!r}: "
-                "without layers no token has seen the others",
-            ),
-            (
-                self.mixer == "ssd" and inner % (self.ssd_head_size or 1),
-                f"ssd_head_size must divide expand * hidden_size, got {self.ssd_head_size} and "
-                f"{inner}; change one of them or set 0 to have it chosen",
-            ),
-            (
-                attention and self.hidden_size % self.n_attention_heads,
-                "hidden_size must be a multiple of num_attention_heads, got "
-                f"{self.hidden_size} and {self.num_attention_heads}; change one of them or set 0 "
-                "to have it chosen",
-            ),
-            (
-                attention and self.bidirectional,
-                "bidirectional must be False with mixer 'attention', which sees both directions "
-                "already; remove it or choose mixer 'mamba' or 'ssd'",
-            ),
-        ):
-            if broken:
+        size, attention = self.hidden_size, self.mixer == "attention"
+        rules = (
+            (self.with_head or self.projection_size == size,
+             "projection_size must equal hidden_size where with_head is False, got "
+             f"{self.projection_size} and {size}"),
+            (self.time_step_min <= self.time_step_max,
+             f"time_step_min must be <= time_step_max, got {self.time_step_min} > "
+             f"{self.time_step_max}; swap them"),
+            (self.num_hidden_layers or self.pooling == "mean", "pooling must be 'mean' where "
+             f"num_hidden_layers is 0, got {self.pooling!r}: no token has seen the others"),
+            (self.mixer != "ssd" or self.inner_size % (self.ssd_head_size or 1) == 0,
+             f"ssd_head_size must divide expand * hidden_size, got {self.ssd_head_size} and "
+             f"{self.inner_size}; set 0 to have it chosen"),
+            (not attention or size % self.n_attention_heads == 0,
+             f"hidden_size must be a multiple of num_attention_heads, got {size} and "
+             f"{self.num_attention_heads}; set 0 to have them chosen"),
+            (not attention or not self.bidirectional, "bidirectional must be False with mixer "
+             "'attention', which sees both directions already"),
+        )  # fmt: skip
+        for holds, message in rules:
+            if not holds:
                 raise ValueError(message)
 
 
 @strict
 class FTMambaTowerConfig(FTMambaArchitecture):
-    """Configuration of one tower: its columns and its architecture.
-
-    Attributes:
-        columns: dictionaries of `Column`, in the order of the tokens.
-    """
+    """Configuration of one tower: its columns and its architecture."""
 
     model_type = "ftmamba_tower"
 
-    columns: list[dict[str, Any]] | None = None
+    columns: list[dict[str, Any]] | None = None  # of `Column`, in the order of the tokens
 
     def validate_columns(self) -> None:
         """Check every column, that no name occurs twice, and what a history asks of the layers."""
@@ -531,23 +417,19 @@ class FTMambaTowerConfig(FTMambaArchitecture):
         check_columns(columns, "tower")
         if (history := history_of(columns)) is None:
             return
-        attention = self.mixer == "attention"
+        attention, where = self.mixer == "attention", f"with the history {history.name!r}"
         if self.bidirectional or (attention and not self.causal_attention):
             remedy = "set bidirectional to False" if self.bidirectional else "set causal_attention"
-            raise ValueError(
-                f"column {history.name!r}: a history needs layers that read from left to right; "
-                f"{remedy}, or remove the column"
-            )
+            raise ValueError(f"layers must read from left to right {where}; {remedy}")
         if self.time_decay and (attention or GAP not in history.event_features):
             raise ValueError(
                 f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got mixer "
-                f"{self.mixer!r} and event_features {list(history.event_features)} of column "
-                f"{history.name!r}; change them or remove time_decay"
+                f"{self.mixer!r} and event_features {list(history.event_features)}"
             )
         if self.max_positions and not 0 < history.max_length <= self.max_positions:
             raise ValueError(
-                f"column {history.name!r}: max_length must be in 1..max_positions, got "
-                f"{history.max_length} of {self.max_positions}; change one of them"
+                f"max_length must be in 1..max_positions {where}, got {history.max_length} of "
+                f"{self.max_positions}"
             )
 
     @property
@@ -602,7 +484,7 @@ class FTMambaTowerConfig(FTMambaArchitecture):
     def refuse_unread(self) -> None:
         """Raise ValueError for an option that departs from its default and has no effect."""
         for field, need in self.unread().items():
-            _refuse(self, field, getattr(self, field), need)
+            _refuse(field, field, getattr(self, field), need)
         _refuse_unread_of_columns(self.parsed_columns())
 
 
@@ -618,22 +500,16 @@ class FTMambaConfig(FTMambaArchitecture):
             item_tower={"columns": [...], "num_hidden_layers": 4},
             hidden_size=128,
         )
-
-    Attributes:
-        user_tower: section of the user tower.
-        item_tower: section of the item tower.
-        temperature: initial divisor of the inner product.
-        learn_temperature: whether training changes it.
-        repeat_bias: learn a number that is added to the inner product of a user and an item of the
-            user's history: below zero where people seldom take a thing again.
     """
 
     model_type = "ftmamba"
 
     user_tower: dict[str, Any] | None = None
     item_tower: dict[str, Any] | None = None
-    temperature: float | int = 1.0
-    learn_temperature: bool = False
+    temperature: float | int = 1.0  # initial divisor of the inner product
+    learn_temperature: bool = False  # whether training changes it
+    # Learn a number that is added to the inner product of a user and an item of the user's history:
+    # below zero where people seldom take a thing again.
     repeat_bias: bool = False
 
     @classmethod
@@ -646,21 +522,14 @@ class FTMambaConfig(FTMambaArchitecture):
         item_tower: dict[str, Any] | None = None,
         **architecture: Any,
     ) -> "FTMambaConfig":
-        """Build a config from both towers' columns, fields of their own, and shared fields.
-
-        Raises:
-            ValueError: a tower's own fields hold columns too, a value is wrong, or a field has no
-                effect.
-        """
-        sections = {"user_tower": user_tower or {}, "item_tower": item_tower or {}}
-        for name, section in sections.items():
+        """Build a config from both towers' columns, fields of their own, and shared fields."""
+        user, item = user_tower or {}, item_tower or {}
+        for name, section in (("user_tower", user), ("item_tower", item)):
             if "columns" in section:
-                raise ValueError(
-                    f"{name} holds columns beside those of from_columns; give them once"
-                )
+                raise ValueError(f"{name} holds columns beside those of from_columns; give one")
         return cls(
-            user_tower={**sections["user_tower"], "columns": user_columns},
-            item_tower={**sections["item_tower"], "columns": item_columns},
+            user_tower={**user, "columns": user_columns},
+            item_tower={**item, "columns": item_columns},
             **architecture,
         )
 
@@ -669,7 +538,10 @@ class FTMambaConfig(FTMambaArchitecture):
         if name not in TOWERS:
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {name!r}")
         shared = {field: getattr(self, field) for field in _SHARED_FIELDS}
-        tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict({**shared, **self._section(name)})
+        try:
+            tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict(shared | self._section(name))
+        except Exception as error:
+            raise ValueError(f"{name}_tower: {error}") from error
         return tower
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -679,54 +551,34 @@ class FTMambaConfig(FTMambaArchitecture):
         """Check the temperature, and that there are histories where a repeat bias is learned."""
         _check("temperature", self.temperature, self.temperature > 0, "> 0")
         if self.repeat_bias and history_of(self.tower("user").parsed_columns()) is None:
-            raise ValueError(
-                "repeat_bias needs a column of kind 'history' in user_tower; add one or remove "
-                "repeat_bias"
-            )
+            raise ValueError("repeat_bias needs a column of kind 'history' in user_tower")
 
     def validate_towers(self) -> None:
         """Check both sections; an error names the tower."""
         for name in TOWERS:
             if "projection_size" in self._section(name):
-                raise ValueError(
-                    f"{name}_tower sets projection_size; both towers need the same, so set it "
-                    "once, beside the sections"
-                )
-            try:
-                columns = self.tower(name).parsed_columns()
-            except Exception as error:
-                raise ValueError(f"{name}_tower: {error}") from error
-            if name == "item" and (history := history_of(columns)) is not None:
-                raise ValueError(
-                    f"item_tower: column {history.name!r} is a history, which users alone have; "
-                    "move it to user_tower or remove it"
-                )
+                raise ValueError(f"{name}_tower sets projection_size, which both towers share")
+            history = history_of(self.tower(name).parsed_columns())
+            if name == "item" and history is not None:
+                raise ValueError(f"item_tower: history {history.name!r} must be in user_tower")
 
     def refuse_unread(self) -> None:
         """Raise ValueError for an option that departs from its default and has no effect.
 
         A shared field must have an effect in one tower at least, a section's own in its tower.
         """
-        known = [*_SHARED_FIELDS, "columns"]
-        unread = {}
+        known, unread = [*_SHARED_FIELDS, "columns"], {}
         for name in TOWERS:
-            section = self._section(name)
-            for key in section:
+            section, tower = self._section(name), self.tower(name)
+            unread[name] = tower.unread()
+            for key, value in section.items():
                 if key not in known:
-                    raise ValueError(
-                        f"{name}_tower has no field {key!r}; remove it or correct its name"
-                        f"{near(key, known)}"
-                    )
-            try:
-                tower = self.tower(name)
-                unread[name] = tower.unread()
-                for field in section.keys() & unread[name].keys():
-                    _refuse(self, field, section[field], unread[name][field])
-                _refuse_unread_of_columns(tower.parsed_columns())
-            except Exception as error:
-                raise ValueError(f"{name}_tower: {error}") from error
+                    raise ValueError(f"{name}_tower has no field {key!r}{near(key, known)}")
+                if key in unread[name]:
+                    _refuse(f"{name}_tower: {key}", key, value, unread[name][key])
+            _refuse_unread_of_columns(tower.parsed_columns())
         for field in unread["user"].keys() & unread["item"].keys():
-            _refuse(self, field, getattr(self, field), unread["user"][field])
+            _refuse(field, field, getattr(self, field), unread["user"][field])
 
 
 _SHARED_FIELDS = tuple(name for name in FTMambaArchitecture.__annotations__ if name[0] != "_")
@@ -737,11 +589,11 @@ def _check(field: str, value: object, ok: bool, rule: str, known: Iterable[str] 
         raise ValueError(f"{field} must be {rule}, got {value!r}{near(value, known)}")
 
 
-def _refuse(config: FTMambaArchitecture, field: str, value: object, need: str) -> None:
-    default = type(config).__dataclass_fields__[field].default
+def _refuse(where: str, field: str, value: object, need: str) -> None:
+    default = FTMambaArchitecture.__dataclass_fields__[field].default
     if value != default:
         raise ValueError(
-            f"{field} has no effect here, got {value!r}: it needs {need}; remove it, or leave it "
+            f"{where} has no effect here, got {value!r}: it needs {need}; remove it, or leave it "
             f"at {default!r}"
         )
 
@@ -751,7 +603,5 @@ def _refuse_unread_of_columns(columns: Iterable[Column]) -> None:
         for field, kinds in _KINDS_READING.items():
             default = Column.__dataclass_fields__[field].default
             if column.kind not in kinds and getattr(column, field) != default:
-                raise ValueError(
-                    f"column {column.name!r}: {field} has no effect on kind {column.kind!r}, it "
-                    f"needs {' or '.join(kinds)}; remove it"
-                )
+                text = f"column {column.name!r}: {field} has no effect on kind {column.kind!r}"
+                raise ValueError(f"{text}, it needs {' or '.join(kinds)}; remove it")

@@ -32,29 +32,17 @@ _LOWEST_EXPONENT = -60.0
 
 
 class MixerState(NamedTuple):
-    """What a mixer keeps of the tokens behind it.
+    """What a mixer keeps of the tokens behind it: exact, in however many parts they were read."""
 
-    It is exact: read in any number of parts, a sequence gives what it gives in one.
-
-    Attributes:
-        conv: the newest inputs of the convolution (B, X, J), oldest first.
-        scan: state of the scan (B, E, N).
-    """
-
-    conv: Tensor
-    scan: Tensor
+    conv: Tensor  # the newest inputs of the convolution (B, X, J), oldest first
+    scan: Tensor  # state of the scan (B, E, N)
 
 
 class Part(NamedTuple):
-    """What belongs to the tokens of one part, beside the tokens.
+    """What belongs to the tokens of one part, beside the tokens."""
 
-    Attributes:
-        lengths: tokens of each row (B,); None means all.
-        gaps: log(1 + seconds) ahead of each token (B, L), or None.
-    """
-
-    lengths: Tensor | None = None
-    gaps: Tensor | None = None
+    lengths: Tensor | None = None  # tokens of each row (B,); None means all
+    gaps: Tensor | None = None  # log(1 + seconds) ahead of each token (B, L), or None
 
 
 def _in_wide_types(scan: Scan) -> Scan:
@@ -356,17 +344,10 @@ def causal_conv_silu(
 def time_steps(
     raw: Tensor, gap_weight: Tensor | None, gaps_BL: Tensor | None, lengths_B: Tensor | None
 ) -> Tensor:
-    """Return dt (B, L, E), or (B, L, H), longer or shorter by what the gaps say.
+    """Return dt = softplus(raw), longer or shorter by the gaps (B, L, E or heads).
 
     A channel (`ssd`: head) learns w of dt * exp(w * gap), so that a pause of the user is a long
-    step. A token beyond its row's end has a step of 0, which neither decays the state nor adds to
-    it.
-
-    Args:
-        raw: before softplus.
-        gap_weight: w of each channel; None where gaps are not read.
-        gaps_BL: log(1 + seconds) ahead of each token, or None for no gap at all.
-        lengths_B: tokens of each row, None for all.
+    step. A token beyond its row's end has a step of 0, which leaves the state alone.
     """
     dt = F.softplus(raw)
     if gaps_BL is not None and gap_weight is not None:
@@ -394,12 +375,60 @@ def _initial_steps(config: FTMambaTowerConfig, size: int) -> Tensor:
     return dt + torch.log(-torch.expm1(-dt))
 
 
-class MambaMixer(nn.Module):
-    """Mix tokens from left to right: linear, causal convolution, selective scan, gate, linear.
+class ScanMixer(nn.Module):
+    """Mix tokens from left to right: linear, causal convolution, a scan, a gate, linear.
 
-    The Mamba-1 mixer (Gu & Dao 2023, section 3.4). Weights move between this module and
-    `mamba_ssm.Mamba` unchanged.
+    Attributes:
+        config: of the tower.
+        in_proj, conv1d, A_log, D, out_proj: as in mamba-ssm, whose weights fit unchanged.
     """
+
+    config: FTMambaTowerConfig
+    conv1d: nn.Conv1d
+    A_log: nn.Parameter
+    D: nn.Parameter
+    gap_weight: nn.Parameter | None
+
+    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the mixed tokens (B, L, D); see `time_steps` for the gaps."""
+        return self.advance(hidden_BLD, None, Part(None, gaps_BL))[0]
+
+    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
+        gate_BLE, (u, dt, B, C), _ = self.inputs(hidden_BLD, None, Part(None, gaps_BL))
+        y = self.scan_last(u, dt, decay_rates(self.A_log), B, C[:, -1])
+        return self.output(y, u[:, -1], gate_BLE[:, -1])
+
+    def advance(
+        self, hidden_BLD: Tensor, state: MixerState | None, part: Part
+    ) -> tuple[Tensor, MixerState]:
+        """Mix more tokens (B, L, D) after those that left the state; return them and the state."""
+        kept_BXJ, before_BEN = (None, None) if state is None else state
+        gate_BLE, (u, dt, B, C), conv_BXJ = self.inputs(hidden_BLD, kept_BXJ, part)
+        y, after_BEN = self.scan(u, dt, decay_rates(self.A_log), B, C, before_BEN)
+        return self.output(y, u, gate_BLE), MixerState(conv_BXJ, after_BEN)
+
+    def inputs(
+        self, hidden_BLD: Tensor, kept_BXJ: Tensor | None, part: Part
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Return the gate, what is scanned (u, dt, B and C), and what the convolution keeps."""
+        raise NotImplementedError
+
+    def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the scan; see `selective_scan_reference`."""
+        raise NotImplementedError
+
+    def scan_last(self, *inputs: Tensor) -> Tensor:
+        """Run the scan for its last output alone; C is the last token's."""
+        raise NotImplementedError
+
+    def output(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
+        """Return mixed tokens (..., D) from those that were scanned."""
+        raise NotImplementedError
+
+
+class MambaMixer(ScanMixer):
+    """The Mamba-1 mixer (Gu & Dao 2023, section 3.4), `mamba_ssm.Mamba`."""
 
     def __init__(self, config: FTMambaTowerConfig) -> None:
         super().__init__()
@@ -432,53 +461,34 @@ class MambaMixer(nn.Module):
         # steps as large as 0.7 and forgets what a channel saw a few tokens ago.
         init.copy_(self.dt_proj.bias, _initial_steps(self.config, inner))
 
-    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
-        """Return the mixed tokens (B, L, D); see `time_steps` for the gaps."""
-        return self._mix(hidden_BLD, None, Part(None, gaps_BL))[0]
+    def inputs(
+        self, hidden_BLD: Tensor, kept_BXJ: Tensor | None, part: Part
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
+        u_BLE, conv_BXJ = causal_conv_silu(x_BLE, self.conv1d, kept_BXJ, part.lengths)
+        low_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
+        dt_BLE = time_steps(self.dt_proj(low_BLR), self.gap_weight, part.gaps, part.lengths)
+        return gate_BLE, (u_BLE, dt_BLE, B_BLN, C_BLN), conv_BXJ
 
     def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run the selective scan; see `selective_scan_reference`."""
         return PLAIN_SCANS[self.plain_scan](*inputs)
 
     def scan_name(self) -> str:
         """Return the name of the scan in use."""
         return self.plain_scan
 
-    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
-        """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
-        if self.plain_scan == "reference":
-            return self.forward(hidden_BLD, gaps_BL)[:, -1]
-        x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
-        u_BLE, _ = causal_conv_silu(x_BLE, self.conv1d)
-        low_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
-        dt_BLE = time_steps(self.dt_proj(low_BLR), self.gap_weight, gaps_BL, None)
-        y_BE = selective_scan_last(u_BLE, dt_BLE, decay_rates(self.A_log), B_BLN, C_BLN[:, -1])
-        y_BE = (y_BE + self.D * u_BLE[:, -1]) * F.silu(gate_BLE[:, -1])
-        return self.out_proj(y_BE.to(hidden_BLD.dtype))
+    def scan_last(self, *inputs: Tensor) -> Tensor:
+        if self.plain_scan != "reference":
+            return selective_scan_last(*inputs)
+        u, dt, A, B, C_BN = inputs
+        return self.scan(u, dt, A, B, C_BN[:, None].expand_as(B))[0][:, -1]
 
-    def advance(
-        self, hidden_BLD: Tensor, state: MixerState, part: Part
-    ) -> tuple[Tensor, MixerState]:
-        """Mix more tokens (B, L, D) after those that left the state; return them and the state."""
-        return self._mix(hidden_BLD, state, part)
-
-    def _mix(
-        self, hidden_BLD: Tensor, state: MixerState | None, part: Part
-    ) -> tuple[Tensor, MixerState]:
-        kept_BXJ, before_BEN = (None, None) if state is None else state
-        x_BLE, gate_BLE = self.in_proj(hidden_BLD).chunk(2, -1)
-        u_BLE, conv_BXJ = causal_conv_silu(x_BLE, self.conv1d, kept_BXJ, part.lengths)
-        low_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self.splits, -1)
-        dt_BLE = time_steps(self.dt_proj(low_BLR), self.gap_weight, part.gaps, part.lengths)
-        y_BLE, after_BEN = self.scan(
-            u_BLE, dt_BLE, decay_rates(self.A_log), B_BLN, C_BLN, before_BEN
-        )
-        y_BLE = (y_BLE + self.D * u_BLE) * F.silu(gate_BLE)
-        return self.out_proj(y_BLE.to(hidden_BLD.dtype)), MixerState(conv_BXJ, after_BEN)
+    def output(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
+        return self.out_proj(((y + self.D * u) * F.silu(gate)).to(gate.dtype))
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm of y * silu(gate), over all channels."""
+    """RMSNorm of y * silu(gate), over all channels, computed in float32 at least."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -486,18 +496,14 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
-        """Return (..., E) of y's type, computed in float32 at least."""
+        """Return (..., E) of y's type."""
         wide = torch.promote_types(y.dtype, torch.float32)
         gated = y.to(wide) * F.silu(gate.to(wide))
         return F.rms_norm(gated, y.shape[-1:], self.weight.to(wide), self.eps).to(y.dtype)
 
 
-class SSDMixer(nn.Module):
-    """Mix tokens from left to right: linear, causal convolution, SSD scan, gated norm, linear.
-
-    The Mamba-2 mixer (Dao & Gu 2024, section 7.1). Weights move between this module,
-    `mamba_ssm.Mamba2` (one group) and the `Mamba2Mixer` of Transformers unchanged.
-    """
+class SSDMixer(ScanMixer):
+    """The Mamba-2 mixer (Dao & Gu 2024, section 7.1), `mamba_ssm.Mamba2` with one group."""
 
     def __init__(self, config: FTMambaTowerConfig) -> None:
         super().__init__()
@@ -525,42 +531,23 @@ class SSDMixer(nn.Module):
             init.zeros_(self.gap_weight)
         init.copy_(self.dt_bias, _initial_steps(self.config, self.n_heads))
 
-    def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
-        """Return the mixed tokens (B, L, D); see `time_steps` for the gaps."""
-        return self.advance(hidden_BLD, None, Part(None, gaps_BL))[0]
-
-    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
-        """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
-        gate_BLE, u_BLHP, dt_BLH, B_BLN, C_BLN, _ = self._inputs(
-            hidden_BLD, None, Part(None, gaps_BL)
-        )
-        y_BHP = ssd_last(u_BLHP, dt_BLH, decay_rates(self.A_log), B_BLN, C_BLN[:, -1])
-        y_BHP = y_BHP + self.D[:, None] * u_BLHP[:, -1]
-        y_BE = self.norm(y_BHP.flatten(1), gate_BLE[:, -1])
-        return self.out_proj(y_BE.to(hidden_BLD.dtype))
-
-    def advance(
-        self, hidden_BLD: Tensor, state: MixerState | None, part: Part
-    ) -> tuple[Tensor, MixerState]:
-        """Mix more tokens (B, L, D) after those that left the state; return them and the state."""
-        gate_BLE, u_BLHP, dt_BLH, B_BLN, C_BLN, conv_BXJ = self._inputs(hidden_BLD, state, part)
-        before_BEN = None if state is None else state.scan
-        y_BLHP, after_BEN = ssd(u_BLHP, dt_BLH, decay_rates(self.A_log), B_BLN, C_BLN, before_BEN)
-        y_BLHP = y_BLHP + self.D[:, None] * u_BLHP
-        y_BLE = self.norm(y_BLHP.flatten(2), gate_BLE).to(hidden_BLD.dtype)
-        return self.out_proj(y_BLE), MixerState(conv_BXJ, after_BEN)
-
-    def _inputs(
-        self, hidden_BLD: Tensor, state: MixerState | None, part: Part
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return gate, u, dt, B and C of the scan, and what the convolution keeps."""
+    def inputs(
+        self, hidden_BLD: Tensor, kept_BXJ: Tensor | None, part: Part
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
         gate_BLE, xBC_BLX, raw_BLH = self.in_proj(hidden_BLD).split(self.splits, -1)
-        kept_BXJ = None if state is None else state.conv
         xBC_BLX, conv_BXJ = causal_conv_silu(xBC_BLX, self.conv1d, kept_BXJ, part.lengths)
         u_BLE, B_BLN, C_BLN = xBC_BLX.split(self.xBC_splits, -1)
         dt_BLH = time_steps(raw_BLH + self.dt_bias, self.gap_weight, part.gaps, part.lengths)
-        u_BLHP = u_BLE.unflatten(-1, (self.n_heads, -1))
-        return gate_BLE, u_BLHP, dt_BLH, B_BLN, C_BLN, conv_BXJ
+        return gate_BLE, (u_BLE.unflatten(-1, (self.n_heads, -1)), dt_BLH, B_BLN, C_BLN), conv_BXJ
+
+    def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        return ssd(*inputs)  # type: ignore[arg-type]
+
+    def scan_last(self, *inputs: Tensor) -> Tensor:
+        return ssd_last(*inputs)
+
+    def output(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
+        return self.out_proj(self.norm((y + self.D[:, None] * u).flatten(-2), gate).to(gate.dtype))
 
 
 class AttentionMixer(nn.Module):

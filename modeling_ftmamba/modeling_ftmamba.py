@@ -21,11 +21,11 @@ from transformers.utils.generic import ModelOutput
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
 from .mixers import MambaMixer, SSDMixer
 from .network import (
-    NUMERIC_EMBEDDINGS,
     TOKENS_OF_TENSOR,
     FeatureTokenizer,
     FTMambaLayer,
     HistoryTokens,
+    NumericEmbedding,
     TowerInputs,
     TowerNetwork,
     TwoTowerNetwork,
@@ -39,38 +39,26 @@ OWN_MODULES: tuple[type[Any], ...] = (
     FeatureTokenizer,
     HistoryTokens,
     *TOKENS_OF_TENSOR.values(),
-    *NUMERIC_EMBEDDINGS.values(),
+    NumericEmbedding,
 )
 
 
 @dataclass
 class FTMambaTowerOutput(ModelOutput):
-    """What one tower returns.
+    """What one tower returns."""
 
-    Attributes:
-        embeds: embeddings (B, E).
-        pooled: pooled hidden state before the head (B, D).
-    """
-
-    embeds: Tensor | None = None
-    pooled: Tensor | None = None
+    embeds: Tensor | None = None  # embeddings (B, E)
+    pooled: Tensor | None = None  # pooled hidden state before the head (B, D)
 
 
 @dataclass
 class FTMambaTwoTowerOutput(ModelOutput):
-    """What the recommender returns.
+    """What the recommender returns."""
 
-    Attributes:
-        loss: mean cross-entropy in nats, where labels were given.
-        scores: inner products over the temperature (U, I), see `TwoTowerNetwork.scores`.
-        user_embeds: embeddings of the users (U, E).
-        item_embeds: embeddings of the items (I, E).
-    """
-
-    loss: Tensor | None = None
-    scores: Tensor | None = None
-    user_embeds: Tensor | None = None
-    item_embeds: Tensor | None = None
+    loss: Tensor | None = None  # mean cross-entropy in nats, where labels were given
+    scores: Tensor | None = None  # (U, I), see `TwoTowerNetwork.scores`
+    user_embeds: Tensor | None = None  # (U, E)
+    item_embeds: Tensor | None = None  # (I, E)
 
 
 class FTMambaCheckpointingLayer(FTMambaLayer, GradientCheckpointingLayer):
@@ -191,24 +179,9 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
     ) -> FTMambaTwoTowerOutput:
         """Score every given user against every given item.
 
-        Args:
-            user_numeric: see `TowerInputs`, here and below.
-            user_category_ids: int64 (U, C).
-            user_set_ids: int64 (U, M).
-            user_dense: float (U, W).
-            item_numeric: float (I, P).
-            item_category_ids: int64 (I, C).
-            item_set_ids: int64 (I, M).
-            item_dense: float (I, W).
-            labels: int64 (U,), the row of the given items that each user took. With them the loss
-                is the softmax cross-entropy over the given items. The training library has the
-                other objectives, and corrects this one for how the items were drawn.
-            user_history: float (U, T, E).
-            user_history_lengths: int64 (U,).
-            user_event_features: float (U, T, F).
-
-        Returns:
-            Loss (with labels), scores (U, I), embeddings of users (U, E) and of items (I, E).
+        `TowerInputs` describes the tensors. The labels, int64 (U,), are the rows of the given items
+        that the users took; with them the loss is the softmax cross-entropy over these items. The
+        training library has other objectives, and corrects this one for how items were drawn.
         """
         items_IE = self.get_item_embeddings(
             item_numeric=item_numeric, item_category_ids=item_category_ids,

@@ -5,7 +5,7 @@ no more than this, and starts in half the time, for Transformers' models import 
 
 Shapes: B batch, U users, I items, L tokens, T events, S slots (T + 1), D hidden, E embedding
 (`projection_size`), F event features, P numeric columns, C categorical columns, M members of sets,
-W slots of dense columns, V width of one of them, R frequencies, K bins.
+W slots of dense columns, V width of one of them, R frequencies, K components of a number.
 """
 
 import functools
@@ -59,42 +59,26 @@ _LEAST_TOKENS_AT_A_TIME = 8
 
 @dataclass(frozen=True)
 class TowerInputs:
-    """A batch of encoded records, with a history behind each; see `configuration_ftmamba`.
+    """A batch of encoded records, with a history behind each; see `configuration_ftmamba`."""
 
-    Attributes:
-        numeric: float (B, P); NaN means missing.
-        category_ids: int64 (B, C).
-        set_ids: int64 (B, M), padded with 0.
-        dense: float (B, W); NaN means missing.
-        history: float (B, T, E), the item tower's embeddings of each user's events, oldest first,
-            padded on the right; None means no events.
-        history_lengths: int64 (B,), events of each user; None means T of all.
-        event_features: float (B, T, F), what the history's column names, as the data has it; NaN
-            means missing, None all missing.
-    """
-
-    numeric: Tensor | None = None
-    category_ids: Tensor | None = None
-    set_ids: Tensor | None = None
-    dense: Tensor | None = None
+    numeric: Tensor | None = None  # float (B, P); NaN means missing
+    category_ids: Tensor | None = None  # int64 (B, C)
+    set_ids: Tensor | None = None  # int64 (B, M), padded with 0
+    dense: Tensor | None = None  # float (B, W); NaN means missing
+    # float (B, T, E), the item tower's embeddings of each user's events, oldest first, padded on
+    # the right; None means no events.
     history: Tensor | None = None
-    history_lengths: Tensor | None = None
+    history_lengths: Tensor | None = None  # int64 (B,), each user's events; None means T of all
+    # float (B, T, F), what the history's column names; NaN means missing, None all missing.
     event_features: Tensor | None = None
 
     @classmethod
     def of(cls, tower: str, batch: Mapping[str, Tensor | None]) -> "TowerInputs":
-        """Take a tower's tensors out of a batch with names such as `user_numeric`.
-
-        Raises:
-            TypeError: a name is of no tensor of that tower.
-        """
+        """Take a tower's tensors, named `user_numeric` and so on; refuse any other name."""
         names = {f"{tower}_{name}": name for name in TENSOR_NAMES}
         for key in batch:
             if key not in names:
-                raise TypeError(
-                    f"unexpected tensor {key!r}{near(key, names)}; the {tower} tower reads "
-                    f"{', '.join(names)}"
-                )
+                raise TypeError(f"the {tower} tower reads no {key!r}{near(key, names)}")
         return cls(**{names[key]: tensor for key, tensor in batch.items()})
 
 
@@ -102,22 +86,17 @@ TENSOR_NAMES = tuple(field.name for field in fields(TowerInputs))
 
 
 class TokenRows(NamedTuple):
-    """The tokens of a batch.
+    """The tokens of a batch."""
 
-    Attributes:
-        hidden: (B, L, D), padded on the right.
-        lengths: tokens of each row (B,); None means L in all.
-        gaps: log(1 + seconds) ahead of each token (B, L), for a scan that decays with time.
-    """
-
-    hidden: Tensor
-    lengths: Tensor | None = None
-    gaps: Tensor | None = None
+    hidden: Tensor  # (B, L, D), padded on the right
+    lengths: Tensor | None = None  # tokens of each row (B,); None means L in all
+    gaps: Tensor | None = None  # log(1 + seconds) ahead of each token (B, L), if the scan reads it
 
 
-def _init_uniform(parameter: Tensor, fan: int) -> None:
+def _init_uniform(fan: int, *parameters: Tensor) -> None:
     """Draw from +-1 / sqrt(fan) (Gorishniy et al. 2021, appendix)."""
-    init.uniform_(parameter, -(fan**-0.5), fan**-0.5)
+    for parameter in parameters:
+        init.uniform_(parameter, -(fan**-0.5), fan**-0.5)
 
 
 def _init_vector(parameter: Tensor, initializer_range: float) -> None:
@@ -125,52 +104,29 @@ def _init_vector(parameter: Tensor, initializer_range: float) -> None:
     if initializer_range:
         init.normal_(parameter, std=initializer_range)
     else:
-        _init_uniform(parameter, parameter.shape[-1])
+        _init_uniform(parameter.shape[-1], parameter)
 
 
-def _init_bias(bias: Tensor, initializer_range: float) -> None:
-    if initializer_range:
-        init.zeros_(bias)
-    else:
-        _init_uniform(bias, bias.shape[-1])
-
-
-def _init_table(table: Tensor, offset_C: Tensor, initializer_range: float) -> None:
-    """Draw a table whose columns' special ids start at zero: untrained, they have no effect."""
-    weight = torch.empty(table.shape)
-    if initializer_range:
-        weight.normal_(std=initializer_range)
-    else:
-        weight.uniform_(-(table.shape[1] ** -0.5), table.shape[1] ** -0.5)
-    special = offset_C[:, None] + torch.arange(N_SPECIAL_IDS)
-    weight[special.flatten()] = 0.0
+def _init_table(table: Tensor, bias: Tensor | None, first_C: Tensor, std: float) -> None:
+    """Draw a table and its bias; the special ids start at zero: untrained, they have no effect."""
+    weight, bound = torch.empty(table.shape), table.shape[1] ** -0.5
+    weight = weight.normal_(std=std) if std else weight.uniform_(-bound, bound)
+    weight[(first_C[:, None] + torch.arange(N_SPECIAL_IDS)).flatten()] = 0.0
     init.copy_(table, weight)
+    if bias is not None and std:
+        init.zeros_(bias)
+    elif bias is not None:
+        _init_uniform(bias.shape[-1], bias)
 
 
-class LinearEmbedding(nn.Module):
-    """x_j w_j + b_j (FT-Mamba, section 3; FT-Transformer, equation 1)."""
+class NumericEmbedding(nn.Module):
+    """A number of each column as a token; missing ones never arrive here.
 
-    def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(len(columns), config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(len(columns), config.hidden_size))
-
-    def reset_parameters(self) -> None:
-        """Draw weights and biases."""
-        _init_uniform(self.weight, self.weight.shape[-1])
-        _init_uniform(self.bias, self.bias.shape[-1])
-
-    def forward(self, x_BP: Tensor) -> Tensor:
-        """Return the tokens (B, P, D)."""
-        return x_BP[..., None] * self.weight + self.bias
-
-
-class PiecewiseLinearEmbedding(nn.Module):
-    """PLE, then a linear map of its own for each column (Gorishniy et al. 2022, section 3.2).
-
-    Component t of a value is clamp((x - b_{t-1}) / (b_t - b_{t-1}), 0, 1); the first is not
-    clamped below, the last not above. A column without fitted edges has one bin from 0 to 1,
-    which leaves x as it is.
+    `linear`: x_j w_j + b_j (FT-Mamba, section 3; FT-Transformer, equation 1).
+    `ple`: component k is clamp((x - b_{k-1}) / (b_k - b_{k-1}), 0, 1), the first not clamped below,
+        the last not above, then a linear map of each column (Gorishniy et al. 2022, section 3.2). A
+        column without fitted edges has one bin from 0 to 1, which leaves x as it is.
+    `periodic`: ReLU(Linear([cos 2 pi c x, sin 2 pi c x])) (there, section 3.3).
     """
 
     start: Tensor
@@ -180,71 +136,53 @@ class PiecewiseLinearEmbedding(nn.Module):
 
     def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
         super().__init__()
-        self.edges = [column.edges or (0.0, 1.0) for column in columns]
-        shape = (len(columns), max(len(edges) for edges in self.edges) - 1)
-        for name in ("start", "slope", "lowest", "highest"):
-            self.register_buffer(name, torch.empty(shape))
-        self.weight = nn.Parameter(torch.empty(*shape, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(len(columns), config.hidden_size))
+        self.kind, self.frequency_scale = config.numeric_embedding, config.frequency_scale
+        n_columns, n_components = len(columns), tuple[int, ...]()
+        if self.kind == "ple":
+            self.edges = [column.edges or (0.0, 1.0) for column in columns]
+            n_components = (max(map(len, self.edges)) - 1,)
+            for name in ("start", "slope", "lowest", "highest"):
+                self.register_buffer(name, torch.empty(n_columns, *n_components))
+        elif self.kind == "periodic":
+            n_components = (2 * config.n_frequencies,)
+            self.frequency = nn.Parameter(torch.empty(n_columns, config.n_frequencies))
+        self.weight = nn.Parameter(torch.empty(n_columns, *n_components, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(n_columns, config.hidden_size))
 
     def reset_parameters(self) -> None:
-        """Draw weights and biases, and write the bins of the config into the buffers."""
-        _init_uniform(self.weight, self.weight.shape[-1])
-        _init_uniform(self.bias, self.bias.shape[-1])
+        """Draw weights, biases and frequencies, and write the bins of the config into buffers."""
+        fan = self.weight.shape[1 if self.kind == "periodic" else -1]
+        _init_uniform(fan, self.weight, self.bias)
+        if self.kind == "periodic":
+            init.normal_(self.frequency, std=self.frequency_scale)
+        if self.kind != "ple":
+            return
         bins = torch.zeros(4, *self.start.shape, dtype=torch.float64)
         for row, edges in enumerate(self.edges):
             edge_K = torch.tensor(edges, dtype=torch.float64)
-            n_bins = len(edges) - 1
-            bins[0, row, :n_bins] = edge_K[:-1]
-            bins[1, row, :n_bins] = 1 / (edge_K[1:] - edge_K[:-1])
+            last = len(edges) - 2
+            bins[0, row, : last + 1] = edge_K[:-1]
+            bins[1, row, : last + 1] = 1 / edge_K.diff()
             bins[2, row, 0] = -math.inf
-            bins[3, row, :n_bins] = 1.0
-            bins[3, row, n_bins - 1] = math.inf
-        for buffer, values in zip(
-            (self.start, self.slope, self.lowest, self.highest), bins, strict=True
-        ):
+            bins[3, row, :last] = 1.0
+            bins[3, row, last] = math.inf
+        buffers = self.start, self.slope, self.lowest, self.highest
+        for buffer, values in zip(buffers, bins, strict=True):
             init.copy_(buffer, values)
 
     def forward(self, x_BP: Tensor) -> Tensor:
         """Return the tokens (B, P, D)."""
-        bins_BPK = (x_BP[..., None] - self.start) * self.slope
-        bins_BPK = torch.minimum(torch.maximum(bins_BPK, self.lowest), self.highest)
-        return _linear_of_each_column(bins_BPK, self.weight) + self.bias
-
-
-class PeriodicEmbedding(nn.Module):
-    """PLR: ReLU(Linear([cos 2 pi c x, sin 2 pi c x])) (Gorishniy et al. 2022, section 3.3)."""
-
-    def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
-        super().__init__()
-        self.frequency_scale = config.frequency_scale
-        shape = (len(columns), config.n_frequencies)
-        self.frequency = nn.Parameter(torch.empty(shape))
-        self.weight = nn.Parameter(torch.empty(shape[0], 2 * shape[1], config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(len(columns), config.hidden_size))
-
-    def reset_parameters(self) -> None:
-        """Draw frequencies from N(0, sigma^2), weights and biases."""
-        init.normal_(self.frequency, std=self.frequency_scale)
-        _init_uniform(self.weight, self.weight.shape[1])
-        _init_uniform(self.bias, self.weight.shape[1])
-
-    def forward(self, x_BP: Tensor) -> Tensor:
-        """Return the tokens (B, P, D)."""
-        angle_BPR = 2 * math.pi * self.frequency * x_BP[..., None]
-        waves = torch.cat([torch.cos(angle_BPR), torch.sin(angle_BPR)], -1)
-        return torch.relu(_linear_of_each_column(waves, self.weight) + self.bias)
-
-
-def _linear_of_each_column(x_BPK: Tensor, weight_PKD: Tensor) -> Tensor:
-    """Multiply column p's components by its own matrix; return (B, P, D)."""
-    # Not einsum, whose gradient of the weight is transposed in memory, which DDP has to copy.
-    return torch.bmm(x_BPK.transpose(0, 1), weight_PKD).transpose(0, 1)
-
-
-NUMERIC_EMBEDDINGS: dict[str, type[Any]] = {
-    "linear": LinearEmbedding, "ple": PiecewiseLinearEmbedding, "periodic": PeriodicEmbedding,
-}  # fmt: skip
+        if self.kind == "linear":
+            return x_BP[..., None] * self.weight + self.bias
+        if self.kind == "ple":
+            x_BPK = (x_BP[..., None] - self.start) * self.slope
+            x_BPK = torch.minimum(torch.maximum(x_BPK, self.lowest), self.highest)
+        else:
+            angle_BPR = 2 * math.pi * self.frequency * x_BP[..., None]
+            x_BPK = torch.cat([torch.cos(angle_BPR), torch.sin(angle_BPR)], -1)
+        # Not einsum, whose gradient of the weight is transposed in memory, which DDP has to copy.
+        tokens_BPD = torch.bmm(x_BPK.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
+        return torch.relu(tokens_BPD) if self.kind == "periodic" else tokens_BPD
 
 
 class NumericTokens(nn.Module):
@@ -252,7 +190,7 @@ class NumericTokens(nn.Module):
 
     def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
         super().__init__()
-        self.embedding = NUMERIC_EMBEDDINGS[config.numeric_embedding](columns, config)
+        self.embedding = NumericEmbedding(columns, config)
         self.missing = nn.Parameter(torch.empty(len(columns), config.hidden_size))
 
     def reset_parameters(self) -> None:
@@ -262,8 +200,7 @@ class NumericTokens(nn.Module):
     def forward(self, numeric_BP: Tensor) -> Tensor:
         """Return the tokens (B, P, D); NaN means missing."""
         missing_BP = numeric_BP.isnan()
-        values_BP = numeric_BP.masked_fill(missing_BP, 0).to(self.missing.dtype)
-        tokens_BPD = self.embedding(values_BP)
+        tokens_BPD = self.embedding(numeric_BP.masked_fill(missing_BP, 0).to(self.missing.dtype))
         return tokens_BPD + missing_BP[..., None] * self.missing
 
 
@@ -284,10 +221,9 @@ class CategoricalTokens(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the table and biases, and write each column's first row in the table."""
-        init.copy_(self.offsets, self.first_rows())
-        if self.bias is not None:
-            _init_bias(self.bias, self.initializer_range)
-        _init_table(self.table.weight, self.first_rows(), self.initializer_range)
+        first_C = self.first_rows()
+        init.copy_(self.offsets, first_C)
+        _init_table(self.table.weight, self.bias, first_C, self.initializer_range)
 
     def first_rows(self) -> Tensor:
         """Return each column's first row in the table (C,), which `offsets` holds."""
@@ -307,10 +243,10 @@ class SetTokens(nn.Module):
 
     def __init__(self, columns: list[Column], config: FTMambaTowerConfig) -> None:
         super().__init__()
+        size = config.hidden_size
         self.widths = [column.max_length for column in columns]
         self.unseen_probability = config.unseen_probability
         self.initializer_range = config.initializer_range
-        size = config.hidden_size
         self.tables = nn.ModuleList(
             nn.EmbeddingBag(column.vocabulary_size, size, mode="mean", padding_idx=PADDING_ID)
             for column in columns
@@ -319,10 +255,9 @@ class SetTokens(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the tables and biases."""
-        _init_bias(self.bias, self.initializer_range)
         for table in self.tables:
             assert isinstance(table.weight, Tensor)
-            _init_table(table.weight, torch.zeros(1).long(), self.initializer_range)
+            _init_table(table.weight, self.bias, torch.zeros(1).long(), self.initializer_range)
 
     def forward(self, ids_BM: Tensor) -> Tensor:
         """Return the tokens (B, columns, D)."""
@@ -332,6 +267,11 @@ class SetTokens(nn.Module):
         sets = ids_BM.split(self.widths, -1)
         means = [table(ids) for table, ids in zip(self.tables, sets, strict=True)]
         return torch.stack(means, 1) + self.bias
+
+
+def _hide(ids: Tensor, probability: float) -> Tensor:
+    """Replace ids by the unseen id, each with the given probability."""
+    return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < probability, UNSEEN_ID)
 
 
 class DenseTokens(nn.Module):
@@ -351,25 +291,16 @@ class DenseTokens(nn.Module):
         """Return the tokens (B, columns, D); NaN in a column's slots means missing."""
         tokens, missing = [], []
         for linear, dense_BV in zip(self.maps, dense_BW.split(self.widths, -1), strict=True):
-            missing_B = dense_BV.isnan().any(-1)
-            values_BV = dense_BV.masked_fill(missing_B[:, None], 0).to(self.missing.dtype)
-            tokens.append(linear(values_BV))
-            missing.append(missing_B)
-        return torch.stack(tokens, 1) + torch.stack(missing, 1)[..., None] * self.missing
-
-
-def _hide(ids: Tensor, probability: float) -> Tensor:
-    """Replace ids by the unseen id, each with the given probability."""
-    hidden = torch.rand(ids.shape, device=ids.device) < probability
-    return ids.masked_fill(hidden, UNSEEN_ID)
+            missing_B1 = dense_BV.isnan().any(-1, keepdim=True)
+            tokens.append(linear(dense_BV.masked_fill(missing_B1, 0).to(self.missing.dtype)))
+            missing.append(missing_B1)
+        return torch.stack(tokens, 1) + torch.stack(missing, 1) * self.missing
 
 
 TOKENS_OF_TENSOR: dict[str, type[Any]] = {
-    "numeric": NumericTokens,
-    "category_ids": CategoricalTokens,
-    "set_ids": SetTokens,
+    "numeric": NumericTokens, "category_ids": CategoricalTokens, "set_ids": SetTokens,
     "dense": DenseTokens,
-}
+}  # fmt: skip
 
 
 class HistoryTokens(nn.Module):
@@ -410,11 +341,7 @@ class HistoryTokens(nn.Module):
             _init_vector(self.positions.weight, self.initializer_range)
 
     def forward(self, inputs: TowerInputs) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens (B, T, D) of the events and, if the scan reads them, the gaps (B, T).
-
-        Raises:
-            ValueError: there are more events than positions.
-        """
+        """Return the tokens (B, T, D) of the events and, if the scan reads them, gaps (B, T)."""
         tokens_BTD: Tensor = self.projection(inputs.history)
         if self.factor != 1:
             tokens_BTD = tokens_BTD * self.factor
@@ -428,11 +355,11 @@ class HistoryTokens(nn.Module):
                 tokens_BTD = tokens_BTD + values_BTF.to(tokens_BTD.dtype) @ self.feature_weight
                 tokens_BTD = tokens_BTD + missing_BTF.to(tokens_BTD.dtype) @ self.missing
         if self.positions is not None:
-            n_events, n_positions = tokens_BTD.shape[1], self.positions.num_embeddings
-            if n_events > n_positions:
+            if (n_events := tokens_BTD.shape[1]) > self.positions.num_embeddings:
+                most = self.positions.num_embeddings
                 raise ValueError(
-                    f"a history of {n_events} events is longer than max_positions, {n_positions}; "
-                    f"give the newest {n_positions}, or train with more positions"
+                    f"a history of {n_events} events is longer than max_positions, {most}; give "
+                    f"the newest {most}, or train with more positions"
                 )
             tokens_BTD = tokens_BTD + self.positions.weight[:n_events]
         if self.gap_slot is None or given_BTF is None:
@@ -445,51 +372,39 @@ class HistoryTokens(nn.Module):
             return features_BTF
         wide_BTF = features_BTF.to(torch.promote_types(features_BTF.dtype, torch.float32))
         # Numbers, not a tensor: a buffer would be rounded with a model that is put in 16 bits.
-        scaled = [
-            (wide_BTF[..., slot] - mean) / deviation
-            for slot, (mean, deviation) in enumerate(self.scales)
-        ]
-        return torch.stack(scaled, -1)
+        pairs = zip(wide_BTF.unbind(-1), self.scales, strict=True)
+        return torch.stack([(x_BT - mean) / deviation for x_BT, (mean, deviation) in pairs], -1)
 
     def checked(self, inputs: TowerInputs) -> TowerInputs:
-        """Return inputs whose lengths are None where all rows are full.
-
-        Raises:
-            ValueError: shapes, lengths or types of the history do not fit each other.
-        """
+        """Return inputs whose lengths are None where all rows are full; check that they fit."""
         history, lengths, features = inputs.history, inputs.history_lengths, inputs.event_features
-        size, n_features = self.embedding_size, len(self.features)
         assert history is not None
+        size = self.embedding_size
         if history.ndim != 3 or history.shape[2] != size or not history.is_floating_point():
             raise ValueError(
-                f"a history must be floats of shape (users, events, {size}), the embeddings of "
-                f"the events' items, got {history.dtype} of {tuple(history.shape)}; "
-                "get_item_embeddings(...) makes them"
+                f"a history must be floats of shape (users, events, {size}), made by "
+                f"get_item_embeddings(...), got {history.dtype} of {tuple(history.shape)}"
             )
         rows, n_events, _ = history.shape
-        if features is not None and features.shape != (rows, n_events, n_features):
-            raise ValueError(
-                f"event features beside a history of {tuple(history.shape)} must have shape "
-                f"{(rows, n_events, n_features)}, got {tuple(features.shape)}; give those that "
-                "the column names, in its order"
-            )
+        shape = (rows, n_events, len(self.features))
+        if features is not None and features.shape != shape:
+            raise ValueError(f"event_features must have shape {shape}, got {tuple(features.shape)}")
         if lengths is None:
             return inputs
         whole = not lengths.is_floating_point() and lengths.dtype is not torch.bool
         if lengths.shape != (rows,) or not whole:
             raise ValueError(
-                f"the lengths of {rows} histories must be whole numbers of shape ({rows},), got "
-                f"{lengths.dtype} of {tuple(lengths.shape)}"
+                f"history_lengths must be whole numbers of shape ({rows},), got {lengths.dtype} of "
+                f"{tuple(lengths.shape)}"
             )
         # Not on a GPU, which would have to be waited for.
         if not lengths.is_cpu or torch.compiler.is_compiling():
             return inputs
-        wrong_B = (lengths < 0) | (lengths > n_events)
-        if bool(wrong_B.any()):
-            row = int(wrong_B.nonzero()[0])
+        wrong = ((lengths < 0) | (lengths > n_events)).nonzero().flatten().tolist()
+        if wrong:
+            got = f"{int(lengths[wrong[0]])} in row {wrong[0]} (the first is 0)"
             raise ValueError(
-                f"the length of a history must be in 0..{n_events}, its padded width, got "
-                f"{int(lengths[row])} in row {row} (the first is 0)"
+                f"history_lengths must be in 0..{n_events}, the padded width, got {got}"
             )
         full = bool((lengths == n_events).all())
         return replace(inputs, history_lengths=None) if full else inputs
@@ -582,8 +497,7 @@ class FeatureTokenizer(nn.Module):
                 names = ", ".join(column.name for column in columns) or "none"
                 raise ValueError(
                     f"the {tower} tower's tensor {name!r} must have shape (records, {width}) for "
-                    f"the columns: {names}; got {got}. Encode the records with the feature "
-                    "extractor of this checkpoint"
+                    f"the columns: {names}; got {got}"
                 )
 
 
@@ -674,10 +588,8 @@ def attach_kernels(network: nn.Module, scan: str = "auto") -> None:
 
     Args:
         network: whose modules may get other forwards of the same values.
-        scan: `auto`, `sequential` or `reference`, both in plain torch, or a name of a package's.
-
-    Raises:
-        ValueError: no implementation has that name, or it has no effect on the network.
+        scan: `auto`, `sequential` or `reference`, both in plain torch, or a name of a package's; a
+            name that nobody has, or that has no effect on the network, is refused.
     """
     functions = _attach_functions()
     known = ("auto", *PLAIN_SCANS)
@@ -721,13 +633,7 @@ class TowerNetwork(ScanChoice):
     def _build(
         self, config: FTMambaTowerConfig, name: str, layer_class: type[FTMambaLayer]
     ) -> None:
-        """Make the modules, for the constructor of a class that is a tower.
-
-        Args:
-            config: of the tower.
-            name: the tower in words, for errors.
-            layer_class: of its layers.
-        """
+        """Make the modules, for the constructor of a class that is a tower, named in errors."""
         self.name = name
         self.tokenizer = FeatureTokenizer(config)
         n_layers, size = config.num_hidden_layers, config.hidden_size
@@ -753,11 +659,7 @@ class TowerNetwork(ScanChoice):
         return bool(self.tokenizer.columns) or starts
 
     def encode(self, inputs: TowerInputs) -> Tensor:
-        """Embed encoded records (B, E).
-
-        Raises:
-            ValueError: a tensor is absent, superfluous or of another width than the columns'.
-        """
+        """Embed encoded records (B, E); a tensor that does not fit the columns is refused."""
         return self.embedding_of(self.pooled(inputs))
 
     def pooled(self, inputs: TowerInputs) -> Tensor:
@@ -770,9 +672,6 @@ class TowerNetwork(ScanChoice):
         Returns:
             (B, S, E): slot t is what `encode` makes of the first t events. The slots beyond a
             row's own events are to be ignored.
-
-        Raises:
-            ValueError: a tensor does not fit, or the tower does not embed its last token.
         """
         self._history_tokens("the embeddings of all positions", ("last",))
         inputs, n_rows = self._checked(inputs)
@@ -810,10 +709,6 @@ class TowerNetwork(ScanChoice):
         Args:
             inputs: the users' records.
             n_rows: number of users, where the tower has no columns but the history; 1 by default.
-
-        Raises:
-            ValueError: a tensor does not fit, or the tower has no state.
-            RuntimeError: the tower is in training.
         """
         self._check_streaming()
         if n_rows is not None:
@@ -834,36 +729,24 @@ class TowerNetwork(ScanChoice):
             return self._read(nothing, self.tokenizer.finish(tokens_BLD), Part())
 
     def observe(
-        self,
-        state: UserState,
-        history: Tensor,
-        lengths: Tensor | None = None,
-        *,
-        event_features: Tensor | None = None,
-        times: Tensor | None = None,
+        self, state: UserState, events: TowerInputs, times: Tensor | None = None
     ) -> UserState:
         """Return the state of users after more events.
 
         Args:
             state: before them.
-            history: embeddings of the events' items (B, T, E), oldest first, padded on the right.
-            lengths: int64 (B,), events of each user, who may have none; None means T of all.
-            event_features: float (B, T, F); NaN, or None, means missing.
+            events: history, history_lengths (a user may have none) and event_features.
             times: int64 (B, T), UTC epoch seconds, negative for none. The feature `gap` is made of
-                them, from the state on. Without them the state forgets the time of its last event.
-
-        Raises:
-            ValueError: a tensor does not fit, the state is of other users or of another model, or
-                an event is older than the one before it.
-            RuntimeError: the tower is in training.
+                them, from the state on; an event older than the one before it is refused. Without
+                them the state forgets the time of its last event.
         """
         tokenizer = self._check_streaming()
-        given = TowerInputs(history=history, history_lengths=lengths, event_features=event_features)
-        events = tokenizer.checked(given)
+        events = tokenizer.checked(events)
+        history, lengths = events.history, events.history_lengths
+        assert history is not None
         self._check_state(state, len(history))
         if history.shape[1] == 0:
             return state
-        lengths, n_events = events.history_lengths, history.shape[1]
         last_time_B = torch.full_like(state.last_time, NO_TIME)
         with torch.no_grad():
             if times is not None:
@@ -874,16 +757,11 @@ class TowerNetwork(ScanChoice):
             read = self._read(state, self.tokenizer.finish(tokens_BTD), Part(lengths, gaps_BT))
         if lengths is not None:
             last_time_B = torch.where(lengths > 0, last_time_B, state.last_time)
-        n_more = n_events if lengths is None else lengths
+        n_more = history.shape[1] if lengths is None else lengths
         return replace(read, n_events=state.n_events + n_more, last_time=last_time_B)
 
     def embed(self, state: UserState) -> Tensor:
-        """Return the embeddings (B, E) of users as of their state: those of `encode`.
-
-        Raises:
-            ValueError: the state is of another model, or the tower has none.
-            RuntimeError: the tower is in training.
-        """
+        """Return the embeddings (B, E) of users as of their state: those of `encode`."""
         self._check_streaming()
         self._check_state(state, len(state))
         with torch.no_grad():
@@ -903,28 +781,20 @@ class TowerNetwork(ScanChoice):
         """Return inputs that fit the columns, and the number of rows.
 
         No history becomes an empty one; a history takes the type of the parameters.
-
-        Raises:
-            ValueError: a tensor is absent, superfluous or does not fit.
         """
         self.tokenizer.check(inputs, self.name)
         sizes = {name: len(getattr(inputs, name)) for name in self.tokenizer.columns}
         history, lengths = inputs.history, inputs.history_lengths
         if self.tokenizer.history is None:
             if any(x is not None for x in (history, lengths, inputs.event_features)):
-                raise ValueError(
-                    f"the {self.name} tower has no column of kind 'history', got a history; leave "
-                    "it out, or train a model with such a column"
-                )
+                raise ValueError(f"the {self.name} tower has no column of kind 'history', got one")
         else:
             if history is None:
                 alone = 1 if lengths is None else len(lengths)
                 history = self._no_events(next(iter(sizes.values()), alone))
             sizes["history"] = len(history)
         if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"the {self.name} tower's tensors must have one number of records, got {sizes}"
-            )
+            raise ValueError(f"{self.name} tensors must have one number of records, got {sizes}")
         if self.tokenizer.history is not None:
             inputs = self.tokenizer.history.checked(replace(inputs, history=history))
             assert history is not None
@@ -937,15 +807,10 @@ class TowerNetwork(ScanChoice):
     def _history_tokens(self, what: str, poolings: tuple[str, ...]) -> HistoryTokens:
         """Return what makes tokens of events, or raise where `what` cannot be had."""
         if self.tokenizer.history is None:
-            raise ValueError(
-                f"{what} need a column of kind 'history', the {self.name} tower has none; take a "
-                "model that was trained with one"
-            )
+            raise ValueError(f"{what} need a column of kind 'history' in the {self.name} tower")
         if self.config.pooling not in poolings:
-            raise ValueError(
-                f"{what} need pooling {' or '.join(map(repr, poolings))}, the {self.name} tower "
-                f"has {self.config.pooling!r}; train a model with it"
-            )
+            wanted = " or ".join(map(repr, poolings))
+            raise ValueError(f"{what} need pooling {wanted}, got {self.config.pooling!r}")
         return self.tokenizer.history
 
     @cached_property
@@ -956,15 +821,10 @@ class TowerNetwork(ScanChoice):
         """
         config = self.config
         self._history_tokens("streaming states", ("cls", "last"))
-        if config.mixer == "attention":
+        if config.mixer == "attention" or config.max_positions:
             raise ValueError(
-                f"the {self.name} tower's mixer is 'attention', which looks at all of the past "
-                "again: no state of one size holds it; train a model with mixer 'mamba' or 'ssd'"
-            )
-        if config.max_positions:
-            raise ValueError(
-                f"the {self.name} tower numbers its events up to max_positions, "
-                f"{config.max_positions}: a state would run out of them; train one without"
+                f"a state of one size needs mixer 'mamba' or 'ssd' and no max_positions, got "
+                f"{config.mixer!r} and {config.max_positions}"
             )
         inner, n_state = config.inner_size, config.state_size
         convolved = inner + 2 * n_state if config.mixer == "ssd" else inner
@@ -977,21 +837,16 @@ class TowerNetwork(ScanChoice):
     def _check_streaming(self) -> HistoryTokens:
         _ = self._state_sizes
         if self.training:
-            raise RuntimeError(
-                f"the {self.name} tower is in training, where tokens are dropped at random; call "
-                "model.eval() before states are made"
-            )
+            raise RuntimeError("states need a model at rest; call model.eval() first")
         assert self.tokenizer.history is not None
         return self.tokenizer.history
 
     def _check_state(self, state: UserState, n_rows: int) -> None:
         found = tuple(state.conv.shape), tuple(state.scan.shape)
-        wanted = self._state_shapes(n_rows)
-        if found != wanted:
+        if found != (wanted := self._state_shapes(n_rows)):
             raise ValueError(
-                f"a state of {n_rows} users of this model has tensors of {wanted[0]} and "
-                f"{wanted[1]}, got {found[0]} and {found[1]}; it is of other users or of another "
-                "model: start it again"
+                f"a state of {n_rows} users of this model has tensors of {wanted}, got {found}; it "
+                "is of other users or of another model: start it again"
             )
 
     def _read(self, state: UserState, tokens_BLD: Tensor, part: Part) -> UserState:
@@ -1056,9 +911,8 @@ def _with_gaps(
     rows, n_events, _ = events.history.shape
     if times_BT.shape != (rows, n_events) or times_BT.dtype is not torch.int64:
         raise ValueError(
-            f"the times of {rows} users' {n_events} events must be int64 of shape "
-            f"({rows}, {n_events}), seconds since 1970 in UTC, got {times_BT.dtype} of "
-            f"{tuple(times_BT.shape)}"
+            f"times must be int64 of shape ({rows}, {n_events}), seconds since 1970 in UTC, got "
+            f"{times_BT.dtype} of {tuple(times_BT.shape)}"
         )
     gaps_BT = gaps_of(times_BT, state, events.history_lengths)
     if GAP not in features:
@@ -1101,16 +955,13 @@ class TwoTowerNetwork(ScanChoice):
     def scores(
         self, users_UE: Tensor, items_IE: Tensor, seen: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """Score users against items: (inner product + bias of a repeat) / temperature.
+        """Score users against items (U, I): (inner product + bias of a repeat) / temperature.
 
         Args:
             users_UE: embeddings of users.
             items_IE: embeddings of items.
-            seen: rows of users and of items, the pairs of which the item is in the user's history;
-                repeats allowed. They get the `repeat_bias`, where the model has one.
-
-        Returns:
-            (U, I).
+            seen: rows of users and of items, the pairs of which the item is in the user's history,
+                repeats allowed; they get the `repeat_bias`, where the model has one.
         """
         products_UI = users_UE @ items_IE.T
         temperature = self.temperature.to(products_UI.dtype)
@@ -1135,9 +986,10 @@ class TwoTowerNetwork(ScanChoice):
         times: Tensor | None = None,
     ) -> UserState:
         """Return the state of users after more events; see `TowerNetwork.observe`."""
-        return self.user_tower.observe(
-            state, history, lengths, event_features=event_features, times=times
+        events = TowerInputs(
+            history=history, history_lengths=lengths, event_features=event_features
         )
+        return self.user_tower.observe(state, events, times)
 
     def embed(self, state: UserState) -> Tensor:
         """Return the embeddings (U, E) of users as of their state."""

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ftmamba.checkpoint import Checkpoint
+    from ftmamba.data.tables import Tables
     from ftmamba.evaluation import Evaluation, Split
+    from ftmamba.recipe import Recipe
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,17 +41,16 @@ def run(arguments: Namespace) -> None:
 
 
 def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
-    """Read the recipe's tables, split them as it says, and evaluate the model on the test part.
+    """Read and split the recipe's tables, and evaluate the model on the test part.
 
     The items are embedded afresh, as of the beginning of the test: the catalogue of the
-    checkpoint may be of a later time, and would know too much.
+    checkpoint may be of a later time, which would leak the test part.
 
     Raises:
         ValueError: the checkpoint has no recipe, or its recipe or tables do not pass their checks.
         FileNotFoundError: a table is missing.
     """
     import torch
-    from accelerate import PartialState
 
     from ftmamba.data.histories import histories_of
     from ftmamba.data.popularity import PopularityHistory
@@ -57,15 +58,13 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     from ftmamba.recipe import recipe_from_dict
     from ftmamba.table_embedding import embed_table
     from ftmamba.training.embedding import embed_with_histories
-    from ftmamba.training.run import make_protocol, read_tables, scorer_of, split_tables
+    from ftmamba.training.run import make_protocol, scorer_of, split_tables
     from modeling_ftmamba.configuration_ftmamba import history_of
 
     if not checkpoint.recipe:
         raise ValueError("the checkpoint has no recipe.yaml, so its evaluation cannot be repeated")
     recipe = recipe_from_dict(dict(checkpoint.recipe))
-    # Reading only asks Accelerate which process downloads first: here there is one.
-    state: Any = PartialState()
-    tables = read_tables(recipe.data, recipe.schema, state)
+    tables = tables_of(recipe)
     split = split_tables(tables, recipe)
     extractor: Any = checkpoint.extractor
     items: dict[str, Any] = {name: tables.items.column(name) for name in tables.items.column_names}
@@ -98,3 +97,14 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     scorer = scorer_of(model, users_UE, items_IE, histories, history)
     protocol = make_protocol(recipe.evaluation)
     return split, evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol)
+
+
+def tables_of(recipe: "Recipe") -> "Tables":
+    """Read the tables that a recipe names."""
+    from accelerate import PartialState
+
+    from ftmamba.training.run import read_tables
+
+    # Reading only asks Accelerate which process downloads first: here there is one.
+    state: Any = PartialState()
+    return read_tables(recipe.data, recipe.schema, state)

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ftmamba.checkpoint import Checkpoint
@@ -137,13 +137,14 @@ def rebuild_card(
         checkpoint: what the folder holds.
         folder: of the checkpoint.
         user_groups: columns of the users whose groups are shown; the recipe's tables are read and
-            the model is evaluated again, the others are not fitted anew.
+            the model is evaluated again, the other models are not.
         evaluate: repeats the checkpoint's evaluation.
 
     Raises:
         ValueError: the checkpoint has no recipe or no results, or the users lack a column.
         FileNotFoundError: the groups need a table that is missing.
     """
+    from ftmamba.commands.evaluate import tables_of
     from ftmamba.comparison import check_group_columns, group_figures
     from ftmamba.recipe import recipe_from_dict
     from ftmamba.results import describe_data
@@ -170,7 +171,7 @@ def rebuild_card(
         except (OSError, ValueError) as error:
             logger.warning("the card has no missing rates: the tables cannot be read (%s)", error)
     made = with_card(replace(checkpoint, results=results), folder=folder)
-    # In a card without marks, generated text cannot be told from a person's.
+    # A card without marks does not show what a person wrote in it.
     if FIRST_MARK not in checkpoint.card:
         return made
     return replace(made, card=merge_card(made.card, checkpoint.card))
@@ -189,17 +190,6 @@ def save_card(checkpoint: "Checkpoint", folder: Path, card_path: Path) -> None:
             temporary.write_bytes(content)
 
 
-def tables_of(recipe: Any) -> Any:
-    """Read the tables that a recipe names."""
-    from accelerate import PartialState
-
-    from ftmamba.training.run import read_tables
-
-    # Reading only asks Accelerate which process downloads first: here there is one.
-    state: Any = PartialState()
-    return read_tables(recipe.data, recipe.schema, state)
-
-
 def add_dataset_card_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments of `dataset-card`."""
     parser.add_argument("recipe", help="a recipe (a YAML file or a shipped name) or a run's folder")
@@ -212,6 +202,7 @@ def add_dataset_card_arguments(parser: ArgumentParser) -> None:
 
 def run_dataset_card(arguments: Namespace) -> None:
     """Read the tables and write their card."""
+    from ftmamba.commands.evaluate import tables_of
     from ftmamba.recipe import choose_variant, read_recipe, recipe_from_dict
     from hub_cards.dataset_card import dataset_card
 

@@ -89,15 +89,17 @@ def run(arguments: Namespace) -> None:
     except BaseException:
         source.close()
         raise
-    is_file = isinstance(source, JsonLinesSource)
     progress = _Progress(arguments.follow)
     n_users = None
     try:
+        history = None
+        if isinstance(source, JsonLinesSource):
+            history = FileHistory(arguments.source, source)
         rules = Rules(
             batch_size=arguments.batch,
             n_event_ids=max(256, arguments.batch),
             late=arguments.late,
-            history=FileHistory(arguments.source, source) if is_file else None,
+            history=history,
         )
         updated = _printer(checkpoint, arguments.recommend) if arguments.recommend else None
         consume(source, store, observer, rules, updated=updated, progress=progress, report=_log)
@@ -108,7 +110,7 @@ def run(arguments: Namespace) -> None:
         try:
             n_users = len(store)
         except (OSError, ValueError):
-            pass  # The store does not answer; the error on its way tells why.
+            pass  # The store does not answer; the error being raised names the reason.
         finally:
             store.close()
     print(progress.summary(n_users))

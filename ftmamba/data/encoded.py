@@ -236,7 +236,7 @@ def _fingerprint(tables: Tables, train: Interactions) -> str:
     digest.update(json.dumps([ENCODING_VERSION, tables.schema.to_dict()]).encode())
     for table in (tables.users, tables.items):
         digest.update(content_hash(table))
-    for array in (train.user_ids, train.item_ids, train.times, train.weights):
+    for array in (train.user_ids, train.item_ids, train.times):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
     for name, values in sorted(train.context.items()):
         digest.update(json.dumps(name).encode())

@@ -178,10 +178,11 @@ def _is_whole(mixer: Any, gaps_BL: Tensor | None) -> bool:
     """Return whether a kernel computes the mixer: no gaps, and no part replaced or observed."""
     if gaps_BL is not None and mixer.gap_weight is not None:
         return False
-    linears = (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)
-    untouched = all(is_untouched(linear, nn.Linear) for linear in linears)
-    narrow = mixer.conv1d.kernel_size[0] <= WIDEST_CONV
-    return untouched and narrow and is_untouched(mixer.conv1d, nn.Conv1d)
+    parts = mixer._modules  # noqa: SLF001 - a record of one token feels each look-up
+    conv = parts["conv1d"]
+    narrow = conv.kernel_size[0] <= WIDEST_CONV and is_untouched(conv, nn.Conv1d)
+    linears = ("in_proj", "x_proj", "dt_proj", "out_proj")
+    return narrow and all(is_untouched(parts[name], nn.Linear) for name in linears)
 
 
 def _parameters(mixer: Any) -> MambaParameters:

@@ -104,7 +104,7 @@ def _empty_outputs(
     return x.new_empty((batch, hidden) if last else x.shape), x.new_empty(shape)
 
 
-def _call(tensors: list[Tensor], options: Options) -> tuple[LayerCall, list[Tensor]]:
+def _call(tensors: list[Tensor], options: Options) -> tuple[Any, list[Tensor]]:
     """Return the call and the tensors whose memory it points to.
 
     Raises:

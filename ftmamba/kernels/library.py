@@ -10,10 +10,10 @@ the convolution.
 import ctypes
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,98 +27,46 @@ NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
-class LayerCall(ctypes.Structure):
-    """`Layer` of csrc/kernels.h."""
-
-    _fields_ = (
-        *((name, _INT) for name in (
-            "rows", "length", "hidden", "inner", "state", "rank", "kernel",
-            "threads", "last", "reverse", "residual",
-        )),
-        ("eps", ctypes.c_double),
-        ("drop_rate", ctypes.c_double),
-        ("drop_seed", ctypes.c_uint64),
-        *((name, _POINTER) for name in (
-            "x", "norm_weight", "norm_bias", "in_proj", "conv_weight", "conv_bias", "x_proj",
-            "dt_weight", "dt_bias", "A_log", "D", "out_proj", "out", "states",
-            "conv_before", "state_before", "conv_after", "state_after",
-            "d_out", "d_x", "d_norm_weight", "d_norm_bias", "d_in_proj", "d_conv_weight",
-            "d_conv_bias", "d_x_proj", "d_dt_weight", "d_dt_bias", "d_A_log", "d_D", "d_out_proj",
-        )),
-    )  # fmt: skip
+def _call(name: str, sizes: str, options: dict[str, Any], tensors: str) -> type[Any]:
+    """Return a struct of csrc/kernels.h: sizes, then options, then pointers to tensors."""
+    fields: list[tuple[str, Any]] = [(size, _INT) for size in sizes.split()]
+    fields += [*options.items(), *((tensor, _POINTER) for tensor in tensors.split())]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-class ScanCall(ctypes.Structure):
-    """`Scan` of csrc/kernels.h."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("rows", "length", "inner", "state", "threads", "last")),
-        *((name, _POINTER) for name in (
-            "u", "dt", "A", "B", "C", "y", "states", "d_y", "d_u", "d_dt", "d_A", "d_B", "d_C",
-        )),
-    )  # fmt: skip
-
-
-class DropoutCall(ctypes.Structure):
-    """`Dropout` of csrc/kernels.h."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("count", "threads", "narrow_x", "narrow_out")),
-        ("seed", ctypes.c_uint64),
-        ("rate", ctypes.c_double),
-        *((name, _POINTER) for name in ("x", "added", "out")),
-    )  # fmt: skip
-
-
-class GeluCall(ctypes.Structure):
-    """`Gelu` of csrc/kernels.h."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("count", "threads", "narrow")),
-        ("seed", ctypes.c_uint64),
-        ("rate", ctypes.c_double),
-        *((name, _POINTER) for name in ("x", "d_out", "out")),
-    )  # fmt: skip
-
-
-class NormalizeCall(ctypes.Structure):
-    """`Normalize` of csrc/kernels.h."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("rows", "size", "threads")),
-        ("eps", ctypes.c_double),
-        *((name, _POINTER) for name in ("x", "d_out", "out")),
-    )  # fmt: skip
-
-
-class ExponentialsCall(ctypes.Structure):
-    """`Exponentials` of csrc/kernels.h."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("rows", "columns", "threads", "stride", "narrow", "width")),
-        ("bias", ctypes.c_double),
-        *((name, _POINTER) for name in (
-            "x", "largest", "sum", "listed", "lists", "list", "ahead", "kept",
-        )),
-    )  # fmt: skip
-
-
-class SoftmaxCall(ctypes.Structure):
-    """`Softmax` of csrc/kernels.h."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("rows", "columns", "threads", "size", "width")),
-        ("bias", ctypes.c_double),
-        *((name, _POINTER) for name in (
-            "hidden", "items", "targets", "target", "largest", "sum", "listed", "lists", "list",
-            "ahead", "kept", "share", "d_hidden", "d_items",
-        )),
-    )  # fmt: skip
-
-
-Call: TypeAlias = (
-    LayerCall | ScanCall | DropoutCall | GeluCall | NormalizeCall | ExponentialsCall | SoftmaxCall
+_DROPS = {"seed": ctypes.c_uint64, "rate": ctypes.c_double}
+_EPS, _BIAS = {"eps": ctypes.c_double}, {"bias": ctypes.c_double}
+LayerCall = _call(
+    "Layer",
+    "rows length hidden inner state rank kernel threads last reverse residual",
+    {**_EPS, "drop_rate": ctypes.c_double, "drop_seed": ctypes.c_uint64},
+    "x norm_weight norm_bias in_proj conv_weight conv_bias x_proj dt_weight dt_bias A_log D "
+    "out_proj out states conv_before state_before conv_after state_after d_out d_x d_norm_weight "
+    "d_norm_bias d_in_proj d_conv_weight d_conv_bias d_x_proj d_dt_weight d_dt_bias d_A_log d_D "
+    "d_out_proj",
 )
+ScanCall = _call(
+    "Scan",
+    "rows length inner state threads",
+    {},
+    "u dt A B C y states d_y d_u d_dt d_A d_B d_C",
+)
+DropoutCall = _call("Dropout", "count threads narrow_x narrow_out", _DROPS, "x added out")
+GeluCall = _call("Gelu", "count threads narrow", _DROPS, "x d_out out")
+NormalizeCall = _call("Normalize", "rows size threads", _EPS, "x d_out out")
+_LISTS = "listed lists list ahead kept"
+ExponentialsCall = _call(
+    "Exponentials", "rows columns threads stride narrow width", _BIAS, f"x largest sum {_LISTS}"
+)
+SoftmaxCall = _call(
+    "Softmax",
+    "rows columns threads size width",
+    _BIAS,
+    f"hidden items targets target largest sum {_LISTS} share d_hidden d_items",
+)
+CALLS = (
+    LayerCall, ScanCall, DropoutCall, GeluCall, NormalizeCall, ExponentialsCall, SoftmaxCall,
+)  # fmt: skip
 
 
 class KernelLibrary:
@@ -129,12 +77,15 @@ class KernelLibrary:
         variant: name of an instruction set, one of `variants()`; the fastest by default.
 
     Raises:
-        OSError: the file is no library that this machine can load.
+        OSError: the file is no library that this machine can load, or was built from other sources.
         ValueError: this processor does not run the variant.
     """
 
     def __init__(self, path: Path, variant: str | None = None) -> None:
         self._library = ctypes.CDLL(str(path))
+        count_bytes = getattr(self._library, "ftmamba_bytes_of_structs", lambda: 0)
+        if count_bytes() != sum(ctypes.sizeof(call) for call in CALLS):
+            raise OSError("it was built from other sources")
         self._library.ftmamba_variant.restype = ctypes.c_char_p
         names = self.variants()
         if variant is not None and variant not in names:
@@ -156,7 +107,7 @@ class KernelLibrary:
             names.append(name.decode())
         return names
 
-    def run(self, function: str, call: Call) -> None:
+    def run(self, function: str, call: Any) -> None:
         """Call a function of csrc/library.c by its name after `ftmamba_`.
 
         Raises:
@@ -181,7 +132,7 @@ class KernelLibrary:
         return max(1, min(torch.get_num_threads(), MOST_THREADS, work // least))
 
 
-def _sizes(call: Call) -> dict[str, int]:
+def _sizes(call: Any) -> dict[str, int]:
     names = [field[0] for field in call._fields_ if field[1] is _INT]
     return {name: getattr(call, name) for name in names}
 
@@ -320,27 +271,22 @@ def check_shapes(tensors: Mapping[str, Tensor | None], shapes: dict[str, tuple[i
             raise ValueError(f"{name} must have the shape {shape}, got {tuple(tensor.shape)}")
 
 
-def check_scan(tensors: Mapping[str, Tensor], *, last: bool) -> None:
-    """Check the shapes of a scan: u (B, L, E), A (E, N), C (B, N) where only the last is wanted.
+def check_scan(tensors: Sequence[Tensor]) -> None:
+    """Check the shapes of a scan: u and dt (B, L, E), A (E, N), B and C (B, L, N).
 
     Raises:
-        ValueError: one does not fit, they are on several devices, or there is no last token.
+        ValueError: one does not fit, or they are on several devices.
     """
-    u, A = tensors["u"], tensors["A"]
+    named = dict(zip(("u", "dt", "A", "B", "C"), tensors, strict=True))
+    u, A = named["u"], named["A"]
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(
             "a scan takes u (batch, tokens, channels) and A (channels, states), got "
             f"{tuple(u.shape)} and {tuple(A.shape)}"
         )
-    batch, length, inner = u.shape
-    state = A.shape[1]
-    of_tokens = (batch, length, state)
-    check_shapes(tensors, {
-        "dt": (batch, length, inner), "A": (inner, state), "B": of_tokens,
-        "C": (batch, state) if last else of_tokens,
-    })  # fmt: skip
-    for name, tensor in tensors.items():
+    of_tokens = (*u.shape[:2], A.shape[1])
+    shapes = {"dt": tuple(u.shape), "A": (u.shape[2], A.shape[1])}
+    check_shapes(named, {**shapes, "B": of_tokens, "C": of_tokens})
+    for name, tensor in named.items():
         if tensor.device != u.device:
             raise ValueError(f"u is on {u.device} and {name} on {tensor.device}; move them")
-    if last and not length:
-        raise ValueError("the last token's output needs at least one token, got rows of none")

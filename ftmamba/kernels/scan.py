@@ -62,10 +62,9 @@ def _empty_outputs(u: Tensor, A: Tensor, *, keep_states: bool) -> tuple[Tensor, 
     return u.new_empty(u.shape), u.new_empty(shape)
 
 
-def _call(tensors: list[Tensor]) -> tuple[ScanCall, list[Tensor]]:
-    named = dict(zip(NAMES, tensors, strict=True))
-    check_scan(named, last=False)
-    pointers, alive = as_pointers(named)
+def _call(tensors: list[Tensor]) -> tuple[Any, list[Tensor]]:
+    check_scan(tensors)
+    pointers, alive = as_pointers(dict(zip(NAMES, tensors, strict=True)))
     (rows, length, inner), state = tensors[0].shape, tensors[2].shape[1]
     threads = min(max(rows, 1), library().threads_for(rows * length * inner * state))
     call = ScanCall(rows=rows, length=length, inner=inner, state=state, threads=threads, **pointers)
@@ -120,7 +119,7 @@ def mamba_ssm_scan(
         ImportError: mamba_ssm, or its kernel, is not installed.
     """
     tensors = (u_BLE, dt_BLE, B_BLN, C_BLN)
-    check_scan(dict(zip(NAMES, (u_BLE, dt_BLE, A_EN, B_BLN, C_BLN), strict=True)), last=False)
+    check_scan((u_BLE, dt_BLE, A_EN, B_BLN, C_BLN))
     # Their kernel takes channels and states ahead of tokens, and one type for all but A.
     common = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     u_BEL, dt_BEL, B_BNL, C_BNL = (x.to(common).mT.contiguous() for x in tensors)

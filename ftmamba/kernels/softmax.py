@@ -9,7 +9,7 @@ Shapes: C rows, I columns or items, N lists of T columns, D embedding.
 
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ def _compiled(library: KernelLibrary, x_CI: Tensor, listed: Listed | None) -> Ex
 
 
 def _fill_lists(
-    call: ExponentialsCall | SoftmaxCall, listed: Listed | None, n_columns: int, listed_C: Tensor
+    call: Any, listed: Listed | None, n_columns: int, listed_C: Tensor
 ) -> Listed | None:
     """Write the lists into a call; return them as the kernel reads them, to be kept until then."""
     if listed is None or not listed.lists.shape[1]:

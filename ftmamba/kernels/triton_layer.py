@@ -223,7 +223,7 @@ def triton_scan(
         RuntimeError: Triton cannot run here.
     """
     tensors = (u_BLE, dt_BLE, A_EN, B_BLN, C_BLN)
-    check_scan(dict(zip(("u", "dt", "A", "B", "C"), tensors, strict=True)), last=False)
+    check_scan(tensors)
     for tensor in tensors:
         _check_type(tensor)
     y_BLE: Tensor = _scan_forward(*tensors, is_kept(*tensors))[0]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -194,16 +194,15 @@ class TrainingLoop:
         """Train to the end, an early stop included, and put the best weights in the model."""
         recipe, progress = self.recipe, self.progress
         end = min(recipe.num_epochs, recipe.stop_after_epochs or recipe.num_epochs)
-        with ProgressReport(
-            self.accelerator,
-            self.steps_per_epoch * end,
-            done=progress.step,
-            log_every_steps=recipe.log_every_steps,
-        ) as report:
+        # None hides the bar where the output is no terminal.
+        hidden = None if self.accelerator.is_main_process else True
+        n_steps = self.steps_per_epoch * end
+        bar = tqdm(total=n_steps, initial=progress.step, unit="step", disable=hidden)
+        with logging_redirect_tqdm(), bar:
             patience = recipe.early_stopping_patience or math.inf
             while progress.epoch < end and progress.n_stale < patience:
                 started = time.perf_counter()
-                self._train_epoch(report)
+                self._train_epoch(bar)
                 figures = {
                     "epoch": progress.epoch + 1,
                     "loss": self._mean_loss_sum() / self.batches.n_batches,
@@ -215,13 +214,13 @@ class TrainingLoop:
                 is_due = progress.epoch % recipe.evaluate_every == 0 or progress.epoch == end
                 if validate is not None and is_due:
                     self._validate(validate)
-                report.epoch(progress, end)
+                self._report_epoch(end)
                 if recipe.checkpointing_steps == "epoch":
                     self._save()
         if self.best is not None:
             self.base.load_state_dict(self.best)
 
-    def _train_epoch(self, report: "ProgressReport") -> None:
+    def _train_epoch(self, bar: Any) -> None:
         progress = self.progress
         self.wrapped.train()
         with read_ahead(self._prepared()) as prepared:
@@ -230,7 +229,11 @@ class TrainingLoop:
                 progress.loss_sum += figures["loss"] * len(window)
                 progress.step += 1
                 progress.batch += len(window)
-                report.step(progress.step, figures)
+                bar.update()
+                if progress.step % self.recipe.log_every_steps == 0:
+                    bar.set_postfix(loss=f"{figures['loss']:.4f}")
+                    tracked = {f"train/{name}": value for name, value in figures.items()}
+                    self.accelerator.log(tracked, step=progress.step)
                 every = self.recipe.checkpointing_steps
                 if isinstance(every, int) and progress.step % every == 0:
                     self._save()
@@ -304,6 +307,18 @@ class TrainingLoop:
             state = self.base.state_dict()
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
+    def _report_epoch(self, n_epochs: int) -> None:
+        """Log and track the figures of the epoch that just ended."""
+        progress, figures = self.progress, self.progress.history[-1]
+        line = f"epoch {progress.epoch}/{n_epochs}  loss {figures['loss']:.4f}"
+        if "score" in figures:
+            is_best = progress.best_epoch == progress.epoch
+            line += f"  validation {figures['score']:.4f}{' (best)' if is_best else ''}"
+        if self.accelerator.is_main_process:
+            logger.info("%s  %.1f s", line, figures["seconds"])
+        tracked = {f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}
+        self.accelerator.log(tracked, step=progress.step)
+
     def _save(self) -> None:
         self.progress.loss_sum = self._mean_loss_sum()
         if self.accelerator.is_main_process:
@@ -354,52 +369,3 @@ def choose_bfloat16(
         )  # fmt: skip
     accelerator.autocast_handler = AutocastKwargs(enabled=chosen)
     return chosen
-
-
-class ProgressReport:
-    """A bar over the optimizer steps, a line an epoch, and the tracker's figures."""
-
-    def __init__(
-        self, accelerator: Accelerator, n_steps: int, *, done: int, log_every_steps: int
-    ) -> None:
-        self.accelerator = accelerator
-        self.log_every_steps = log_every_steps
-        # None hides the bar where the output is no terminal.
-        hidden = None if accelerator.is_main_process else True
-        self.bar = tqdm(total=n_steps, initial=done, unit="step", disable=hidden)
-        self.redirect = logging_redirect_tqdm()
-
-    def __enter__(self) -> "ProgressReport":
-        self.redirect.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.close()
-        self.redirect.__exit__(kind, error, trace)
-
-    def step(self, step: int, figures: dict[str, float]) -> None:
-        """Move the bar; track the figures of every so many steps."""
-        self.bar.update()
-        if step % self.log_every_steps == 0:
-            self.bar.set_postfix(loss=f"{figures['loss']:.4f}")
-            self._track({f"train/{name}": value for name, value in figures.items()}, step)
-
-    def epoch(self, progress: Progress, n_epochs: int) -> None:
-        """Say how the epoch that just ended went."""
-        figures = progress.history[-1]
-        line = f"epoch {progress.epoch}/{n_epochs}  loss {figures['loss']:.4f}"
-        if "score" in figures:
-            is_best = progress.best_epoch == progress.epoch
-            line += f"  validation {figures['score']:.4f}{' (best)' if is_best else ''}"
-        if self.accelerator.is_main_process:
-            logger.info("%s  %.1f s", line, figures["seconds"])
-        tracked = {f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}
-        self._track(tracked, progress.step)
-
-    def _track(self, figures: dict[str, float], step: int) -> None:
-        self.accelerator.log(figures, step=step)

@@ -27,16 +27,13 @@ def test_bad_input_is_one_line_and_exit_code_2(error, monkeypatch, capsys):
     assert err == "ftmamba: error: two lines\n"
 
 
-def test_a_bug_keeps_its_stack(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "fail", failing(KeyError("bug")))
-    with pytest.raises(KeyError):
-        program.main(["fail"])
-
-
-def test_a_traceback_is_shown_on_request(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "fail", failing(ValueError("bad")))
-    with pytest.raises(ValueError, match="bad"):
-        program.main(["--traceback", "fail"])
+@pytest.mark.parametrize(
+    ("error", "flags"), [(KeyError("bug"), []), (ValueError("bad"), ["--traceback"])]
+)
+def test_a_bug_keeps_its_stack_and_bad_input_shows_it_on_request(error, flags, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "fail", failing(error))
+    with pytest.raises(type(error)):
+        program.main([*flags, "fail"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["recomend"], ["recommend", "run"]])

@@ -83,6 +83,7 @@ def test_a_table_smaller_than_a_batch_gives_one_smaller_batch_shared_out(table_o
     parts = [row_lists(table_of(7, rank=rank, n_ranks=2)) for rank in range(2)]
     assert [[len(rows) for rows in part] for part in parts] == [[3], [3]]
     assert not set(parts[0][0]) & set(parts[1][0])
+    assert [len(rows) for rows in row_lists(table_of(2, rank=1, n_ranks=2))] == [1]
 
 
 def test_shuffling_mixes_the_whole_table_and_favours_no_position(table_of):

@@ -29,29 +29,25 @@ def crooked(n_columns, seed):
     return lambda has_come_NC: torch.tanh(has_come_NC.double() @ weights + 0.3) @ out
 
 
-def by_definition(user, item, n_user, n_item):
-    """Return what each column adds as it comes, averaged over all orders of all columns."""
-    n_columns = n_user + n_item
+@pytest.mark.parametrize(("n_user", "n_item"), [(1, 1), (3, 2), (2, 4), (4, 0), (0, 3)])
+def test_all_coalitions_give_the_definition(n_user, n_item):
+    """What each column adds as it comes, averaged over all orders of all columns."""
+    user, item, n_columns = crooked(n_user, seed=1), crooked(n_item, seed=2), n_user + n_item
 
     def score(come):
         has_come_C = torch.tensor([column in come for column in range(n_columns)])
         return float((user(has_come_C[None, :n_user]) * item(has_come_C[None, n_user:])).sum())
 
-    added = torch.zeros(n_columns, dtype=torch.float64)
-    orders = list(permutations(range(n_columns)))
+    added, orders = (
+        torch.zeros(n_columns, dtype=torch.float64),
+        list(permutations(range(n_columns))),
+    )
     for order in orders:
-        scores = [score(frozenset(order[:place])) for place in range(n_columns + 1)]
+        scores = [score(frozenset(order[:end])) for end in range(n_columns + 1)]
         for column, (before, after) in zip(order, pairwise(scores), strict=True):
             added[column] += (after - before) / len(orders)
-    return added
-
-
-@pytest.mark.parametrize(("n_user", "n_item"), [(1, 1), (3, 2), (2, 4), (4, 0), (0, 3)])
-def test_all_coalitions_give_the_definition(n_user, n_item):
-    user, item = crooked(n_user, seed=1), crooked(n_item, seed=2)
     found = shares(play(user, n_user), play(item, n_item), temperature=0.5)
-    expected_C = by_definition(user, item, n_user, n_item) / 0.5
-    torch.testing.assert_close(torch.cat([found.user, found.item]), expected_C)
+    torch.testing.assert_close(torch.cat([found.user, found.item]), added / 0.5)
     assert found.standard_error == 0
 
 
@@ -62,13 +58,10 @@ def test_a_linear_model_has_its_closed_form(n_user, n_item):
     user, user_E, user_CE = linear(n_user, seed=1)
     item, item_E, item_CE = linear(n_item, seed=2)
     found = shares(play(user, n_user), play(item, n_item), temperature=2.0)
-    expected_user_C = user_CE @ (item_E + item_CE.sum(0) / 2) / 2.0
-    expected_item_C = item_CE @ (user_E + user_CE.sum(0) / 2) / 2.0
-    torch.testing.assert_close(found.user, expected_user_C)
-    torch.testing.assert_close(found.item, expected_item_C)
-    assert found.score == pytest.approx(
-        float((user_E + user_CE.sum(0)) @ (item_E + item_CE.sum(0))) / 2
-    )
+    torch.testing.assert_close(found.user, user_CE @ (item_E + item_CE.sum(0) / 2) / 2.0)
+    torch.testing.assert_close(found.item, item_CE @ (user_E + user_CE.sum(0) / 2) / 2.0)
+    whole = float((user_E + user_CE.sum(0)) @ (item_E + item_CE.sum(0))) / 2
+    assert found.score == pytest.approx(whole)
     assert found.baseline_score == pytest.approx(float(user_E @ item_E) / 2)
 
 
@@ -97,23 +90,16 @@ def test_drawn_orders_come_near_the_exact_shares_within_their_error(monkeypatch)
     assert sum(misses) / len(misses) < 0.15 * spread
 
 
-def test_as_many_orders_are_drawn_as_is_said():
+def test_so_many_orders_are_drawn_and_the_same_seed_draws_the_same():
     n_columns, n_rows = MOST_EXACT + 1, []
+    user, item = crooked(n_columns, 1), play(crooked(2, 2), 2)
 
     def embed(has_come_NC):
         n_rows.append(len(has_come_NC))
-        return has_come_NC.double()
+        return user(has_come_NC)
 
-    play(embed, n_columns)
-    assert n_rows == [N_GROUPS * ORDERS_A_GROUP * (n_columns + 1)]
-
-
-def test_the_same_seed_draws_the_same_orders():
-    n_columns = MOST_EXACT + 2
-    user, item = crooked(n_columns, 1), crooked(2, 2)
-    first, second, other = (
-        shares(play(user, n_columns, seed), play(item, 2), temperature=1.0).user
-        for seed in (5, 5, 6)
-    )
+    games = [play(embed, n_columns, seed) for seed in (5, 5, 6)]
+    first, second, other = (shares(game, item, temperature=1.0).user for game in games)
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+    assert n_rows == [N_GROUPS * ORDERS_A_GROUP * (n_columns + 1)] * 3

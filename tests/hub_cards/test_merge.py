@@ -70,11 +70,8 @@ def body(card):
     return split_metadata(card)[1]
 
 
-def test_without_an_earlier_card_the_generated_one_is_published_as_it_is():
-    assert merge_card(GENERATED, "") == GENERATED
-
-
 def test_the_same_card_again_changes_nothing():
+    assert merge_card(GENERATED, "") == GENERATED
     assert merge_card(GENERATED, GENERATED) == GENERATED
     once = merge_card(GENERATED, EDITED)
     assert merge_card(GENERATED, once) == once
@@ -83,11 +80,7 @@ def test_the_same_card_again_changes_nothing():
 def test_sections_are_replaced_and_everything_else_stays():
     expected = body(EDITED).replace("Old use", "New use").replace("Old results", "New results")
     assert body(merge_card(GENERATED, EDITED)) == expected
-
-
-def test_a_persons_metadata_stays():
-    found = metadata(merge_card(GENERATED, EDITED))
-    assert found == {
+    assert metadata(merge_card(GENERATED, EDITED)) == {
         "license": "mit",
         "tags": ["ftmamba", "mamba", "films"],
         "model-index": [{"name": "new"}],
@@ -137,14 +130,14 @@ def test_a_card_of_a_run_under_way_changes_its_own_sections_alone():
     assert body(merge_card(GENERATED, merge_card(under_way, ""))) == body(GENERATED).lstrip()
 
 
-def test_a_title_for_now_gives_way():
-    for_now = f"# repo {PROVISIONAL_TITLE}\n\n" + section("use", f"{UNDER_WAY}\nStep 12.")
-    assert body(merge_card(GENERATED, for_now)) == body(GENERATED).lstrip()
-    by_hand = for_now.replace(f" {PROVISIONAL_TITLE}", "")
-    assert body(merge_card(GENERATED, by_hand)).startswith("# repo\n")
+def test_a_provisional_title_is_replaced():
+    provisional = f"# repo {PROVISIONAL_TITLE}\n\n" + section("use", f"{UNDER_WAY}\nStep 12.")
+    assert body(merge_card(GENERATED, provisional)) == body(GENERATED).lstrip()
+    written = provisional.replace(f" {PROVISIONAL_TITLE}", "")
+    assert body(merge_card(GENERATED, written)).startswith("# repo\n")
 
 
-def test_a_section_that_is_generated_no_more_keeps_its_place_unseen():
+def test_a_section_that_is_no_longer_generated_keeps_its_position():
     short = merge_card(section("training", "Epoch 3."), EDITED)
     assert section("results", "") in short
     assert "Old results" not in short

@@ -81,12 +81,6 @@ def test_both_directions_equal_their_definition(variant, shape):
     compare(layer, exact, tokens(rows, length, fields["hidden_size"]), FTMambaLayer.__call__)
 
 
-@pytest.mark.parametrize("fields", [{"norm_position": "post"}, {"residual_dropout": 0.5}])
-def test_a_layer_with_parts_outside_the_kernel_equals_its_definition(variant, fields):
-    layer, exact = twins(hidden_size=32, state_size=8, **fields)
-    compare(layer.eval(), exact.eval(), tokens(4, 11, 32), FTMambaLayer.__call__)
-
-
 class Kept(nn.Dropout):
     """Dropout of numbers that are known."""
 
@@ -121,22 +115,6 @@ def test_dropout_ahead_of_the_sum_equals_its_definition(variant, shape, last, ca
     assert calls == [("fused_layer", 0.4)]
 
 
-def test_dropout_is_not_forgotten_in_training():
-    layer = make_layer(hidden_size=32, state_size=8, residual_dropout=0.5)
-    x = tokens(4, 11, 32)
-    assert not torch.equal(layer.train()(x), layer.eval()(x))
-    unchanged = (layer.train()(x) == x).float().mean()
-    assert 0.4 < unchanged < 0.6
-
-
-def test_rows_do_not_see_each_other(variant):
-    layer = make_layer(hidden_size=32, state_size=8)
-    x = tokens(19, 11, 32)
-    together = layer(x)
-    alone = torch.cat([layer(row[None]) for row in x])
-    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("rows", "length"), [(1, 700), (2, 65), (5, 65), (64, 11)])
 @pytest.mark.parametrize(("hidden_size", "rate"), [(20, 0.0), (32, 0.0), (20, 0.4), (32, 0.4)])
@@ -163,10 +141,6 @@ def test_three_threads_give_what_one_gives_and_the_same_every_time(
     for one, three, again in zip(*results, strict=True):
         torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-5)
         assert torch.equal(three, again)
-
-
-def test_threads_are_lent_by_torch():
-    assert KernelLibrary(LIBRARY).has_threads
 
 
 def test_gradients_that_fade_over_a_long_row_are_zero_and_not_denormal(variant):
@@ -209,14 +183,6 @@ def test_a_compiled_model_gives_the_same_with_gradients():
             torch.testing.assert_close(a, b)
 
 
-def test_under_autocast_the_kernel_stays_in_float32():
-    layer = make_layer(hidden_size=32, state_size=8)
-    x = tokens(3, 11, 32)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = layer(x)
-    torch.testing.assert_close(got, layer(x))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_model_computes_in_float32_and_answers_in_its_type(dtype):
     layer, exact = twins(hidden_size=32, state_size=8)
@@ -238,14 +204,6 @@ def test_empty_batches_and_rows_give_empty_answers():
     with pytest.raises(ValueError, match="at least one token"):
         layer.forward_last(torch.zeros(3, 0, 16))
     assert layer.forward_last(torch.zeros(0, 5, 16)).shape == (0, 16)
-
-
-def test_strided_inputs_are_read_as_they_are_meant():
-    layer = make_layer(hidden_size=16, state_size=4)
-    x = tokens(3, 11, 16)
-    strided = x.transpose(0, 1).contiguous().transpose(0, 1)
-    assert not strided.is_contiguous()
-    assert torch.equal(layer(strided), layer(x))
 
 
 @pytest.mark.parametrize(
@@ -367,3 +325,15 @@ def test_states_of_another_shape_are_refused(conv, scan):
     states = torch.zeros(conv), torch.zeros(scan)
     with torch.no_grad(), pytest.raises(ValueError, match="_before must have the shape"):
         carried_layer(torch.randn(2, 1, 16), _parameters(layer.mixer), None, *states, residual=True)
+
+
+def test_threads_are_lent_by_torch():
+    assert KernelLibrary(LIBRARY).has_threads
+
+
+def test_under_autocast_the_kernel_stays_in_float32():
+    layer = make_layer(hidden_size=32, state_size=8)
+    x = tokens(3, 11, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer(x)
+    torch.testing.assert_close(got, layer(x))

@@ -56,14 +56,6 @@ def test_values_and_gradients_equal_float64(choose, when, bias, n_chunks, sizes)
 
 
 @pytest.mark.parametrize("when", CHOICES)
-def test_tokens_that_are_not_contiguous_are_mapped_as_their_copy(choose, when):
-    choose(when)
-    module, x = nn.Linear(8, 4), drawn(9, 6, 8)
-    torch.testing.assert_close(apply_linear(module, x[:, -1:]), module(x[:, -1:].contiguous()))
-    torch.testing.assert_close(apply_linear(module, x.mT.contiguous().mT), module(x))
-
-
-@pytest.mark.parametrize("when", CHOICES)
 def test_what_is_frozen_gets_no_gradient(choose, when):
     choose(when)
     module, x = nn.Linear(8, 4), drawn(9, 8)

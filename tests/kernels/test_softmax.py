@@ -65,11 +65,6 @@ def test_a_number_that_is_none_is_not_lost(library, place):
     assert sum_C.isnan().tolist() == [False, True, False]
 
 
-def test_no_rows_are_no_rows(library):
-    largest_C, sum_C, _ = exponentiate(torch.empty(0, 5))
-    assert len(largest_C) == len(sum_C) == 0
-
-
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
@@ -125,15 +120,6 @@ def test_what_is_listed_gets_the_bias_and_a_sum_of_its_own(library, dtype, bias)
     of_listed_C = (wanted_CI.double() * is_listed_CI).sum(1).to(found.sum.dtype)
     rounding = 2**-8 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found.listed, of_listed_C, rtol=rounding, atol=1e-30)
-
-
-def test_lists_of_no_columns_change_nothing(library):
-    zeros = torch.zeros(4, dtype=torch.int64)
-    x_CI = logits(4, 9, torch.float32)
-    wanted = exponentiate(x_CI.clone())
-    found = exponentiate(x_CI, Listed(torch.empty(2, 0, dtype=torch.int64), zeros, zeros, -1.0))
-    assert torch.equal(found.sum, wanted.sum)
-    assert found.listed.tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(

@@ -33,17 +33,20 @@ BAD = [
     ({"initializer_range": -0.1}, "initializer_range must be >= 0, got -0.1"),
     ({"user_tower": {"columns": [HISTORY]}, "bidirectional": True}, "set bidirectional to False"),
     ({"user_tower": {"columns": [HISTORY]}, "mixer": "attention"}, "set causal_attention"),
-    ({"user_tower": {"columns": [HISTORY]}, "max_positions": 9}, "in 1..max_positions, got 20"),
+    (
+        {"user_tower": {"columns": [HISTORY]}, "max_positions": 9},
+        "in 1..max_positions with the history.*got 20",
+    ),
     (
         {"user_tower": {"columns": [{**HISTORY, "event_features": []}]}, "time_decay": True},
         r"time_decay needs.*'gap', got mixer 'mamba' and event_features \[\]",
     ),
     ({"user_tower": {"columns": [HISTORY, {**HISTORY, "name": "b"}]}}, "histories history, b"),
-    ({"item_tower": {"columns": [HISTORY]}}, "item_tower: column 'history'.*move it to user"),
+    ({"item_tower": {"columns": [HISTORY]}}, "item_tower: history 'history' must be in user_tower"),
     *(
         (
             {"user_tower": {"columns": [{**HISTORY, "event_features": features}]}},
-            "event_features must be a list of gap, weight and names of numeric columns.*each once",
+            "event_features must be a list of gap, weight and numeric columns.*each once",
         )
         for features in (
             "gap",
@@ -75,7 +78,10 @@ BAD = [
     ),
     ({"user_tower": {"columns": [{**COLUMNS[0], "min_count": 2}]}}, "min_count has no effect on k"),
     ({"item_tower": {"columns": [{**COLUMNS[1], "scaling": "none"}]}}, "scaling has no effect on"),
-    ({"user_tower": {"columns": [{**HISTORY, "kind": "numeric"}]}}, "needs kind 'history'"),
+    (
+        {"user_tower": {"columns": [{**HISTORY, "kind": "numeric"}]}},
+        "kind must be 'history' for event_features",
+    ),
     ({"user_tower": {"colums": []}}, "user_tower.*no field 'colums'.*'columns'"),
     ({"user_tower": {"columns": [{"name": "a", "kind": "numric"}]}}, "user_tower.*'numeric'"),
     ({"item_tower": {"columns": [{"name": "a", "knd": "numeric"}]}}, "unknown key 'knd'"),

@@ -310,11 +310,11 @@ def test_histories_that_do_not_fit_are_refused(changes, message):
 def test_a_tower_without_a_history_refuses_one_and_positions_need_the_last_token():
     model = make_model(COLUMNS)
     users = make_users(model, [3, 2])
-    with pytest.raises(ValueError, match="user tower has no column of kind 'history', got a hi"):
+    with pytest.raises(ValueError, match="user tower has no column of kind 'history', got one"):
         model.get_user_embeddings(**users)
-    with pytest.raises(ValueError, match="need a column of kind 'history', the user tower has no"):
+    with pytest.raises(ValueError, match="need a column of kind 'history' in the user tower"):
         model.get_user_positions()
-    with pytest.raises(ValueError, match="need pooling 'last', the user tower has 'cls'"):
+    with pytest.raises(ValueError, match="need pooling 'last', got 'cls'"):
         make_model().get_user_positions(**users)
 
 

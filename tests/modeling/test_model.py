@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModel, Trainer, TrainingArguments
 
 from modeling_ftmamba import FTMambaTowerModel, FTMambaTwoTowerModel
 
@@ -141,6 +142,62 @@ def test_compiles_as_one_graph_with_gradients(build, mixer):
         results.append([scores, *(p.grad for p in model.parameters() if p.requires_grad)])
     for eager, graph in zip(*results, strict=True):
         torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_what_transformers_trains_is_saved_loaded_and_used(build, tmp_path):
+    """Trainer writes `training_args.bin`, a pickle, beside the weights; nothing ever reads it."""
+    model, batch = build(), make_batch(5, 7)
+    labels, before = torch.tensor([3, 0, 6, 2, 2]), model(**batch).scores
+    items = {name: tensor for name, tensor in batch.items() if name.startswith("item_")}
+    users = {name: tensor for name, tensor in batch.items() if name.startswith("user_")}
+    rows = [
+        {**{name: tensor[row] for name, tensor in users.items()}, "labels": labels[row]}
+        for row in range(5)
+    ]
+
+    def collate(some):
+        return items | {name: torch.stack([row[name] for row in some]) for name in some[0]}
+
+    arguments = TrainingArguments(
+        tmp_path / "run", max_steps=20, per_device_train_batch_size=5, learning_rate=0.01,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate)
+    losses = [model.eval()(**batch, labels=labels).loss.item()]
+    trainer.train()
+    losses.append(model.eval()(**batch, labels=labels).loss.item())
+    assert losses[1] < 0.7 * losses[0]
+    trainer.save_model(tmp_path / "saved")
+    (tmp_path / "saved" / "training_args.bin").write_bytes(b"not even a pickle")
+    loaded = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert type(loaded).__name__ == "FTMambaTwoTowerModel"
+    scores = loaded(**batch).scores
+    assert torch.equal(scores, model(**batch).scores)
+    assert (scores - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, {"mixer": "ssd"}])
+def test_a_model_made_without_memory_is_initialised_as_one_made_with_it(variant):
+    """What `_init_weights` forgets would stay as the memory was."""
+    config = make_config(**variant, learn_temperature=True, temperature=0.5)
+    torch.manual_seed(0)
+    plain = FTMambaTwoTowerModel(config)
+    with torch.device("meta"):
+        late = FTMambaTwoTowerModel(config)
+    late.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in late.state_dict().values():
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+    for module in late.modules():
+        module._is_hf_initialized = False
+    for parameter in late.parameters():
+        parameter._is_hf_initialized = False
+    late.init_weights()
+    for name, value in late.state_dict().items():
+        expected = plain.state_dict()[name]
+        assert not value.isnan().any(), name
+        assert value.shape == expected.shape
+        assert torch.equal(value == 0, expected == 0), name
 
 
 def test_device_map_loads_onto_a_device(build, tmp_path):

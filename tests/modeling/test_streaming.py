@@ -217,9 +217,12 @@ def test_an_event_older_than_the_state_is_refused_and_equal_times_are_not():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mixer": "attention", "causal_attention": True}, "mixer is 'attention', which looks"),
-        ({"pooling": "mean"}, "need pooling 'cls' or 'last', the user tower has 'mean'"),
-        ({"max_positions": 20}, "numbers its events up to max_positions, 20"),
+        (
+            {"mixer": "attention", "causal_attention": True},
+            "needs mixer 'mamba' or 'ssd'.*got 'attention'",
+        ),
+        ({"pooling": "mean"}, "need pooling 'cls' or 'last', got 'mean'"),
+        ({"max_positions": 20}, "no max_positions, got 'mamba' and 20"),
     ],
 )
 def test_towers_that_cannot_stop_and_go_on_say_why(fields, message):
@@ -228,7 +231,7 @@ def test_towers_that_cannot_stop_and_go_on_say_why(fields, message):
 
 
 def test_states_need_a_history_and_a_model_at_rest():
-    with pytest.raises(ValueError, match="need a column of kind 'history', the user tower has n"):
+    with pytest.raises(ValueError, match="need a column of kind 'history' in the user tower"):
         make_model(COLUMNS).start(**make_tensors(1, "user_"))
     with pytest.raises(RuntimeError, match=r"call model.eval\(\)"):
         make_model().train().start(**make_tensors(1, "user_"))

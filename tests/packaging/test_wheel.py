@@ -148,8 +148,9 @@ def test_without_a_compiler_the_wheel_builds_and_says_what_is_missing(tmp_path):
     assert "RuntimeError: the cpu scan cannot run here" in done.stderr
 
 
-def test_the_wheel_holds_the_card_template(contents):
-    assert "hub_cards/model_card.md.jinja" in contents
+def test_the_wheel_holds_templates_and_style_sheets(contents):
+    for name in ("model_card.md.jinja", "macros.md.jinja", "space_page.css", "card_preview.css"):
+        assert f"hub_cards/{name}" in contents
 
 
 def test_the_wheel_takes_no_common_name_at_the_top(contents):

@@ -3,15 +3,19 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
 from transformers.pipelines.pt_utils import KeyDataset
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint
-from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
+from ftmamba.table_embedding import embed_catalogue
+from modeling_ftmamba import FTMambaFeatureExtractor, FTMambaTwoTowerModel
+from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline, add_pipeline
 
 RECORDS = [
     {"age": 31, "occupation": "doctor"},
@@ -22,28 +26,31 @@ RECORDS = [
 ]
 
 
-class Records(Dataset):
-    """A data set that can be asked for one record at a time, and counts how often it is."""
+ITEMS = [{"year": 1990}, {"year": 2000, "genres": ["war"]}]
 
-    def __init__(self):
-        self.n_asked = 0
+
+class Rows(Dataset):
+    """A data set that gives one row at a time, and counts how often it is asked."""
+
+    def __init__(self, rows):
+        self.rows, self.n_asked = rows, 0
 
     def __len__(self):
-        return len(RECORDS)
+        return len(self.rows)
 
     def __getitem__(self, row):
         self.n_asked += 1
-        return RECORDS[row]
-
-
-@pytest.fixture(scope="module")
-def recommender(checkpoint_folder):
-    return Recommender.from_pretrained(checkpoint_folder)
+        return self.rows[row]
 
 
 @pytest.fixture(scope="module")
 def singles(recommend):
     return [recommend(record, top_k=7) for record in RECORDS]
+
+
+def own_pipeline(checkpoint, **options):
+    parts = (checkpoint.model, checkpoint.extractor, checkpoint.catalogue)
+    return FTMambaRecommendationPipeline(*parts, **{"device": "cpu", **options})
 
 
 def assert_close(answers, expected):
@@ -57,7 +64,8 @@ def assert_close(answers, expected):
         np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
 
 
-def test_the_pipeline_recommends_what_the_recommender_does(recommend, recommender):
+def test_the_pipeline_recommends_what_the_recommender_does(recommend, checkpoint_folder):
+    recommender = Recommender.from_pretrained(checkpoint_folder)
     for record in RECORDS:
         found = recommender.recommend(record=record, k=7)
         answer = recommend(record, top_k=7)
@@ -67,14 +75,11 @@ def test_the_pipeline_recommends_what_the_recommender_does(recommend, recommende
         assert type(answer[0]["score"]) is float
 
 
-def test_ten_items_come_by_default(recommend):
-    assert len(recommend(RECORDS[0])) == 10
-
-
 def test_the_best_are_the_head_of_the_whole_ranking(recommend):
     whole = recommend(RECORDS[0], top_k=20)
     assert len({one["item_key"] for one in whole}) == 20
     assert recommend(RECORDS[0], top_k=3) == whole[:3]
+    assert recommend(RECORDS[0]) == whole[:10]
 
 
 def test_what_is_excluded_leaves_the_rest_in_order(recommend):
@@ -91,9 +96,6 @@ def test_a_list_is_answered_as_its_records_one_by_one(recommend, singles, batch_
     answers = recommend(RECORDS, top_k=7, batch_size=batch_size)
     assert isinstance(answers, list)
     assert_close(answers, singles)
-
-
-def test_an_empty_list_has_no_answers(recommend):
     assert recommend([]) == []
 
 
@@ -121,25 +123,18 @@ def test_a_generator_is_read_as_its_answers_are(recommend, singles, batch_size):
 
 
 def test_a_data_set_is_answered_row_by_row(recommend, singles):
-    data = Records()
+    data = Rows(RECORDS)
     answers = recommend(data, top_k=7, batch_size=2)
     assert data.n_asked == 0
     assert_close(list(answers), singles)
     nested = KeyDataset([{"user": record} for record in RECORDS], "user")
     assert_close(list(recommend(nested, top_k=7)), singles)
+    table = datasets.Dataset.from_list([{"age": 31, "occupation": "doctor"}, {"age": 50}])
+    assert_close(list(recommend(table, top_k=3)), [recommend(row, top_k=3) for row in table])
 
 
-def test_a_hugging_face_data_set_is_answered(recommend):
-    datasets = pytest.importorskip("datasets")
-    data = datasets.Dataset.from_list([{"age": 31, "occupation": "doctor"}, {"age": 50}])
-    expected = [recommend(record, top_k=3) for record in data]
-    assert_close(list(recommend(data, top_k=3)), expected)
-
-
-def test_the_pipeline_takes_defaults_of_its_calls(checkpoint_folder, recommend):
-    loaded = load_checkpoint(checkpoint_folder)
-    parts = (loaded.model, loaded.extractor, loaded.catalogue)
-    own = FTMambaRecommendationPipeline(*parts, device="cpu", top_k=2, exclude=["i00"])
+def test_the_pipeline_has_defaults_of_its_calls(checkpoint_folder):
+    own = own_pipeline(load_checkpoint(checkpoint_folder), top_k=2, exclude=["i00"])
     assert len(own(RECORDS[0])) == 2
     assert "i00" not in [one["item_key"] for one in own(RECORDS[0], top_k=19)]
     assert "i00" in [one["item_key"] for one in own(RECORDS[0], top_k=20, exclude=[])]
@@ -148,36 +143,69 @@ def test_the_pipeline_takes_defaults_of_its_calls(checkpoint_folder, recommend):
 
 def test_a_model_in_training_mode_recommends_without_dropout(checkpoint_folder, recommend):
     loaded = load_checkpoint(checkpoint_folder)
-    parts = (loaded.model.train(), loaded.extractor, loaded.catalogue)
-    own = FTMambaRecommendationPipeline(*parts, device="cpu")
+    loaded.model.train()
+    assert own_pipeline(loaded)(RECORDS[0]) == recommend(RECORDS[0])
     assert not loaded.model.training
-    assert own(RECORDS[0]) == recommend(RECORDS[0])
 
 
 def test_half_precision_recommends_much_the_same(checkpoint_folder, recommend):
     loaded = load_checkpoint(checkpoint_folder)
-    parts = (loaded.model.to(torch.bfloat16), loaded.extractor, loaded.catalogue)
-    own = FTMambaRecommendationPipeline(*parts, device="cpu")
-    exact = {one["item_key"]: one["score"] for one in recommend(RECORDS[0], top_k=20)}
-    rough = {one["item_key"]: one["score"] for one in own(RECORDS[0], top_k=20)}
+    loaded.model.to(torch.bfloat16)
+    exact, rough = (
+        {one["item_key"]: one["score"] for one in pipe(RECORDS[0], top_k=20)}
+        for pipe in (recommend, own_pipeline(loaded))
+    )
     assert exact.keys() == rough.keys()
     assert exact != rough
-    torch.testing.assert_close(
-        [rough[key] for key in exact], list(exact.values()), rtol=0.1, atol=0.02
-    )
+    found = [rough[key] for key in exact]
+    torch.testing.assert_close(found, list(exact.values()), rtol=0.1, atol=0.02)
 
 
 def test_a_saved_pipeline_is_a_whole_one(recommend, tmp_path: Path):
-    recommend.save_pretrained(tmp_path / "saved")
-    loaded = load_checkpoint(tmp_path / "saved")
-    parts = (loaded.model, loaded.extractor, tmp_path / "saved" / "catalogue.safetensors")
-    again = FTMambaRecommendationPipeline(*parts, device="cpu")
+    recommend.save_pretrained(tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    again = FTMambaRecommendationPipeline(
+        loaded.model, loaded.extractor, tmp_path / "catalogue.safetensors", device="cpu"
+    )
     assert again(RECORDS[0]) == recommend(RECORDS[0])
-    assert (tmp_path / "saved" / "pipeline_ftmamba.py").is_file()
-    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text())
     assert config["custom_pipelines"]["recommendation"]["impl"] == (
         "pipeline_ftmamba.FTMambaRecommendationPipeline"
     )
+    assert (tmp_path / "pipeline_ftmamba.py").is_file()
+
+
+def test_what_the_trainer_of_transformers_saves_is_a_checkpoint(tiny_checkpoint, tmp_path: Path):
+    """With `training_args.bin` beside it, a pickle that is ignored, and fields of its own."""
+    extractor, n_rows = tiny_checkpoint.extractor, 8
+    encoded = dict(extractor(users=[{"age": 20 + row} for row in range(n_rows)]))
+    encoded |= extractor(items=[{"year": 1990 + row} for row in range(n_rows)])
+    rows = [
+        {name: values[row] for name, values in encoded.items()} | {"labels": row % 4}
+        for row in range(n_rows)
+    ]
+    model = FTMambaTwoTowerModel(tiny_checkpoint.model.config)
+    options = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, **options
+    )
+    trainer = Trainer(model, arguments, train_dataset=Rows(rows))
+    trainer.train()
+    folder = tmp_path / "saved"
+    trainer.save_model(str(folder))
+    assert (folder / "training_args.bin").is_file()
+    extractor.save_pretrained(folder)
+    add_pipeline(folder)
+    loaded = FTMambaTwoTowerModel.from_pretrained(folder)
+    catalogue = embed_catalogue(loaded, extractor(items=ITEMS), keys=["a", "b"], titles=())
+    catalogue.save(folder / "catalogue.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "note": "mine", "use_cache": True}))
+    again = FTMambaFeatureExtractor.from_pretrained(folder)
+    model = FTMambaTwoTowerModel.from_pretrained(folder)
+    pipe = FTMambaRecommendationPipeline(model, again, catalogue, device="cpu")
+    found = Recommender.from_pretrained(folder).recommend(record=RECORDS[0], k=2)
+    assert [one["item_key"] for one in pipe(RECORDS[0])] == [one.item_key for one in found]
 
 
 def test_tensor_names_tell_the_truth(recommend, checked_shapes):
@@ -188,7 +216,5 @@ def test_tensor_names_tell_the_truth(recommend, checked_shapes):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_recommends_what_the_processor_does(checkpoint_folder, singles):
-    loaded = load_checkpoint(checkpoint_folder)
-    parts = (loaded.model, loaded.extractor, loaded.catalogue)
-    own = FTMambaRecommendationPipeline(*parts, device="cuda")
+    own = own_pipeline(load_checkpoint(checkpoint_folder), device="cuda")
     assert_close(own(RECORDS, top_k=7), singles)

@@ -1,14 +1,13 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ftmamba.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ftmamba.checkpoint import load_checkpoint, load_to_recommend, save_checkpoint
 from ftmamba.known_users import KnownUsers
 from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
@@ -21,161 +20,163 @@ FILES = {
 
 
 @pytest.fixture
-def folder(checkpoint_folder: Path, tmp_path: Path) -> Path:
+def folder(checkpoint_folder, tmp_path):
     """A copy that a test may break."""
-    return Path(shutil.copytree(checkpoint_folder, tmp_path / "runs" / "quickstart"))
+    return shutil.copytree(checkpoint_folder, tmp_path / "runs" / "quickstart")
 
 
-def test_what_is_saved_is_what_is_loaded(tiny_checkpoint: Checkpoint, folder: Path) -> None:
+def change_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_what_is_saved_is_what_is_loaded(tiny_checkpoint, folder, tiny_items):
     loaded = load_checkpoint(folder)
     assert {path.name for path in folder.iterdir()} >= FILES
     before, after = tiny_checkpoint.model.state_dict(), loaded.model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    lean = load_to_recommend(folder).model.state_dict()
+    assert before.keys() == after.keys() == lean.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name])
+        assert torch.equal(tensor, lean[name])
     assert list(loaded.catalogue.keys) == list(tiny_checkpoint.catalogue.keys)
     assert loaded.catalogue.embeddings.tobytes() == tiny_checkpoint.catalogue.embeddings.tobytes()
     assert loaded.extractor.to_dict() == tiny_checkpoint.extractor.to_dict()
-    assert loaded.users is not None
-    assert tiny_checkpoint.users is not None
     assert loaded.users.records.equals(tiny_checkpoint.users.records)
     assert loaded.results == {"NDCG@10": 0.25, "name": "Amélie"}
     assert loaded.recipe == {"seed": 7, "split": {"kind": "global-time"}}
     assert loaded.card == "# Films\n"
     assert not loaded.model.training
-
-
-def test_the_catalogue_is_what_the_loaded_model_says_of_the_items(
-    folder: Path, tiny_items: dict
-) -> None:
-    loaded = load_checkpoint(folder)
     with torch.inference_mode():
-        items = loaded.model.get_item_embeddings(
-            **loaded.extractor(items=tiny_items, return_tensors="pt")
-        )
+        items = loaded.model.get_item_embeddings(**loaded.extractor(items=tiny_items))
     np.testing.assert_allclose(items.numpy(), loaded.catalogue.embeddings, rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_in_training_embeds_without_dropout_and_goes_on_training(
-    tiny_checkpoint: Checkpoint, tiny_items: dict
-) -> None:
-    config = dataclasses.replace(tiny_checkpoint.model.config, token_dropout=0.5)
-    model = FTMambaTwoTowerModel(config).train()
-    items = tiny_checkpoint.extractor(items=tiny_items)
-    titles, keys = tiny_items["title"], tiny_items["item_id"]
-    first = embed_catalogue(model, items, keys=keys, titles=titles)
-    assert model.training
-    second = embed_catalogue(model.eval(), items, keys=keys, titles=titles)
-    np.testing.assert_array_equal(first.embeddings, second.embeddings)
-    assert not model.training
-
-
-def test_without_known_users_there_is_no_local_folder(
-    tiny_checkpoint: Checkpoint, folder: Path
-) -> None:
+def test_without_known_users_there_is_no_local_folder(tiny_checkpoint, folder):
     save_checkpoint(folder, dataclasses.replace(tiny_checkpoint, users=None))
     assert not (folder / "local").exists()
     assert load_checkpoint(folder).users is None
 
 
-def test_a_save_that_breaks_off_leaves_the_earlier_checkpoint(
-    tiny_checkpoint: Checkpoint, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: KnownUsers, folder: Path) -> None:
+def test_a_save_that_breaks_off_leaves_the_earlier_checkpoint(tiny_checkpoint, folder, monkeypatch):
+    def fail(self, folder):
         raise RuntimeError("the last file of all")
 
     (folder / "step_10").mkdir()
     monkeypatch.setattr(KnownUsers, "save", fail)
-    card = dataclasses.replace(tiny_checkpoint, card="second")
     with pytest.raises(RuntimeError, match="the last file of all"):
-        save_checkpoint(folder, card)
+        save_checkpoint(folder, dataclasses.replace(tiny_checkpoint, card="second"))
     assert load_checkpoint(folder).card == "# Films\n"
     assert (folder / "step_10").is_dir()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_catalogue_of_other_weights_is_refused_before_anything_is_written(
-    tiny_checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    stale = dataclasses.replace(tiny_checkpoint.catalogue, fingerprint="0")
-    with pytest.raises(ValueError, match="the catalogue was embedded by other weights"):
-        save_checkpoint(tmp_path / "run", dataclasses.replace(tiny_checkpoint, catalogue=stale))
+def test_a_catalogue_that_the_model_did_not_make_is_not_saved(tiny_checkpoint, tmp_path):
+    embeddings = tiny_checkpoint.catalogue.embeddings.copy()
+    embeddings[2] = np.nan
+    for change, message in (
+        ({"fingerprint": "0"}, "the catalogue was embedded by other weights"),
+        ({"embeddings": embeddings}, r"item 'i02' \(row 2\) is not finite"),
+    ):
+        catalogue = dataclasses.replace(tiny_checkpoint.catalogue, **change)
+        with pytest.raises(ValueError, match=message):
+            save_checkpoint(tmp_path, dataclasses.replace(tiny_checkpoint, catalogue=catalogue))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_changed_after_the_save_are_noticed(folder: Path) -> None:
+@pytest.mark.parametrize("change", ["another", "absent", "superfluous", "infinite"])
+def test_weights_that_are_not_those_saved_are_noticed(folder, change):
     path = folder / "model.safetensors"
     tensors = load_file(path)
-    tensors["log_temperature"] = tensors["log_temperature"] + 1
+    name = "log_temperature"
+    message = "the catalogue was embedded by other weights"
+    if change == "another":
+        tensors[name] = tensors[name] + 1
+    elif change == "absent":
+        del tensors[name]
+        message = r"does not fit its config\.json: missing is log_temperature"
+    elif change == "superfluous":
+        tensors["more"] = torch.zeros(1)
+        message = r"does not fit its config\.json: 'more' is superfluous"
+    else:
+        tensors[name] = tensors[name] * torch.inf
+        message = "holds NaN or Inf in log_temperature"
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="the catalogue was embedded by other weights"):
-        load_checkpoint(folder)
+    for load in (load_checkpoint, load_to_recommend):
+        with pytest.raises(ValueError, match=message):
+            load(folder)
 
 
-def test_a_missing_weight_is_named(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    del tensors["log_temperature"]
-    save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"does not fit its config\.json: missing is log_temp"):
-        load_checkpoint(folder)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "catalogue.safetensors", "config.json"])
-def test_a_truncated_file_is_named(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "catalogue.safetensors", "config.json", "preprocessor_config.json",
+     "vocabularies.safetensors"],
+)  # fmt: skip
+def test_a_truncated_or_missing_file_is_named(folder, name):
     path = folder / name
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match="truncated") as caught:
         load_checkpoint(folder)
-    assert str(folder) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["preprocessor_config.json", "vocabularies.safetensors"])
-def test_a_truncated_extractor_is_an_error_of_the_user(folder: Path, name: str) -> None:
-    path = folder / name
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises((ValueError, OSError)):
-        load_checkpoint(folder)
-
-
-@pytest.mark.parametrize("name", ["config.json", "catalogue.safetensors"])
-def test_a_missing_file_is_named(folder: Path, name: str) -> None:
-    (folder / name).unlink()
+    assert str(path) in str(caught.value)
+    path.unlink()
     with pytest.raises(FileNotFoundError, match=name.split(".")[0]):
         load_checkpoint(folder)
 
 
-def test_a_model_of_another_kind_is_refused(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(ValueError, match="describes a model of type 'bert'"):
+def test_fields_and_files_that_are_not_ours_do_not_stop_a_load(folder, caplog):
+    change_config(folder, use_cache=True, note={"of": "a person"}, num_labels=10**9)
+    (folder / "training_args.bin").write_bytes(b"\x80\x04garbage")
+    for load in (load_checkpoint, load_to_recommend):
+        assert not hasattr(load(folder).model.config, "note")
+    assert "training_args.bin may be a pickle" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "bert"}, "describes a model of type 'bert'"),
+        ({"hidden_size": 2**40}, "sets hidden_size to 1099511627776, at most"),
+        ({"attn_implementation": "kernels-community/evil"}, "sets attn_implementation to 'kern"),
+        ({"hidden_size": "8"}, "makes no config"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(folder, fields, message):
+    change_config(folder, **fields)
+    with pytest.raises(ValueError, match=message):
         load_checkpoint(folder)
 
 
-def test_a_misspelt_folder_is_refused_with_the_near_one(folder: Path) -> None:
+def test_a_file_that_leaves_the_checkpoint_or_replaces_its_weights_is_refused(folder, tmp_path):
+    shutil.copy(folder / "model.safetensors", tmp_path / "elsewhere")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link that leaves its checkpoint"):
+        load_checkpoint(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="would be loaded in place of"):
+        load_checkpoint(folder)
+
+
+def test_a_misspelt_folder_is_refused_with_the_near_one(folder):
     with pytest.raises(FileNotFoundError, match=r"no folder .*did you mean 'quickstart'\?"):
         load_checkpoint(folder.parent / "quikstart")
 
 
-def test_a_hub_id_is_downloaded_at_its_revision_without_local_files(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_id_is_downloaded_at_its_revision_without_local_files(folder, monkeypatch):
     asked = {}
 
-    def download(repo_id: str, **options: object) -> str:
+    def download(repo_id, **options):
         asked.update(options, repo_id=repo_id)
         return str(folder)
 
     monkeypatch.setattr("ftmamba.hub.snapshot_download", download)
-    load_checkpoint("somebody/films", revision="0123abc", token="hf_x")
-    assert (asked["repo_id"], asked["revision"], asked["token"]) == (
-        "somebody/films", "0123abc", "hf_x",
-    )  # fmt: skip
+    load_checkpoint("name/films", revision="0123abc", token="hf_x")
+    given = (asked["repo_id"], asked["revision"], asked["token"])
+    assert given == ("name/films", "0123abc", "hf_x")
     assert not any("local" in pattern for pattern in asked["allow_patterns"])
 
 
-def test_a_hub_id_that_is_nowhere_is_a_missing_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_id_that_is_nowhere_is_a_missing_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
@@ -184,28 +185,33 @@ def test_a_hub_id_that_is_nowhere_is_a_missing_checkpoint(
 
 
 @pytest.mark.parametrize("name", ["README.md", "train.py", "config.json", "local"])
-def test_a_folder_of_somebodys_own_is_not_replaced(
-    tiny_checkpoint: Checkpoint, tmp_path: Path, name: str
-) -> None:
+def test_a_folder_of_another_kind_is_not_replaced(tiny_checkpoint, tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match=f"could replace {name}; give an empty or a new folder"):
         save_checkpoint(tmp_path, tiny_checkpoint)
     assert (tmp_path / name).read_text() == "{}"
 
 
-def test_a_folder_of_a_run_takes_its_first_checkpoint(
-    tiny_checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_what_is_not_of_a_checkpoint_stays_beside_it(tiny_checkpoint, tmp_path):
     (tmp_path / "run" / "step_10").mkdir(parents=True)
     (tmp_path / "run" / "recipe.yaml").write_text("seed: 1")
     save_checkpoint(tmp_path / "run", tiny_checkpoint)
+    (tmp_path / "run" / "my_notes.py").write_text("kept")
+    save_checkpoint(tmp_path / "run", tiny_checkpoint)
     assert load_checkpoint(tmp_path / "run").recipe["seed"] == 7
     assert (tmp_path / "run" / "step_10").is_dir()
+    assert (tmp_path / "run" / "my_notes.py").read_text() == "kept"
 
 
-def test_code_beside_a_checkpoint_outlives_the_next_save(
-    tiny_checkpoint: Checkpoint, folder: Path
-) -> None:
-    (folder / "my_notes.py").write_text("kept")
-    save_checkpoint(folder, tiny_checkpoint)
-    assert (folder / "my_notes.py").read_text() == "kept"
+def test_a_catalogue_of_a_model_in_training_is_embedded_without_dropout(
+    tiny_checkpoint, tiny_items
+):
+    config = dataclasses.replace(tiny_checkpoint.model.config, token_dropout=0.5)
+    model = FTMambaTwoTowerModel(config).train()
+    items = tiny_checkpoint.extractor(items=tiny_items)
+    parts = {"keys": tiny_items["item_id"], "titles": tiny_items["title"]}
+    first = embed_catalogue(model, items, **parts)
+    assert model.training
+    second = embed_catalogue(model.eval(), items, **parts)
+    np.testing.assert_array_equal(first.embeddings, second.embeddings)
+    assert not model.training

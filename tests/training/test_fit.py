@@ -1,6 +1,6 @@
 """Laws of the training loop."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,8 +8,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
+from ftmamba.recipe import TrainingRecipe
 from ftmamba.training import catalogue_embeddings, fit, loop, user_embeddings
-from ftmamba.training.checkpoints import CheckpointStore
+from ftmamba.training.checkpoints import FREE_TO_CHANGE, CheckpointStore
 from ftmamba.training.optimizer import decay_groups, learning_rate_at, make_optimizer
 
 from .toy import training_recipe
@@ -102,10 +103,12 @@ def test_resuming_in_the_middle_of_an_epoch_equals_an_uninterrupted_run(data, ru
 def test_training_twice_gives_the_same_bits_and_another_seed_others(
     data, toy, accelerator, tmp_path
 ):
-    recipe = training_recipe(batch_size=32, num_epochs=1)
     models = [toy.model(data, token_dropout=0.3) for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
-        fit(model, data, recipe, accelerator, validate=None, output_dir=tmp_path, seed=seed)
+        fit(
+            model, data, training_recipe(batch_size=32, num_epochs=1), accelerator,
+            validate=None, output_dir=tmp_path, seed=seed,
+        )  # fmt: skip
     assert same_weights(models[0], models[1])
     assert not same_weights(models[0], models[2])
 
@@ -159,6 +162,26 @@ def test_accumulated_pair_losses_equal_the_big_batch_in_batch_negatives_do_not_g
 
     assert largest_difference("mse") < 2e-4
     assert largest_difference("in_batch") > 1e-3
+
+
+# Another value of each option that shapes the steps.
+OTHER = {
+    "batch_size": 16, "num_epochs": 2, "stop_after_epochs": 1, "learning_rate": 2e-3,
+    "schedule": "linear", "warmup_fraction": 0.5, "weight_decay": 0.5, "max_grad_norm": 0.01,
+    "embedding_weight_decay": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.9,
+    "gradient_accumulation_steps": 2,
+}  # fmt: skip
+
+
+def test_every_option_of_training_changes_the_weights(data, run):
+    tested_elsewhere = {"loss", "sequences", "batch_order", "mixed_precision"}
+    shaping = {f.name for f in fields(TrainingRecipe)} - set(FREE_TO_CHANGE) - tested_elsewhere
+    assert {*OTHER, *FREE_TO_CHANGE} >= shaping
+    recipe = training_recipe(batch_size=32, num_epochs=3)
+    usual, _ = run(data, recipe)
+    for option, other in OTHER.items():
+        changed, _ = run(data, replace(recipe, **{option: other}))
+        assert not same_weights(usual, changed), option
 
 
 def test_no_decay_on_tokenizer_norms_biases_and_the_state_space(data, toy):

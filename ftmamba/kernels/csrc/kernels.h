@@ -50,11 +50,10 @@ typedef struct {
 typedef struct {
     int64_t rows, length, inner, state;
     int64_t threads;
-    int64_t last; /* only the last token's output: C is (B, N) and y is (B, E) */
     const float *u, *dt; /* (B, L, E) */
     const float *A;      /* (E, N) */
     const float *B, *C;  /* (B, L, N) */
-    float *y;            /* (B, L, E) or (B, E) */
+    float *y;            /* (B, L, E) */
     float *states;       /* as in Layer */
     const float *d_y;
     float *d_u, *d_dt, *d_A, *d_B, *d_C;

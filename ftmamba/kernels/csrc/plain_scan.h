@@ -60,8 +60,7 @@ static void narrow(float *to, const float *from, size_t width, size_t tokens, si
 }
 
 /* Read the chunk that begins at token `at` of all rows' tokens. */
-static Chunk read_chunk(const ScanPlan *plan, size_t row, size_t at, size_t tokens, int final,
-                        ScanWork *work) {
+static Chunk read_chunk(const ScanPlan *plan, size_t at, size_t tokens, ScanWork *work) {
     const Scan *given = plan->given;
     size_t E = plan->E, N = plan->N, EP = plan->EP, NP = plan->NP;
     widen(work->u, EP, given->u + at * E, tokens, E);
@@ -71,11 +70,8 @@ static Chunk read_chunk(const ScanPlan *plan, size_t row, size_t at, size_t toke
     zero(work->BC, tokens * 2 * NP);
     for (size_t t = 0; t < tokens; t++) {
         memcpy(work->BC + t * 2 * NP, given->B + (at + t) * N, N * sizeof(float));
-        if (!given->last)
-            memcpy(work->BC + t * 2 * NP + NP, given->C + (at + t) * N, N * sizeof(float));
+        memcpy(work->BC + t * 2 * NP + NP, given->C + (at + t) * N, N * sizeof(float));
     }
-    if (given->last && final)
-        memcpy(work->BC + (tokens - 1) * 2 * NP + NP, given->C + row * N, N * sizeof(float));
     return (Chunk){tokens, EP, NP, {0, EP}, plan->decay, work->dt, work->v, work->BC, work->BC + NP, 2 * NP};
 }
 
@@ -101,23 +97,16 @@ static void scan_forward_task(void *context, int64_t task) {
         for (size_t index = 0; index < plan->cut.n_chunks; index++) {
             size_t start = index * plan->cut.chunk, at = row * L + start;
             size_t tokens = smaller_size(plan->cut.chunk, L - start);
-            int final = start + tokens == L;
-            Chunk chunk = read_chunk(plan, row, at, tokens, final, &work);
+            Chunk chunk = read_chunk(plan, at, tokens, &work);
             if (given->states && index)
                 memcpy(kept_state(plan, row, index), work.state, kept * sizeof(float));
-            scan_forward(&chunk, work.state, given->last ? NULL : work.y);
-            if (!given->last) narrow(given->y + at * E, work.y, plan->EP, tokens, E);
+            scan_forward(&chunk, work.state, work.y);
+            narrow(given->y + at * E, work.y, plan->EP, tokens, E);
         }
-        if (!given->last) continue;
-        size_t T = L - (plan->cut.n_chunks - 1) * plan->cut.chunk;
-        scan_output(plan->EP, (Lanes){0, plan->EP}, plan->NP, work.state, work.BC + (T - 1) * 2 * plan->NP + plan->NP,
-                    work.y);
-        narrow(given->y + row * E, work.y, plan->EP, 1, E);
     }
 }
 
-static void write_chunk_gradient(const ScanPlan *plan, size_t row, size_t at, size_t tokens,
-                                 int final, ScanWork *work) {
+static void write_chunk_gradient(const ScanPlan *plan, size_t at, size_t tokens, ScanWork *work) {
     const Scan *given = plan->given;
     size_t E = plan->E, N = plan->N, EP = plan->EP, NP = plan->NP;
     for (size_t i = 0; i < tokens * EP; i += WIDTH) {
@@ -128,9 +117,7 @@ static void write_chunk_gradient(const ScanPlan *plan, size_t row, size_t at, si
     narrow(given->d_u + at * E, work->d_v, EP, tokens, E);
     narrow(given->d_dt + at * E, work->d_dt, EP, tokens, E);
     narrow(given->d_B + at * N, work->d_BC, 2 * NP, tokens, N);
-    if (!given->last) narrow(given->d_C + at * N, work->d_BC + NP, 2 * NP, tokens, N);
-    else if (final)
-        narrow(given->d_C + row * N, work->d_BC + (tokens - 1) * 2 * NP + NP, 2 * NP, 1, N);
+    narrow(given->d_C + at * N, work->d_BC + NP, 2 * NP, tokens, N);
 }
 
 static void scan_backward_task(void *context, int64_t task) {
@@ -146,19 +133,17 @@ static void scan_backward_task(void *context, int64_t task) {
         for (size_t index = plan->cut.n_chunks; index-- > 0;) {
             size_t start = index * plan->cut.chunk, at = row * L + start;
             size_t tokens = smaller_size(plan->cut.chunk, L - start);
-            int final = start + tokens == L;
-            Chunk chunk = read_chunk(plan, row, at, tokens, final, &work);
+            Chunk chunk = read_chunk(plan, at, tokens, &work);
             if (!index) zero(work.state, kept);
-            if (!given->last) widen(work.dy, plan->EP, given->d_y + at * E, tokens, E);
-            else if (final) widen(work.dy, plan->EP, given->d_y + row * E, 1, E);
+            widen(work.dy, plan->EP, given->d_y + at * E, tokens, E);
             ScanGradient gradient = {
                 .before = index ? kept_state(plan, row, index) : work.state,
-                .dy = given->last && !final ? NULL : work.dy, .only_last = given->last != 0,
+                .dy = work.dy, .only_last = 0,
                 .carry = work.carry, .y = work.y, .dv = work.d_v, .ddt = work.d_dt,
                 .dB = work.d_BC, .dC = work.d_BC + plan->NP, .d_stride = 2 * plan->NP,
                 .d_decay = work.d_A};
             scan_backward(&chunk, &gradient);
-            write_chunk_gradient(plan, row, at, tokens, final, &work);
+            write_chunk_gradient(plan, at, tokens, &work);
         }
     }
 }

@@ -137,9 +137,9 @@ def test_no_length_and_no_batch_compiles_anew(launches, monkeypatch):
     monkeypatch.setattr(launch, "SPAN", 2)
     monkeypatch.setattr(launch, "run_side_by_side", lambda *_: False)
     kinds = {}
-    for lengths in ((21, 65), (1, 2, 11, 16, 41, 64, 128, 200)):
+    for lengths in ((21, 65), (1, 2, 16, 128, 200)):
         for length in lengths:
-            for rows in (1, 3, 16, 64):
+            for rows in (1, 3, 64):
                 mix(rows, length, d=16)
         kinds[lengths] = {
             name: {compiled.hash for _, compiled in seen} for name, seen in launches.items()
