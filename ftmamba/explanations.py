@@ -37,7 +37,7 @@ from modeling_ftmamba.configuration_ftmamba import (
     columns_of_tensor,
     history_of,
 )
-from modeling_ftmamba.encoders import CategoryEncoder, NumericEncoder, TimestampEncoder
+from modeling_ftmamba.encoders import CategoryEncoder, NumericEncoder
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
 TOWERS = ("user", "item")
@@ -242,14 +242,15 @@ def values_in_words(extractor: Any, tower: str, inputs: Inputs) -> dict[str, str
         slots = inputs[f"{tower}_{tensor}"][0, first[tensor] : first[tensor] + column.width].numpy()
         first[tensor] += column.width
         encoder = extractor.encoder(tower, column.name)
-        if isinstance(encoder, CategoryEncoder):
+        # By kind, not class: a checkpoint that brings its code has classes of its own.
+        if column.kind in ("categorical", "categories"):
             known = [_category(encoder, int(one)) for one in slots if one != PADDING_ID]
             found[column.name] = ", ".join(known) or "none"
         elif np.isnan(slots).any():
             found[column.name] = "missing"
-        elif isinstance(encoder, NumericEncoder):
+        elif column.kind == "numeric":
             found[column.name] = _number(encoder, float(slots[0]))
-        elif isinstance(encoder, TimestampEncoder):
+        elif column.kind == "timestamp":
             seconds = _unscaled(float(slots[0]), encoder.line)
             time = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
             found[column.name] = time.strftime("%Y-%m-%d")
