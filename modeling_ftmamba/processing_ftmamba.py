@@ -576,9 +576,10 @@ class HistoryReader:
 
     def _rows(self, items: Sequence[Any]) -> list[int | None]:
         """Return the rows of the catalogue that items are, None for what is not in it."""
-        found = self._catalogue.index.rows(one if isinstance(one, str) else "" for one in items)
-        pairs = zip(items, found, strict=True)
-        return [item if isinstance(item, int) else row for item, row in pairs]
+        keys = [one for one in items if isinstance(one, str)]
+        found = iter(self._catalogue.index.rows(keys) if keys else ())
+        rows = [next(found) if isinstance(one, str) else one for one in items]
+        return [row if isinstance(row, int) else None for row in rows]
 
     def _embed(self, items: Sequence[Any]) -> Tensor:
         """Return the embeddings (R, E) of rows and keys of the catalogue, other keys, columns."""
