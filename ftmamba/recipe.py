@@ -165,20 +165,14 @@ class LossRecipe(_Options):
                          read_by={"in_batch": True, "sampled_softmax": True})  # fmt: skip
     label_smoothing: float = option(None, "share of a label that is spread over all items", least=0,
                                     most=0.99, read_by={"full_softmax": 0.0})  # fmt: skip
-    mask_known_positives: bool = option(
-        None, "a user's other training items are not used as negatives", read_by=_WITH_NEGATIVES
-    )
-    mask_history: bool = option(
-        None, "items in the user's history are not used as negatives", read_by=_WITH_NEGATIVES
-    )
-    n_sampled_items: int = option(
-        None, "items embedded a step beside the batch's own; 0: the whole catalogue", least=0,
-        read_by={"full_softmax": 0},
-    )  # fmt: skip
-    user_weight_exponent: float = option(
-        None, "a target weighs (its user's interactions)^-exponent", least=0,
-        read_by={"full_softmax": 0.0},
-    )  # fmt: skip
+    mask_known_positives: bool = option(None, "other training items of a user are no negatives",
+                                        read_by=_WITH_NEGATIVES)  # fmt: skip
+    mask_history: bool = option(None, "items in the user's history are no negatives",
+                                read_by=_WITH_NEGATIVES)  # fmt: skip
+    n_sampled_items: int = option(None, "items embedded a step beside the targets; 0: all", least=0,
+                                  read_by={"full_softmax": 0})  # fmt: skip
+    user_weight_exponent: float = option(None, "a target weighs (user's interactions)^-exponent",
+                                         least=0, read_by={"full_softmax": 0.0})  # fmt: skip
     positive_weight: float = option(None, "weight of an interaction against 1", least=0,
                                     read_by={"full_mse": 5.0})  # fmt: skip
     l2: float = option(None, "penalty on the embeddings", least=0, read_by={"full_mse": 1.0})
@@ -237,14 +231,10 @@ class TrainingRecipe(_Options):
     adam_beta1: float = option(0.9, "AdamW", least=0, most=1)
     adam_beta2: float = option(0.999, "AdamW", least=0, most=1)
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0: do not clip", least=0)
-    gradient_accumulation_steps: int = option(
-        1, "batches an optimizer step; in-batch negatives do not grow with it", least=1
-    )
+    gradient_accumulation_steps: int = option(1, "batches an optimizer step", least=1)
     mixed_precision: str = option("no", "forward pass in", choices=("no", "bf16", "fp16"))
     evaluate_every: int = option(1, "validate after every so many epochs", least=1)
-    early_stopping_patience: int = option(
-        5, "stop after so many validations without a better score; 0: never", least=0
-    )
+    early_stopping_patience: int = option(5, "stop after so many stale validations; 0: no", least=0)
     checkpointing_steps: int | str = option("", "save each N steps, or 'epoch'; empty: never")
     checkpoints_total_limit: int = option(2, "checkpoints kept; 0: all", least=0)
     resume_from_checkpoint: str = option("", "a checkpoint folder, or 'latest'")
@@ -278,12 +268,9 @@ class EvaluationRecipe(_Options):
     baseline_options: dict[str, Any] = option({}, "baseline -> its options, unless tuned")
     tune_baselines: bool = option(False, "choose the baselines' options on validation")
     rivals: dict[str, Any] = option(
-        {},
-        "other networks trained beside the model: name -> {preset, overrides, training, columns}",
+        {}, "other networks trained beside it: name -> {preset, overrides, training, columns}"
     )
-    user_groups: tuple[str, ...] = option(
-        (), "columns of the users; the test users of each value are judged apart"
-    )
+    user_groups: tuple[str, ...] = option((), "columns by whose values test users are judged apart")
 
 
 @dataclass(frozen=True)
@@ -330,9 +317,7 @@ class Recipe(_Options):
         choices=("end", "checkpoint", "every_save"),
     )  # fmt: skip
     hub_catalogue: bool = option(True, "push the items' keys, titles and embeddings too")
-    hub_training_state: bool = option(
-        False, "checkpoint: push what resuming needs too: optimizer and best weights"
-    )
+    hub_training_state: bool = option(False, "checkpoint: push what resuming needs too")
     hub_patience: int = option(600, "seconds that the end of a run waits for the Hub", least=0)
 
     def check(self) -> None:
@@ -465,15 +450,11 @@ def _options_of(section: Any) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in fields(section)}
 
 
-def main_option(section: Any) -> str | None:
-    """Return the option that the section is named by, if it has one."""
-    return next((f.name for f in fields(section) if f.metadata["main"]), None)
-
-
 def as_mapping(value: Any, section: Any) -> Any:
     """Return a section that is given by its main option alone as a mapping."""
-    name = main_option(section) if is_dataclass(section) else None
-    return {name: value} if isinstance(value, str) and name else value
+    if not isinstance(value, str) or not is_dataclass(section):
+        return value
+    return next(({f.name: value} for f in fields(section) if f.metadata["main"]), value)
 
 
 def lay_over(section: Any, values: Mapping[str, Any], partial: Mapping[str, Any]) -> dict[str, Any]:
@@ -518,12 +499,9 @@ def choose_variant(values: Mapping[str, Any], split_of_flags: str | None) -> dic
     return lay_over(Recipe, rest, variants.get(kind, {}))
 
 
-_MOVED = {
-    "n_negatives": "n_negatives", "negatives": "negatives", "gbce_t": "t", "log_q": "log_q",
-    "label_smoothing": "label_smoothing", "mask_history": "mask_history", "embedding_l2": "l2",
-    "mask_known_positives": "mask_known_positives", "n_sampled_items": "n_sampled_items",
-    "user_weight_exponent": "user_weight_exponent", "positive_weight": "positive_weight",
-}  # fmt: skip
+_NEW = ("name", "t", "l2", "time_buckets")
+_MOVED = {f.name: f.name for f in fields(LossRecipe) if f.name not in _NEW}
+_MOVED |= {"gbce_t": "t", "embedding_l2": "l2"}
 """Options of the loss in the first release, which stood beside it, and what they are called now."""
 
 

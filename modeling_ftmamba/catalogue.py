@@ -23,8 +23,7 @@ from .encoders import TextTable, text_table
 
 CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1
-LONGEST_KEY = 4096
-"""Bytes."""
+LONGEST_KEY = 4096  # bytes
 GROUP_SIZE = 32
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
 _RECORDS = "records/"
@@ -35,8 +34,7 @@ class KeyIndex:
     """Finds rows by a hash of the keys' bytes; `repeated` is a key that occurs twice, or None."""
 
     def __init__(self, keys: TextTable) -> None:
-        longest = np.diff(keys.offsets).max(initial=0)
-        if longest > LONGEST_KEY:
+        if (longest := np.diff(keys.offsets).max(initial=0)) > LONGEST_KEY:
             raise ValueError(f"a key has {longest} bytes, at most {LONGEST_KEY} are read")
         hash_N = _hashes(keys)
         self._keys, self._order_N = keys, np.argsort(hash_N)
@@ -135,7 +133,6 @@ class Catalogue:
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
         facts = {"as_of": self.as_of, "fingerprint": self.fingerprint, "n_items": len(self)}
         metadata = {"format_version": str(CATALOGUE_VERSION), "catalogue": json.dumps(facts)}
-        # The arrays may be maps of the very file that is replaced.
         temporary = path.with_name(f".{path.name}.new")
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
         temporary.replace(path)

@@ -378,8 +378,14 @@ class NumericEncoder(ColumnEncoder):
             then = "it is kept" if column.scaling == "none" else "every value becomes 0"
             warnings.warn(f"{name} {what} in the training rows; {then}", stacklevel=2)
             return encoder
-        edges = _quantile_edges(encoder._scaled(known).astype(np.float32))
-        return cls(replace(column, edges=edges), name, encoder.arrays)
+        # 48 bins between the quantiles of the scaled values; those almost alike share one.
+        scaled = encoder._scaled(known).astype(np.float32).astype(np.float64)
+        quantiles = np.unique(np.quantile(scaled, np.linspace(0, 1, 49))).tolist()
+        edges = quantiles[:1]
+        for edge in quantiles[1:]:
+            if edge - edges[-1] > 1e-4 * (quantiles[-1] - quantiles[0]):
+                edges.append(edge)
+        return cls(replace(column, edges=tuple(edges)), name, encoder.arrays)
 
     def _fits(self) -> bool:
         self.table = table = self.arrays["table"]
@@ -402,16 +408,6 @@ class NumericEncoder(ColumnEncoder):
             mean, slope = self.table
             return (numbers_R - mean) * slope
         return np.interp(numbers_R, self.table[0], self.table[1])
-
-
-def _quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
-    """Return up to 49 rising bin edges, at the quantiles of the training values."""
-    candidates = np.unique(np.quantile(scaled.astype(np.float64), np.linspace(0, 1, 49)))
-    edges = [candidates[0]]
-    for candidate in candidates[1:]:
-        if candidate - edges[-1] > 1e-4 * (candidates[-1] - candidates[0]):
-            edges.append(candidate)
-    return tuple(map(float, edges))
 
 
 def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -455,7 +451,8 @@ class CategoryEncoder(ColumnEncoder):
         if column.kind == "categories" and not column.max_length:
             column = replace(column, max_length=max(1, int(lengths_V.max(initial=1))))
         encoder = cls(column, name, {"bytes": table.packed, "offsets": table.offsets})
-        ids_RM = encoder._ids(*members)
+        is_set = column.kind == "categories"
+        ids_RM = encoder._set_ids(*members) if is_set else encoder._ids(texts)[codes_R, None]
         if (ids_RM == ids_RM[0]).all():
             what = "has no value" if ids_RM[0, 0] == MISSING_ID else "is the same"
             warnings.warn(f"{name} {what} in every training row; it is kept", stacklevel=2)
@@ -475,23 +472,27 @@ class CategoryEncoder(ColumnEncoder):
         return ids
 
     def encode(self, values: Any) -> NDArray[np.int64]:
-        return self._ids(*_members(values, self.column, self.name))
+        if self.column.kind == "categories":
+            return self._set_ids(*_members(values, self.column, self.name))
+        codes_R, texts = column_texts(values, self.name)
+        return self._ids(texts)[codes_R, None]
 
-    def _ids(
+    def _ids(self, texts: list[str | None]) -> NDArray[np.int64]:
+        ids = np.fromiter(map(self._id_of.get, texts, repeat(UNSEEN_ID)), np.int64, len(texts))
+        if self.column.hash_buckets:
+            for index in np.flatnonzero(ids == UNSEEN_ID).tolist():
+                bucket = stable_hash(str(texts[index])) % self.column.hash_buckets
+                ids[index] = self.first_bucket + bucket
+        return ids
+
+    def _set_ids(
         self,
         codes_R: NDArray[np.int64],
         lengths_V: NDArray[np.int64],
         codes_F: NDArray[np.int64],
         texts: list[str | None],
     ) -> NDArray[np.int64]:
-        ids = np.fromiter(map(self._id_of.get, texts, repeat(UNSEEN_ID)), np.int64, len(texts))
-        if self.column.hash_buckets:
-            for index in np.flatnonzero(ids == UNSEEN_ID).tolist():
-                bucket = stable_hash(str(texts[index])) % self.column.hash_buckets
-                ids[index] = self.first_bucket + bucket
-        if self.column.kind == "categorical":
-            return ids[codes_R, None]
-        last, ids_F = self.column.vocabulary_size, ids[codes_F]
+        last, ids_F = self.column.vocabulary_size, self._ids(texts)[codes_F]
         ids_F[ids_F == UNSEEN_ID] = last
         keys_F = np.repeat(np.arange(len(lengths_V)) * (last + 1), np.maximum(lengths_V, 0)) + ids_F
         keys_F = np.sort(keys_F[ids_F != MISSING_ID])  # a member without a text is none

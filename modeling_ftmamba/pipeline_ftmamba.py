@@ -21,12 +21,10 @@ from .configuration_ftmamba import near
 from .encoders import text_table
 from .processing_ftmamba import HistoryReader, name_of
 
-TASK = "recommendation"
 _PARAMETERS = ("top_k", "exclude")
 _RECORDS_AT_ONCE = 1024
 _SCORES_AT_ONCE = 2**24
-_SEEN = "seen"
-"""Beside a batch's tensors: the items of its histories, for the model's `scores`."""
+_SEEN = "seen"  # beside a batch's tensors: the items of its histories, for the model's `scores`
 
 Answer = list[dict[str, Any]]
 """The items for one record, best first: `item_key`, `score` and `title` of each."""
@@ -55,10 +53,6 @@ class FTMambaRecommendationPipeline(Pipeline):
         options: of every pipeline, such as `device` and `batch_size`, and defaults of the calls'
             `top_k` and `exclude`.
 
-    Raises:
-        FileNotFoundError: the checkpoint was saved without its catalogue.
-        ValueError: the catalogue was embedded by other weights.
-
     Example:
         >>> recommend = pipeline("recommendation", "user/name", trust_remote_code=True)
         ... # doctest: +SKIP
@@ -85,7 +79,6 @@ class FTMambaRecommendationPipeline(Pipeline):
         model.train(False)
         if not isinstance(catalogue, Catalogue):
             catalogue = load_catalogue(Path(catalogue or _find_catalogue(model, feature_extractor)))
-        # The fingerprint is of the weights in the type in which they were saved.
         if model.dtype == torch.float32 and catalogue.fingerprint != weights_fingerprint(model):
             raise ValueError(
                 "the catalogue was embedded by other weights than the model's; take both from one "
@@ -226,7 +219,7 @@ def add_pipeline(folder: Path) -> None:
     path = folder / "config.json"
     impl = f"{Path(__file__).stem}.{FTMambaRecommendationPipeline.__name__}"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["custom_pipelines"] = {TASK: {"impl": impl, "pt": ["AutoModel"]}}
+    config["custom_pipelines"] = {"recommendation": {"impl": impl, "pt": ["AutoModel"]}}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     custom_object_save(FTMambaRecommendationPipeline, folder)
 

@@ -176,29 +176,20 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                     hint = "; give the raw popularity" if column.popularity_days else hint
                     raise ValueError(f"{name} has no value in the training rows{hint}")
                 encoders[tower][column.name] = ENCODERS[column.kind].fit(column, name, own)
-        self._encoders = encoders
-        self._columns = {
-            tower: tuple(
-                column if column.kind == HISTORY else encoders[tower][column.name].column
-                for column in self._declared[tower]
-            )
-            for tower in TOWERS
-        }
+        self._encoders, self._columns = encoders, {}
+        for tower, fitted in encoders.items():
+            own = {name: encoder.column for name, encoder in fitted.items()}
+            declared = self._declared[tower]
+            self._columns[tower] = tuple(own.get(c.name, c) for c in declared)
 
     def __call__(
         self, users: Any = None, items: Any = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
-        """Encode users, items or both.
+        """Encode users, items or both, as the tensors `user_numeric` to `item_dense`; see `DTYPES`.
 
-        Args:
-            users: one record (a dict), a list of records, a dict of column name to array, or a
-                table of Arrow, pandas, polars or datasets. A record may lack columns and have
-                others; a record of nothing but unknown columns is an error.
-            items: the same of the items.
-            return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
-
-        Returns:
-            The tensors that `Column` describes, named `user_numeric`, ..., `item_dense`.
+        Either is one record (a dict), a list of records, a dict of column name to array, or a
+        table of Arrow, pandas, polars or datasets. A record may lack columns and have others; a
+        record of nothing but unknown columns is an error.
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
@@ -214,12 +205,11 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                 raise ValueError(f"the {tower} columns must have one length, got: {lengths}")
             for tensor, columns in self._tensors(tower):
                 array = np.empty((n_rows, sum(c.width for c in columns)), DTYPES[tensor])
-                ends = np.cumsum([column.width for column in columns])
-                for column, end in zip(columns, ends, strict=True):
+                end = 0
+                for column in columns:
+                    start, end = end, end + column.width
                     own = values.get(column.name, [None] * n_rows)
-                    array[:, end - column.width : end] = self.encoder(tower, column.name).encode(
-                        own
-                    )
+                    array[:, start:end] = self.encoder(tower, column.name).encode(own)
                 arrays[f"{tower}_{tensor}"] = array
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -314,10 +304,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"{files} is damaged ({error!s:.200}); {_AGAIN}") from None
         # A pipeline does not know revision and token, the extractor does.
         options = {"_raise_exceptions_for_missing_entries": False, **hub}
-        catalogue = (
-            cached_file(source, "catalogue.safetensors", **options) if for_pipeline else None
-        )
-        return {**own, "catalogue_path": catalogue}, kwargs
+        if for_pipeline:
+            own["catalogue_path"] = cached_file(source, "catalogue.safetensors", **options)
+        return own, kwargs
 
     def _tensors(self, tower: str) -> list[tuple[str, list[Column]]]:
         """Return the tensors that a tower has, and the columns of each."""
@@ -388,9 +377,7 @@ def _raw_columns(
         given, values = set(source), {name: source[name] for name in names if name in source}
         for name, own in values.items():
             if not _is_column(own):
-                raise ValueError(
-                    f"{tower} column {name!r} must be a list or array, got {own!r:.80}"
-                )
+                raise ValueError(f"{tower} column {name!r} must be a list, got {own!r:.80}")
         lengths = set(map(len, values.values()))
         n_rows = lengths.pop() if len(lengths) == 1 else -1
     else:
@@ -429,25 +416,18 @@ def _is_record(source: Mapping[str, Any], columns: Sequence[Column]) -> bool:
     single = [source[c.name] for c in given if c.kind not in ("categories", "vector")]
     if single or not given:
         return not given or not all(map(_is_column, single))
-    return not all(_holds_lists(source[column.name]) for column in given)
-
-
-def _holds_lists(value: Any) -> bool:
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return value.ndim == 2
-    return is_arrow(value) or (
-        _is_column(value) and any(isinstance(one, set) or _is_column(one) for one in value)
+    nested = [source[c.name] for c in given]
+    return not all(
+        is_arrow(own) or (_is_column(own) and any(isinstance(x, set) or _is_column(x) for x in own))
+        for own in nested
     )
 
 
 class Event(NamedTuple):
     """One event of a user: of a file, a record, a known user or a stream.
 
-    Attributes:
-        item: a key, columns of an item that is in no catalogue, or a row of the catalogue.
-        time: UTC seconds, NaN where unknown.
-        weight: such as a rating, NaN where unknown.
-        context: numbers by the names of their columns, absent or NaN where unknown.
+    An item is a key, columns of one that is in no catalogue, or a row of the catalogue. A time is
+    in UTC seconds; what is unknown is NaN, or absent in the context, numbers by column name.
     """
 
     item: Any
@@ -465,7 +445,6 @@ class PaddedEvents:
 
     is_event: NDArray[np.bool_]  # (B, T)
     index: NDArray[np.int64]  # (B, T)
-    lengths: NDArray[np.int64]  # (B,)
     features: NDArray[np.float32]  # (B, T, F)
 
     def of(self, values_R: NDArray[Any]) -> NDArray[Any]:
@@ -477,17 +456,13 @@ class PaddedEvents:
 
 @dataclass(frozen=True, eq=False)
 class EventTable:
-    """Events of U users end to end, each user's oldest first.
+    """Events (R,) of U users end to end, each user's oldest first, from one start to the next.
 
-    Attributes:
-        starts: int64 (U + 1,); user u has the events `starts[u]` up to `starts[u + 1]`.
-        times: (R,) UTC seconds, NaN where unknown, or None.
-        weights: (R,) or None.
-        context: (R,) of each further column; NaN where missing.
+    What is unknown is NaN in an array, or all of it None.
     """
 
-    starts: NDArray[np.int64]
-    times: NDArray[Any] | None = None
+    starts: NDArray[np.int64]  # (U + 1,)
+    times: NDArray[Any] | None = None  # UTC seconds
     weights: NDArray[Any] | None = None
     context: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -515,7 +490,7 @@ class EventTable:
         is_event_BT = steps_T < lengths_B[:, None]
         index_BT = np.where(is_event_BT, starts_B[:, None] + steps_T, 0)
         features_BTF = np.full((*index_BT.shape, len(names)), np.nan, np.float32)
-        padded = PaddedEvents(is_event_BT, index_BT, lengths_B, features_BTF)
+        padded = PaddedEvents(is_event_BT, index_BT, features_BTF)
         for slot, name in enumerate(names):
             if name not in known:
                 raise ValueError(
@@ -601,9 +576,10 @@ class HistoryReader:
 
     def _rows(self, items: Sequence[Any]) -> list[int | None]:
         """Return the rows of the catalogue that items are, None for what is not in it."""
-        found = self._catalogue.index.rows(one if isinstance(one, str) else "" for one in items)
-        pairs = zip(items, found, strict=True)
-        return [item if isinstance(item, int) else row for item, row in pairs]
+        keys = [one for one in items if isinstance(one, str)]
+        found = iter(self._catalogue.index.rows(keys) if keys else ())
+        rows = [next(found) if isinstance(one, str) else one for one in items]
+        return [row if isinstance(row, int) else None for row in rows]
 
     def _embed(self, items: Sequence[Any]) -> Tensor:
         """Return the embeddings (R, E) of rows and keys of the catalogue, other keys, columns."""

@@ -201,7 +201,13 @@ class TableBatches:
     def _blocks(self, epoch: int, start: int) -> Iterator[tuple[list[Stretch], NDArray[np.int64]]]:
         """Yield of each block, from batch `start` on, its stretches and this rank's rows of it."""
         seed = self._share.seed
-        pieces = self._piece_starts(np.random.default_rng((seed, epoch)))
+        generator = np.random.default_rng((seed, epoch))
+        pieces = np.arange(0, self.n_rows, self._piece_size)
+        if self._n_pieces == 1:
+            # Whole stretches only; which rows are left over differs from epoch to epoch.
+            n_left = self.n_rows - self.n_batches * self._global_size
+            pieces = pieces[: self.n_batches] + generator.integers(n_left + 1)
+        pieces = generator.permutation(pieces)
         first_wanted, end = start * self._global_size, self.n_batches * self._global_size
         position = 0
         for number, piece in enumerate(range(0, len(pieces), self._n_pieces)):
@@ -214,15 +220,6 @@ class TableBatches:
                 is_mine = wanted % self._global_size // self._size == self._share.rank
                 yield stretches, rows[order[wanted[is_mine] - position]]
             position += len(rows)
-
-    def _piece_starts(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return the first rows of the pieces, in the order of an epoch."""
-        starts = np.arange(0, self.n_rows, self._piece_size)
-        if self._n_pieces == 1:
-            # Whole stretches only; which rows are left over differs from epoch to epoch.
-            n_left = self.n_rows - self.n_batches * self._global_size
-            starts = starts[: self.n_batches] + generator.integers(n_left + 1)
-        return generator.permutation(starts)
 
 
 class RowBatches:

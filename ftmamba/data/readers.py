@@ -62,19 +62,15 @@ def read_table(source: Source) -> pa.Table:
     if isinstance(source, Mapping):
         return pa.table(dict(source))
     path = Path(source).expanduser()
-    if path.exists():
-        return _read_path(path)
-    if isinstance(source, str) and _is_hub_name(source):
-        return _read_hub(source)
     folder = path.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"file '{path}' does not exist: there is no folder '{folder}'")
-    close = get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=1)
-    hint = f"; did you mean '{folder / close[0]}'?" if close else ""
-    raise FileNotFoundError(f"file '{path}' does not exist in folder '{folder}'{hint}")
-
-
-def _read_path(path: Path) -> pa.Table:
+    if not path.exists():
+        if isinstance(source, str) and _is_hub_name(source):
+            return _read_hub(source)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"file '{path}' does not exist: there is no folder '{folder}'")
+        close = get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=1)
+        hint = f"; did you mean '{folder / close[0]}'?" if close else ""
+        raise FileNotFoundError(f"file '{path}' does not exist in folder '{folder}'{hint}")
     if path.is_dir() and not any(path.rglob("*.parquet")):
         raise ValueError(f"folder '{path}' holds no .parquet file; name a file instead")
     form = _form(path)
@@ -204,7 +200,8 @@ def typed_column(values: pa.ChunkedArray, column: Column, table: str) -> pa.Chun
             f"{where}: kind 'categorical' needs one value a row, the column holds {values.type}; "
             "declare it as 'categories'"
         )
-    if column.kind == "categories" and not is_list and not column.separator and _has_any(values):
+    has_values = values.null_count < len(values)
+    if column.kind == "categories" and not is_list and not column.separator and has_values:
         raise ValueError(
             f"{where}: kind 'categories' needs lists, the column holds {values.type}; give the "
             "separator of its members, or declare it as 'categorical'"
@@ -375,7 +372,7 @@ def _whole(floats: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return float64 as int64 where no value has a fraction."""
     rounded = pc.equal(pc.floor(floats), floats)
     small = pc.less(pc.abs(floats), _LARGEST_EXACT_INTEGER)
-    if pc.all(pc.and_(rounded, small)).as_py() and _has_any(floats):
+    if pc.all(pc.and_(rounded, small)).as_py() and floats.null_count < len(floats):
         return floats.cast(pa.int64())
     return floats
 
@@ -383,10 +380,6 @@ def _whole(floats: pa.ChunkedArray) -> pa.ChunkedArray:
 def first_row(mask: pa.ChunkedArray) -> int:
     """Return the number, from 1, of the first row that is true."""
     return int(pc.index(mask, value=True).as_py()) + 1
-
-
-def _has_any(values: pa.ChunkedArray) -> bool:
-    return values.null_count < len(values)  # type: ignore[no-any-return]
 
 
 def _is_number(kind: pa.DataType) -> bool:

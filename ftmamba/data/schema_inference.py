@@ -70,7 +70,13 @@ def infer_schema(
     times = [name for name in free if _is_temporal(interactions.column(name))]
     time = _named(TIME_NAMES, free) or next(iter(times), "")
     weight = _named(WEIGHT_NAMES, [name for name in free if name != time])
-    unit = _time_unit(interactions.column(time)) if time else "s"
+    unit = "s"
+    floats = _as_numbers(interactions.column(time).slice(0, _SCANNED_ROWS)) if time else None
+    largest = None if floats is None else pc.max(floats).as_py()
+    if largest is not None:
+        # The first in which a numeric time falls between 1973 and 2286.
+        fits = (u for u, n in TIME_UNITS.items() if _EARLIEST_EPOCH <= largest / n < _LATEST_EPOCH)
+        unit = next(fits, "s")
     notes: list[str] = []
     title = _named(TITLE_NAMES, [name for name in items.column_names if name != item_key])
     user_columns = _columns(users, "users", skip=(user_key,), notes=notes)
@@ -133,16 +139,6 @@ def _overlap(values: pa.ChunkedArray, keys: pa.ChunkedArray) -> float:
         return 0.0
     found = pc.is_in(key_texts(head), value_set=key_texts(keys))
     return float(pc.mean(found.cast(pa.float64())).as_py())
-
-
-def _time_unit(values: pa.ChunkedArray) -> str:
-    """Return the unit in which a numeric time falls between 1973 and 2286."""
-    floats = _as_numbers(values.slice(0, _SCANNED_ROWS))
-    largest = None if floats is None else pc.max(floats).as_py()
-    for unit, per_second in TIME_UNITS.items():
-        if largest is not None and _EARLIEST_EPOCH <= largest / per_second < _LATEST_EPOCH:
-            return unit
-    return "s"
 
 
 def _named(usual: Iterable[str], names: Iterable[str]) -> str:

@@ -123,7 +123,18 @@ def load_tables(
         context=schema.users.context,
     )
     if positive_threshold is not None:
-        joined = _keep_positives(joined, positive_threshold)
+        if joined.weights is None:
+            raise ValueError(
+                "positive_threshold needs a weight, and the schema of 'interactions' names none; "
+                "name its column as 'weight', or leave positive_threshold out"
+            )
+        is_positive_R = joined.weights >= positive_threshold
+        if not is_positive_R.any():
+            raise ValueError(
+                f"positive_threshold {positive_threshold} leaves no interaction: the largest "
+                f"weight is {joined.weights.max()}"
+            )
+        joined = joined.select(is_positive_R)
     return Tables(checked_users, checked_items, joined, schema)
 
 
@@ -258,18 +269,3 @@ def _context(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
             f"known, or {remedy}"
         )
     return values.astype(np.float32)  # type: ignore[no-any-return]
-
-
-def _keep_positives(interactions: Interactions, threshold: float) -> Interactions:
-    if interactions.weights is None:
-        raise ValueError(
-            "positive_threshold needs a weight, and the schema of 'interactions' names none; "
-            "name its column as 'weight', or leave positive_threshold out"
-        )
-    keep = interactions.weights >= threshold
-    if not keep.any():
-        raise ValueError(
-            f"positive_threshold {threshold} leaves no interaction: the largest weight is "
-            f"{interactions.weights.max()}"
-        )
-    return interactions.select(keep)

@@ -141,8 +141,6 @@ def _recommend_by_scores(
     scores_UI = given.detach().clone() if isinstance(given, torch.Tensor) else torch.tensor(given)
     if not scores_UI.is_floating_point():
         scores_UI = scores_UI.double()
-    elif scores_UI.element_size() < 4:
-        scores_UI = scores_UI.float()
     if tuple(scores_UI.shape) != (len(user_ids_U), n_items):
         raise ValueError(
             f"{name} must give a score to each of {len(user_ids_U)} users and {n_items} items, "

@@ -64,6 +64,9 @@ SoftmaxCall = _call(
     _BIAS,
     f"hidden items targets target largest sum {_LISTS} share d_hidden d_items",
 )
+CALLS = (
+    LayerCall, ScanCall, DropoutCall, GeluCall, NormalizeCall, ExponentialsCall, SoftmaxCall,
+)  # fmt: skip
 
 
 class KernelLibrary:
@@ -74,12 +77,15 @@ class KernelLibrary:
         variant: name of an instruction set, one of `variants()`; the fastest by default.
 
     Raises:
-        OSError: the file is no library that this machine can load.
+        OSError: the file is no library that this machine can load, or was built from other sources.
         ValueError: this processor does not run the variant.
     """
 
     def __init__(self, path: Path, variant: str | None = None) -> None:
         self._library = ctypes.CDLL(str(path))
+        count_bytes = getattr(self._library, "ftmamba_bytes_of_structs", lambda: 0)
+        if count_bytes() != sum(ctypes.sizeof(call) for call in CALLS):
+            raise OSError("it was built from other sources")
         self._library.ftmamba_variant.restype = ctypes.c_char_p
         names = self.variants()
         if variant is not None and variant not in names:

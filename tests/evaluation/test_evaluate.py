@@ -55,18 +55,20 @@ def test_seen_items_are_ranked_when_the_protocol_does_not_mask_them():
     assert evaluation.recommended.tolist() == [[0, 1]]
     without = evaluate(Table(SCORES), test=pairs((0, 2)), protocol=protocol)
     assert without.recommended.tolist() == [[0, 1]]
+    assert evaluate(Table(SCORES), test=seen, protocol=protocol).mean("MRR@2") == 1
     assert "popularity_rank@2" not in without.per_user
 
 
 def test_users_who_have_seen_nearly_everything_get_a_short_list_or_none():
     everything = [(2, item) for item in range(5)]
-    seen = pairs((0, 0), (0, 1), (0, 2), (0, 3), (1, 4), *everything)
+    seen = pairs((0, 0), (0, 1), (0, 2), (0, 3), (1, 3), (1, 4), *everything)
     test = pairs((0, 0), (0, 4), (1, 4), (2, 1))
     evaluation = evaluate(Table(SCORES), test=test, seen=seen, protocol=Protocol(k=(3,)))
-    assert evaluation.recommended.tolist() == [[4, -1, -1], [3, 2, 1], [-1, -1, -1]]
+    assert evaluation.recommended.tolist() == [[4, -1, -1], [2, 1, 0], [-1, -1, -1]]
     assert evaluation.per_user["HR@3"].tolist() == [1, 0, 0]
     assert evaluation.coverage(3) == 4 / 5
-    assert evaluation.per_user["popularity_rank@3"].tolist() == [3, 3, 3]
+    # Item 3 is the most popular, the others share the ranks from 2 to 5; no list has the middle.
+    assert evaluation.per_user["popularity_rank@3"].tolist() == [3.5, 3.5, 3]
 
 
 def test_an_empty_rank_is_no_hit_on_the_last_item_of_the_user_before():

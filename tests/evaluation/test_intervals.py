@@ -26,15 +26,15 @@ def draws(n, seed=0):
 
 
 def test_bootstrap_means_equal_a_slow_loop_over_resamples():
-    values, users = draws(9).reshape(9, 1), np.array([3, 1, 4, 1, 5, 9, 2, 6, 5])
+    values, users = draws(27).reshape(9, 3), np.array([3, 1, 4, 1, 5, 9, 2, 6, 5])
     drawn = np.random.default_rng(7).integers(7, size=(50, 7), dtype=np.int32)
     names = np.unique(users)
     expected = []
     for sample in drawn:
         rows = np.concatenate([np.flatnonzero(users == names[i]) for i in sample])
-        expected.append(values[rows].mean())
+        expected.append(values[rows].mean(0))
     means = bootstrap_means(values, users, n_resamples=50, seed=7)
-    np.testing.assert_allclose(means[:, 0], expected, rtol=1e-12)
+    np.testing.assert_allclose(means, expected, rtol=1e-12)
 
 
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
@@ -141,8 +141,9 @@ def test_a_metric_that_was_not_evaluated_is_named_with_its_neighbour():
         evaluation.mean("NDGC@10")
     with pytest.raises(ValueError, match="coverage was asked at k=7"):
         evaluation.coverage(7)
-    with pytest.raises(ValueError, match="level of an interval"):
-        evaluation.interval("NDCG@10", 95)
+    for level in (0, 1, 95):
+        with pytest.raises(ValueError, match="level of an interval"):
+            evaluation.interval("NDCG@10", level)
     with pytest.raises(ValueError, match="no users"):
         evaluation.of(np.zeros(2, bool)).mean("NDCG@10")
 
@@ -178,3 +179,7 @@ def test_the_table_reads_as_written_here():
         "| 0.250 [0.250, 0.250] | 0.250 [0.250, 0.250] |"
     )
     assert "warm" not in results_table({"popularity": evaluation_of(draws(5))}, n_resamples=20)
+    mixed, warm = evaluation_of([0.5, 0.25], is_warm=[True, False]), evaluation_of([0.5])
+    assert results_table({"a": mixed, "b": warm}, n_resamples=20).endswith(
+        "| -                    |"
+    )

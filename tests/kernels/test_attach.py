@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from ftmamba.kernels import attach as attach_module
 from ftmamba.kernels import elementwise
+from ftmamba.kernels import library as library_module
 from ftmamba.kernels.attach import attach, implementation
 from modeling_ftmamba import FTMambaTowerConfig, FTMambaTowerModel
 from modeling_ftmamba.mixers import MixerState, Part
 
-from .conftest import compare, make_layer, relative_error, tokens, twins
+from .conftest import LIBRARY, compare, make_layer, relative_error, tokens, twins
 
 COLUMNS = [{"name": "a", "kind": "numeric"}, {"name": "b", "kind": "numeric"}]
 FED = {"mixer_feed_forward": True, "intermediate_size": 40}
@@ -285,3 +286,9 @@ def test_a_compiled_tower_gives_the_same(mixer):
     got, expected = compiled(numeric=numeric).embeds, tower(numeric=numeric).embeds
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     got.sum().backward()
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    monkeypatch.setattr(library_module, "CALLS", library_module.CALLS[1:])
+    with pytest.raises(OSError, match="built from other sources"):
+        library_module.KernelLibrary(LIBRARY)

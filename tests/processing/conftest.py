@@ -52,6 +52,15 @@ def make_items(rng, n):
     }
 
 
+def assert_same(first, second):
+    """Compare tensors bit for bit."""
+    assert list(first) == list(second)
+    assert first
+    for name in first:
+        assert first[name].dtype == second[name].dtype
+        assert first[name].numpy().tobytes() == second[name].numpy().tobytes(), name
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)

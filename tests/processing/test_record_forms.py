@@ -9,7 +9,7 @@ import torch
 
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
-from .conftest import make_items, make_users
+from .conftest import assert_same, make_items, make_users
 
 
 def rows_of(columns):
@@ -60,14 +60,6 @@ FORMS = {
     "pandas": lambda c: pa.table(c).to_pandas(),
     "pandas for Arrow": lambda c: pa.table(c).to_pandas(types_mapper=pd.ArrowDtype),
 }
-
-
-def assert_same(first, second):
-    assert list(first) == list(second)
-    assert first
-    for name in first:
-        assert first[name].dtype == second[name].dtype
-        assert torch.equal(first[name].nan_to_num(-9e9), second[name].nan_to_num(-9e9)), name
 
 
 @pytest.mark.parametrize("form", [*FORMS])

@@ -15,7 +15,7 @@ import torch
 from modeling_ftmamba import processing_ftmamba
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
-from .conftest import ITEM_COLUMNS, USER_COLUMNS, make_items, make_users
+from .conftest import ITEM_COLUMNS, USER_COLUMNS, assert_same, make_items, make_users
 
 LOAD = FTMambaFeatureExtractor.from_pretrained
 CONFIG, VOCABULARIES = "preprocessor_config.json", "vocabularies.safetensors"
@@ -40,19 +40,12 @@ def encoded(extractor):
     return extractor(make_users(rng, 50), make_items(rng, 50))
 
 
-def assert_bitwise_equal(first, second):
-    assert list(first) == list(second)
-    assert first
-    for name in first:
-        assert first[name].numpy().tobytes() == second[name].numpy().tobytes(), name
-
-
 def test_a_saved_extractor_encodes_bitwise_the_same(fitted, folder):
     loaded = LOAD(folder)
     assert loaded.to_dict() == fitted.to_dict()
     assert (loaded.user_key, loaded.item_key) == ("user_id", "item_id")
-    assert_bitwise_equal(encoded(loaded), encoded(fitted))
-    assert_bitwise_equal(encoded(LOAD(folder / CONFIG)), encoded(fitted))
+    assert_same(encoded(loaded), encoded(fitted))
+    assert_same(encoded(LOAD(folder / CONFIG)), encoded(fitted))
 
 
 def test_saving_again_writes_the_same_bytes(folder, tmp_path):
@@ -79,7 +72,7 @@ def test_it_loads_from_the_hub_cache_at_a_revision_and_in_a_subfolder(fitted, fo
     (repository / "refs" / "v1").write_text("a" * 40)
     where = {"cache_dir": tmp_path / "cache", "local_files_only": True, "revision": "v1"}
     loaded = LOAD("tester/films", subfolder="towers", **where)
-    assert_bitwise_equal(encoded(loaded), encoded(fitted))
+    assert_same(encoded(loaded), encoded(fitted))
     with pytest.raises(OSError, match="tester/films"):
         LOAD("tester/films", **where)
 
@@ -130,7 +123,7 @@ def test_files_of_two_saves_and_an_absent_one_are_named(folder, other, tmp_path)
 
 def test_unknown_keys_of_the_json_file_stop_no_load(fitted, folder):
     change_json(folder, note="a person's")
-    assert_bitwise_equal(encoded(LOAD(folder)), encoded(fitted))
+    assert_same(encoded(LOAD(folder)), encoded(fitted))
 
 
 def test_a_save_that_fails_leaves_the_old_one_whole(fitted, other, folder, monkeypatch):
@@ -143,7 +136,7 @@ def test_a_save_that_fails_leaves_the_old_one_whole(fitted, other, folder, monke
     with pytest.raises(OSError, match="No space left"):
         other.save_pretrained(folder)
     assert sorted(folder.iterdir()) == before
-    assert_bitwise_equal(encoded(LOAD(folder)), encoded(fitted))
+    assert_same(encoded(LOAD(folder)), encoded(fitted))
 
 
 def test_an_extractor_that_is_not_fitted_is_not_saved(tmp_path):
@@ -159,7 +152,7 @@ def test_awkward_column_names_do_not_mix(tmp_path):
     users["a"] = np.ones((9, 2))
     extractor.fit(users, {})
     extractor.save_pretrained(tmp_path)
-    assert_bitwise_equal(LOAD(tmp_path)(users=users), extractor(users=users))
+    assert_same(LOAD(tmp_path)(users=users), extractor(users=users))
 
 
 IN_A_BARE_PROCESS = """
@@ -202,9 +195,10 @@ def test_both_auto_classes_load_it_without_this_project_and_without_arrow(fitted
     tables = {tower: pa.table(columns) for tower, columns in records.items()}
     here = fitted(**tables)
     with np.load(tmp_path / "saved.npz") as there:
-        assert_bitwise_equal({name: torch.from_numpy(there[name]) for name in here}, here)
+        assert_same({name: torch.from_numpy(there[name]) for name in here}, here)
     auto_map = json.loads((folder / CONFIG).read_text())["auto_map"]
     assert set(auto_map) == {"AutoFeatureExtractor", "AutoProcessor"}
     code_files = {path.name for path in folder.glob("*.py")}
-    assert {"processing_ftmamba.py", "configuration_ftmamba.py", "encoders.py"} <= code_files
+    own = ("processing_ftmamba", "encoders", "user_state", "configuration_ftmamba")
+    assert code_files == {f"{name}.py" for name in own}
     assert {path.name for path in Path(paths[-1]).glob("*.py")} == code_files

@@ -270,6 +270,21 @@ def test_distinct_records_once_equals_every_row_by_itself(either_data, made):
     torch.testing.assert_close(found, objective.model.get_item_embeddings(**items))
 
 
+@pytest.mark.parametrize("history_start", [False, True])
+def test_a_first_event_is_predicted_only_where_there_is_something_to_read(
+    history_start, toy, made, tmp_path
+):
+    data = toy.encoded_sequences(tmp_path, with_profile=False)
+    model = toy.model(data, history_start=history_start)
+    objective, batch = made(data, "newest", model=model, name="in_batch")
+    kept = (batch.slots > 0) | history_start
+    assert (batch.slots == 0).any()
+    prepared = objective.prepare(batch, 0)
+    assert torch.equal(prepared.batch.targets, batch.targets[kept])
+    assert len(prepared.inputs["queries"]) == int(kept.sum())
+    assert bool(objective(prepared).isfinite())
+
+
 def test_negatives_are_new_at_every_step(either_data, made):
     for name in ("bce", "sampled_softmax"):
         objective, batch = made(either_data, batch_size=40, name=name)

@@ -95,7 +95,9 @@ def model(data: EncodedData, **fields) -> FTMambaTwoTowerModel:
     )
 
 
-def encoded_sequences(folder: Path, *, with_popularity: bool = False) -> EncodedData:
+def encoded_sequences(
+    folder: Path, *, with_popularity: bool = False, with_profile: bool = True
+) -> EncodedData:
     """Encode users who take from 3 to 12 of the items, some of them again, a few at one second."""
     rng = np.random.default_rng(0)
     rows = []
@@ -112,6 +114,8 @@ def encoded_sequences(folder: Path, *, with_popularity: bool = False) -> Encoded
     }
     if not with_popularity:
         del schema["items"]["popularity_days"]
+    if not with_profile:
+        del schema["users"]["columns"]["age"]
     user_keys, item_keys = ([f"u{n}" for n in range(N_USERS)], [f"i{n:02}" for n in range(N_ITEMS)])
     tables = load_tables(
         pa.table({"user_id": user_keys, "age": [20.0 + n for n in range(N_USERS)]}),

@@ -66,6 +66,12 @@ EXPORT const char *ftmamba_variant(int64_t index) {
     return variant ? variant->name : NULL;
 }
 
+/* Bytes of all structs together: another number was built for other callers. */
+EXPORT int64_t ftmamba_bytes_of_structs(void) {
+    return sizeof(Layer) + sizeof(Scan) + sizeof(Dropout) + sizeof(Gelu) + sizeof(Normalize) +
+           sizeof(Exponentials) + sizeof(Softmax);
+}
+
 EXPORT void ftmamba_set_runtime(void *parallel, void *num_threads) {
     ftmamba_use_runtime(parallel, num_threads);
 }
