@@ -23,48 +23,48 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: the disk is full; what was at `path` is untouched.
     """
     temporary = path.with_name(f".{path.name}.new")
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise _named(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _named_errors(path):
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(folder: Path, *, owned: Sequence[str]) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` to fill; it takes its place when the block ends well.
+    """Yield an empty folder beside `folder` to fill; it replaces it when the block ends well.
 
     Two renames do the swap. Entries of the earlier folder that match none of the `owned` patterns
     (training state, logs) move into the new one. Whatever moment the process is killed at,
     a whole folder is left, the earlier or the new one: `whole_folder_at` finds it, and the next
-    save puts it in its place.
+    save finishes the swap.
 
     Raises:
         OSError: the disk is full or the folder cannot be moved; the earlier one is untouched.
     """
     finish_swap(folder, owned=owned)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new, previous = _new(folder), _previous(folder)
-    _remove(new)
-    try:
-        new.mkdir()
-        yield new
-        _flush_tree(new)
-        if folder.exists():
-            folder.rename(previous)
-        new.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise _named(error, folder) from error
-    finally:
-        _remove(new)
-        finish_swap(folder, owned=owned)
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    with _named_errors(folder):
+        try:
+            new.mkdir()
+            yield new
+            for path in sorted(new.rglob("*")):
+                if path.is_file():
+                    _flush(path)
+            if folder.exists():
+                folder.rename(_previous(folder))
+            new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            finish_swap(folder, owned=owned)
 
 
 def whole_folder_at(folder: Path) -> Path:
-    """Return where a whole folder is to be read: beside its place if a swap was cut short."""
+    """Return where a whole folder can be read: beside `folder` if a swap was cut short."""
     previous = _previous(folder)
     return previous if previous.is_dir() and not folder.exists() else folder
 
@@ -81,26 +81,11 @@ def finish_swap(folder: Path, *, owned: Sequence[str]) -> None:
         kept = not any(fnmatch(entry.name, pattern) for pattern in owned)
         if kept and not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
-    _remove(previous)
-
-
-def _new(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(previous)
 
 
 def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            _flush(path)
 
 
 def _flush(path: Path) -> None:
@@ -108,24 +93,18 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _named(error: OSError | SafetensorError, target: Path) -> OSError | SafetensorError:
-    """Say in words what failed, where the cause is one that a person can cure."""
-    number = error.errno if isinstance(error, OSError) else _os_error_number(error)
-    if number in _NO_ROOM:
-        return OSError(
-            number,
-            f"no room left on the disk while writing {str(target)!r}; nothing there was changed: "
-            "free some space or write to another folder",
-        )
-    if number in _NOT_MOVABLE:
-        return OSError(
-            number,
-            f"{str(target)!r} cannot be renamed (is it a mount point?), so it cannot be replaced "
-            "whole; nothing there was changed: give a folder inside it",
-        )
-    return error
-
-
-def _os_error_number(error: SafetensorError) -> int | None:
-    match = re.search(r"os error (\d+)", str(error))
-    return int(match[1]) if match else None
+@contextmanager
+def _named_errors(target: Path) -> Iterator[None]:
+    """Name what failed, where a person can mend the cause."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number is None and (match := re.search(r"os error (\d+)", str(error))):
+            number = int(match[1])
+        problem = f"{str(target)!r} cannot be renamed (is it a mount point?); give a folder inside"
+        if number in _NO_ROOM:
+            problem = f"no room left on the disk while writing {str(target)!r}; free some space"
+        elif number not in _NOT_MOVABLE:
+            raise
+        raise OSError(number, f"{problem}; nothing there was changed") from error

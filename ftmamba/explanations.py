@@ -37,7 +37,6 @@ from modeling_ftmamba.configuration_ftmamba import (
     columns_of_tensor,
     history_of,
 )
-from modeling_ftmamba.encoders import CategoryEncoder, NumericEncoder, TimestampEncoder
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
 TOWERS = ("user", "item")
@@ -131,11 +130,8 @@ class Explanation:
         axes.margins(x=0.12)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(
-            f"what a column adds to the score: from {self.baseline_score:.2f} when nothing is "
-            f"known to {self.score:.2f}",
-            fontsize=9,
-        )
+        ends = f"from {self.baseline_score:.2f} when nothing is known to {self.score:.2f}"
+        axes.set_xlabel(f"what a column adds to the score: {ends}", fontsize=9)
         axes.set_title(self.title or self.item_key, loc="left")
         handles = [Patch(color=_COLOURS[tower], label=tower) for tower in TOWERS]
         axes.legend(handles=handles, loc="lower right", frameon=False)
@@ -228,10 +224,7 @@ def explain(
 def values_in_words(extractor: Any, tower: str, inputs: Inputs) -> dict[str, str]:
     """Return in words what the model reads in each column of one encoded record.
 
-    Args:
-        extractor: fitted.
-        tower: `user` or `item`.
-        inputs: the record's tensors, as the extractor names them.
+    By the columns' kinds, not the encoders' classes, of which a checkpoint may have its own.
     """
     first = dict.fromkeys(TENSOR_OF_KIND.values(), 0)
     found = {}
@@ -242,14 +235,14 @@ def values_in_words(extractor: Any, tower: str, inputs: Inputs) -> dict[str, str
         slots = inputs[f"{tower}_{tensor}"][0, first[tensor] : first[tensor] + column.width].numpy()
         first[tensor] += column.width
         encoder = extractor.encoder(tower, column.name)
-        if isinstance(encoder, CategoryEncoder):
+        if column.kind in ("categorical", "categories"):
             known = [_category(encoder, int(one)) for one in slots if one != PADDING_ID]
             found[column.name] = ", ".join(known) or "none"
         elif np.isnan(slots).any():
             found[column.name] = "missing"
-        elif isinstance(encoder, NumericEncoder):
+        elif column.kind == "numeric":
             found[column.name] = _number(encoder, float(slots[0]))
-        elif isinstance(encoder, TimestampEncoder):
+        elif column.kind == "timestamp":
             seconds = _unscaled(float(slots[0]), encoder.line)
             time = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
             found[column.name] = time.strftime("%Y-%m-%d")
@@ -258,14 +251,14 @@ def values_in_words(extractor: Any, tower: str, inputs: Inputs) -> dict[str, str
     return found
 
 
-def _category(encoder: CategoryEncoder, one: int) -> str:
+def _category(encoder: Any, one: int) -> str:
     if one < N_SPECIAL_IDS:
         return "missing" if one == MISSING_ID else "never seen in training"
     is_known = one < encoder.first_bucket
     return encoder.texts[one - N_SPECIAL_IDS] if is_known else "rare"
 
 
-def _number(encoder: NumericEncoder, scaled: float) -> str:
+def _number(encoder: Any, scaled: float) -> str:
     if encoder.table.ndim == 2:
         number = float(np.interp(scaled, encoder.table[1], encoder.table[0]))
     else:

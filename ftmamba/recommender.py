@@ -17,7 +17,7 @@ from torch import Tensor
 from ftmamba.checkpoint import Checkpoint, load_to_recommend
 from ftmamba.explanations import Explanation, explain
 from ftmamba.known_users import KnownUsers
-from modeling_ftmamba.catalogue import Catalogue, top_k
+from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.encoders import text_table
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
@@ -49,6 +49,10 @@ class Recommender:
     the `repeat_bias` of a model that has one for items of the user's history. Equal scores
     are ordered as in the catalogue.
 
+    Attributes:
+        catalogue: the items that can be recommended.
+        users: known by key, where the checkpoint holds any.
+
     Examples:
         >>> recommender = Recommender.from_pretrained("runs/quickstart")  # doctest: +SKIP
         >>> recommender.recommend(user_key="42", k=10)  # doctest: +SKIP
@@ -59,12 +63,12 @@ class Recommender:
         self._model: Any = checkpoint.model.train(False)
         self._model.to(device or checkpoint.model.device)
         self._extractor = checkpoint.extractor
-        self._catalogue = checkpoint.catalogue
-        self._users = checkpoint.users
+        self.catalogue = checkpoint.catalogue
+        self.users = checkpoint.users
         items_IE = torch.from_numpy(checkpoint.catalogue.embeddings)
         self._items_IE = items_IE.to(self._model.device)
         self._lengths_I = torch.linalg.vector_norm(self._items_IE, dim=1).clamp(min=1e-12)
-        self._history = HistoryReader(self._model, self._extractor, self._catalogue, self._items_IE)
+        self._history = HistoryReader(self._model, self._extractor, self.catalogue, self._items_IE)
 
     @classmethod
     def from_pretrained(
@@ -80,16 +84,6 @@ class Recommender:
         The installed `modeling_ftmamba` runs, not the code in the checkpoint.
         """
         return cls(load_to_recommend(folder_or_repo, revision=revision, token=token), device=device)
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """The items that can be recommended."""
-        return self._catalogue
-
-    @property
-    def users(self) -> KnownUsers | None:
-        """The users known by key, where the checkpoint holds any."""
-        return self._users
 
     @torch.inference_mode()
     def recommend(
@@ -143,8 +137,8 @@ class Recommender:
 
         The cosine, not the inner product, for the latter also grows with an item's popularity.
         """
-        _check_k(k, len(self._catalogue) - 1)
-        row = self._catalogue.row(item_key)
+        _check_k(k, len(self.catalogue) - 1)
+        row = self.catalogue.row(item_key)
         dots_I = self._items_IE @ self._items_IE[row]
         cosines_I = dots_I / (self._lengths_I * self._lengths_I[row])
         cosines_I[row] = -torch.inf
@@ -161,7 +155,7 @@ class Recommender:
     @torch.inference_mode()
     def score(self, record: Record, item_key: str) -> float:
         """Return the score of one item for a raw record."""
-        row = self._catalogue.row(item_key)
+        row = self.catalogue.row(item_key)
         events = self._history.events([record])
         users_UE = _finite(self._model.get_user_embeddings(**self._inputs([record], events)))
         users_UE, seen = users_UE.to(self._items_IE.dtype), self._history.seen(events)
@@ -185,7 +179,7 @@ class Recommender:
             users = self._known_users()
             row = users.row(user)
             user, events = users.record(row), users.events(row)
-        return explain(self._model, self._extractor, self._catalogue, user, item_key, events)
+        return explain(self._model, self._extractor, self.catalogue, user, item_key, events)
 
     def _ranked(
         self,
@@ -196,15 +190,15 @@ class Recommender:
         exclude_seen: bool,
         exclude: Sequence[str] = (),
     ) -> list[list[Recommendation]]:
-        _check_k(k, len(self._catalogue))
+        _check_k(k, len(self.catalogue))
         if (user_keys is None) == (records is None):
             given = "none" if records is None else "both"
             raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")
-        excluded = [row for row in self._catalogue.index.rows(exclude) if row is not None]
+        excluded = [row for row in self.catalogue.index.rows(exclude) if row is not None]
         users = None if user_keys is None else self._known_users()
         rows_U = np.array([users.row(key) for key in user_keys or ()] if users else [], np.int64)
         n_users = len(rows_U) if users is not None else len(records or ())
-        size = max(1, min(_USERS_AT_ONCE, _SCORES_AT_ONCE // len(self._catalogue)))
+        size = max(1, min(_USERS_AT_ONCE, _SCORES_AT_ONCE // len(self.catalogue)))
         ranked: list[list[Recommendation]] = []
         for start in range(0, n_users, size):
             rows = rows_U[start : start + size]
@@ -234,20 +228,20 @@ class Recommender:
     def _best(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:
         scores_UK, ids_UK = (tensor.cpu() for tensor in top_k(scores_UI, k))
         ids = ids_UK.flatten().numpy()
-        keys = text_table(self._catalogue.keys).take(ids)
-        titles = text_table(self._catalogue.titles).take(ids)
+        keys = text_table(self.catalogue.keys).take(ids)
+        titles = text_table(self.catalogue.titles).take(ids)
         found = list(map(Recommendation, keys, scores_UK.flatten().tolist(), titles))
         counts = (scores_UK != -torch.inf).sum(1).tolist()
         return [found[row * k : row * k + count] for row, count in enumerate(counts)]
 
     def _known_users(self) -> KnownUsers:
-        if self._users is None:
+        if self.users is None:
             columns = ", ".join(column["name"] for column in self._extractor.user_columns)
             raise ValueError(
                 "this checkpoint knows no users by key (its folder local/ never leaves the machine "
                 f"that trained it); give record={{...}} with any of: {columns}"
             )
-        return self._users
+        return self.users
 
 
 def _finite(users_UE: Tensor) -> Tensor:
