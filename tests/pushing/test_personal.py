@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ftmamba.__main__ import main as command_line
+from ftmamba.data.fitting import fit_extractor
 from hub_cards.contents import looks_like, personal_warning
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
@@ -71,7 +72,7 @@ def personal(folder):
         user_key="user_id",
         item_key="item_id",
     )
-    extractor.fit(pa.table(columns), {"item_id": ["i1", "i2"]})
+    extractor = fit_extractor(extractor, pa.table(columns), {"item_id": ["i1", "i2"]})
     extractor.save_pretrained(folder)
     return folder
 
