@@ -378,8 +378,14 @@ class NumericEncoder(ColumnEncoder):
             then = "it is kept" if column.scaling == "none" else "every value becomes 0"
             warnings.warn(f"{name} {what} in the training rows; {then}", stacklevel=2)
             return encoder
-        edges = _quantile_edges(encoder._scaled(known).astype(np.float32))
-        return cls(replace(column, edges=edges), name, encoder.arrays)
+        # 48 bins between the quantiles of the scaled values; those almost alike share one.
+        scaled = encoder._scaled(known).astype(np.float32).astype(np.float64)
+        quantiles = np.unique(np.quantile(scaled, np.linspace(0, 1, 49))).tolist()
+        edges = quantiles[:1]
+        for edge in quantiles[1:]:
+            if edge - edges[-1] > 1e-4 * (quantiles[-1] - quantiles[0]):
+                edges.append(edge)
+        return cls(replace(column, edges=tuple(edges)), name, encoder.arrays)
 
     def _fits(self) -> bool:
         self.table = table = self.arrays["table"]
@@ -402,16 +408,6 @@ class NumericEncoder(ColumnEncoder):
             mean, slope = self.table
             return (numbers_R - mean) * slope
         return np.interp(numbers_R, self.table[0], self.table[1])
-
-
-def _quantile_edges(scaled: NDArray[np.float32]) -> tuple[float, ...]:
-    """Return up to 49 rising bin edges, at the quantiles of the training values."""
-    candidates = np.unique(np.quantile(scaled.astype(np.float64), np.linspace(0, 1, 49)))
-    edges = [candidates[0]]
-    for candidate in candidates[1:]:
-        if candidate - edges[-1] > 1e-4 * (candidates[-1] - candidates[0]):
-            edges.append(candidate)
-    return tuple(map(float, edges))
 
 
 def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -185,17 +185,11 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     def __call__(
         self, users: Any = None, items: Any = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
-        """Encode users, items or both.
+        """Encode users, items or both, as the tensors `user_numeric` to `item_dense`; see `DTYPES`.
 
-        Args:
-            users: one record (a dict), a list of records, a dict of column name to array, or a
-                table of Arrow, pandas, polars or datasets. A record may lack columns and have
-                others; a record of nothing but unknown columns is an error.
-            items: the same of the items.
-            return_tensors: `pt` for torch tensors, `np` or None for numpy arrays.
-
-        Returns:
-            The tensors that `Column` describes, named `user_numeric`, ..., `item_dense`.
+        Either is one record (a dict), a list of records, a dict of column name to array, or a
+        table of Arrow, pandas, polars or datasets. A record may lack columns and have others; a
+        record of nothing but unknown columns is an error.
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
@@ -432,11 +426,8 @@ def _is_record(source: Mapping[str, Any], columns: Sequence[Column]) -> bool:
 class Event(NamedTuple):
     """One event of a user: of a file, a record, a known user or a stream.
 
-    Attributes:
-        item: a key, columns of an item that is in no catalogue, or a row of the catalogue.
-        time: UTC seconds, NaN where unknown.
-        weight: such as a rating, NaN where unknown.
-        context: numbers by the names of their columns, absent or NaN where unknown.
+    An item is a key, columns of one that is in no catalogue, or a row of the catalogue. A time is
+    in UTC seconds; what is unknown is NaN, or absent in the context, numbers by column name.
     """
 
     item: Any
@@ -465,17 +456,13 @@ class PaddedEvents:
 
 @dataclass(frozen=True, eq=False)
 class EventTable:
-    """Events of U users end to end, each user's oldest first.
+    """Events (R,) of U users end to end, each user's oldest first, from one start to the next.
 
-    Attributes:
-        starts: int64 (U + 1,); user u has the events `starts[u]` up to `starts[u + 1]`.
-        times: (R,) UTC seconds, NaN where unknown, or None.
-        weights: (R,) or None.
-        context: (R,) of each further column; NaN where missing.
+    What is unknown is NaN in an array, or all of it None.
     """
 
-    starts: NDArray[np.int64]
-    times: NDArray[Any] | None = None
+    starts: NDArray[np.int64]  # (U + 1,)
+    times: NDArray[Any] | None = None  # UTC seconds
     weights: NDArray[Any] | None = None
     context: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 

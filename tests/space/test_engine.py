@@ -57,6 +57,7 @@ def test_shares_add_up_to_the_score(demo):
     total = sum(found["user"].values()) + sum(found["item"].values())
     assert found["score"] == pytest.approx(first.score, rel=1e-5)
     assert found["baseline_score"] + total == pytest.approx(found["score"], rel=1e-5)
+    assert (found["user_values"]["age"], found["user_values"][JOB]) == ("31", "nurse")
 
 
 def test_the_nearest_are_those_of_the_largest_cosines_without_the_item_itself(demo):
