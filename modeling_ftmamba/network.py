@@ -856,27 +856,20 @@ class TowerNetwork(ScanChoice):
             return state
         numbers = self._state_sizes[3] * self._state_sizes[4]
         size = max(1, _NUMBERS_AT_A_TIME // (min(n_tokens, _LEAST_TOKENS_AT_A_TIME) * numbers))
-        read = []
+        wide = torch.promote_types(tokens_BLD.dtype, torch.float32)
+        conv, scan = (torch.empty_like(x, dtype=wide) for x in (state.conv, state.scan))
+        newest = []
         for first in range(0, n_rows, size):
             rows = slice(first, first + size)
             some = Part(*(None if values is None else values[rows] for values in part))
-            read.append(self._read_some(state.select(rows), tokens_BLD[rows], some))
-        return read[0] if len(read) == 1 else UserState.concatenate(read)
-
-    def _read_some(self, state: UserState, tokens_BLD: Tensor, part: Part) -> UserState:
-        wide = torch.promote_types(tokens_BLD.dtype, torch.float32)
-        conv, scan, hidden_BLD = state.conv.to(wide), state.scan.to(wide), tokens_BLD
-        after = []
-        for index, layer in enumerate(self.layers):
-            before = MixerState(conv[index], scan[index])
-            hidden_BLD, one = layer.advance(hidden_BLD, before, part)  # type: ignore[operator]
-            after.append(one)
-        return replace(
-            state,
-            conv=torch.stack([one.conv for one in after]).to(wide),
-            scan=torch.stack([one.scan for one in after]).to(wide),
-            last=_newest(hidden_BLD, part.lengths, state.last.to(hidden_BLD.dtype)),
-        )
+            hidden = tokens_BLD[rows]
+            for index, layer in enumerate(self.layers):
+                kept = state.conv[index, rows].to(wide), state.scan[index, rows].to(wide)
+                hidden, after = layer.advance(hidden, MixerState(*kept), some)  # type: ignore[operator]
+                conv[index, rows], scan[index, rows] = after
+            newest.append(_newest(hidden, some.lengths, state.last[rows].to(hidden.dtype)))
+        last = newest[0] if len(newest) == 1 else torch.cat(newest)
+        return replace(state, conv=conv, scan=scan, last=last)
 
 
 def _index(hidden_BLD: Tensor) -> Tensor:
