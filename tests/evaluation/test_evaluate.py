@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftmamba.data.interactions import Interactions
+from ftmamba.data.interactions import Interactions, ItemsByUser
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
 
 
@@ -145,6 +145,11 @@ def test_embedding_scores_are_inner_products_over_the_temperature():
     assert scores.dtype == torch.float32
     assert not scores.requires_grad
     torch.testing.assert_close(scores, users.detach()[[2, 0]] @ items.T * 2)
+    seen = ItemsByUser(np.array([0, 2, 2, 3, 3]), np.array([5, 5, 1]))  # user 0: 5 twice, 2: 1
+    scorer = EmbeddingScorer(users, items, temperature=0.5, seen=seen, repeat_bias=-3.0)
+    expected = scores.clone()
+    expected[[0, 1], [1, 5]] -= 6
+    torch.testing.assert_close(scorer.scores(np.array([2, 0])), expected)
 
 
 def test_the_scores_of_the_model_are_left_as_they_are():
