@@ -4,7 +4,6 @@
 logs are in the same folder.
 """
 
-import json
 import logging
 import mmap
 import re
@@ -22,7 +21,7 @@ from ftmamba.checkpoint import (
     REQUIREMENTS_FILE,
     check_published,
 )
-from ftmamba.checks import LOCAL_FOLDER
+from ftmamba.checks import LOCAL_FOLDER, read_json
 from ftmamba.hub import hide_tokens
 from modeling_ftmamba.catalogue import CATALOGUE_NAME
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
@@ -182,7 +181,7 @@ def code_files(folder: Path) -> set[str]:
     """Return the Python files that the checkpoint's own code is made of; others stay."""
     waiting = {HANDLER_FILE}
     for name in ("config.json", "preprocessor_config.json"):
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        values = read_json(folder / name)
         references = list(values.get("auto_map", {}).values())
         references += [one.get("impl") for one in values.get("custom_pipelines", {}).values()]
         waiting |= {

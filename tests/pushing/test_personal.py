@@ -7,6 +7,7 @@ import pytest
 
 from ftmamba.__main__ import main as command_line
 from ftmamba.checkpoint import save_network
+from ftmamba.data.fitting import fit_extractor
 from hub_cards.contents import looks_like, personal_warning
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
@@ -74,7 +75,7 @@ def personal(folder):
         user_key="user_id",
         item_key="item_id",
     )
-    extractor.fit(pa.table(columns), {"item_id": ["i1", "i2"]})
+    extractor = fit_extractor(extractor, pa.table(columns), {"item_id": ["i1", "i2"]})
     config = FTMambaConfig.from_columns(extractor.user_columns, extractor.item_columns)
     save_network(folder, FTMambaTwoTowerModel(config), extractor, max_shard_size="5GB")
     return folder
