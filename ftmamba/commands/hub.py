@@ -139,10 +139,6 @@ def rebuild_card(
         user_groups: columns of the users whose groups are shown; the recipe's tables are read and
             the model is evaluated again, the other models are not.
         evaluate: repeats the checkpoint's evaluation.
-
-    Raises:
-        ValueError: the checkpoint has no recipe or no results, or the users lack a column.
-        FileNotFoundError: the groups need a table that is missing.
     """
     from ftmamba.commands.evaluate import tables_of
     from ftmamba.comparison import check_group_columns, group_figures
@@ -204,7 +200,7 @@ def run_dataset_card(arguments: Namespace) -> None:
     """Read the tables and write their card."""
     from ftmamba.commands.evaluate import tables_of
     from ftmamba.recipe import choose_variant, read_recipe, recipe_from_dict
-    from hub_cards.dataset_card import dataset_card
+    from hub_cards.card import dataset_card
 
     path = Path(arguments.recipe)
     values = read_recipe(path / "recipe.yaml" if path.is_dir() else arguments.recipe)
