@@ -28,14 +28,9 @@ _LONGEST_TITLE = 60
 
 @dataclass(frozen=True)
 class SpaceFacts:
-    """What a demonstration is of.
+    """What a demonstration shows: a Hub id at a commit, or a folder without `revision`.
 
-    Attributes:
-        model: Hub id, or a folder where the Space runs on this machine.
-        revision: commit that the Space loads; empty for a folder.
-        example: the record that the page opens with.
-        title: of the page's card; empty names the model.
-        licence: as the Hub spells it.
+    `example` is the record that the page opens with; an empty `title` names the model.
     """
 
     model: str

@@ -34,12 +34,9 @@ Page = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Field:
-    """One column of a user's record, as the page asks for it.
+    """One column of a user's record; `choices` are its known values, the most frequent first.
 
-    Attributes:
-        name: of the column.
-        kind: of the column.
-        choices: known values, the most frequent first; empty where there are none or too many.
+    They are empty where there are none or too many.
     """
 
     name: str
