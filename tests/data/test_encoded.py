@@ -71,8 +71,8 @@ def test_popularity_is_the_scaled_count_before_each_time(data, tables, train):
         for days, name, value in zip(DAYS, names, scaled.tolist(), strict=True):
             before = (train.times < time) & (train.times >= time - days * 86400)
             raw = np.array([np.log1p(int((train.item_ids[before] == item).sum()))])
-            expected = data.extractor.encode_numeric("item", name, raw)
-            assert value == pytest.approx(float(expected[0]), abs=1e-5)
+            expected = data.extractor.encoder("item", name).encode(raw)
+            assert value == pytest.approx(float(expected[0, 0]), abs=1e-5)
     assert len(found) == len(train) >= 320
     assert abs(found.mean()) < 1e-5
 
@@ -129,7 +129,7 @@ def test_the_second_time_nothing_is_encoded_whatever_the_tables_other_interactio
     tables, train, tmp_path, monkeypatch
 ):
     first = encode(tables, train, cache_dir=tmp_path)
-    monkeypatch.setattr(FTMambaFeatureExtractor, "fit", None)
+    monkeypatch.setattr("ftmamba.data.encoded.fit_extractor", None)
     monkeypatch.setattr(FTMambaFeatureExtractor, "__call__", None)
     users = pa.concat_tables([tables.users.slice(0, 7), tables.users.slice(7)])
     users = users.replace_schema_metadata({"read": "elsewhere"})
