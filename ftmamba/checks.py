@@ -96,7 +96,7 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def check_checkpoint(folder: Path) -> FTMambaConfig:
+def check_checkpoint(folder: Path, *, with_catalogue: bool = True) -> FTMambaConfig:
     """Check the files of a checkpoint's folder, and return its config.
 
     Raises:
@@ -117,8 +117,10 @@ def check_checkpoint(folder: Path) -> FTMambaConfig:
             logger.warning("%s may be a pickle, which can run code; it is not read", path)
     config = read_config(folder / CONFIG_NAME)
     read_json(folder / EXTRACTOR_NAME)
-    for name, dtypes in _TENSOR_FILES.items():
-        metadata, _ = read_tensors(folder / name, dtypes=dtypes)
+    read_tensors(folder / VOCABULARY_NAME, dtypes=_TENSOR_FILES[VOCABULARY_NAME])
+    if not with_catalogue:
+        return config
+    metadata, _ = read_tensors(folder / CATALOGUE_NAME, dtypes=_TENSOR_FILES[CATALOGUE_NAME])
     try:
         as_of = parse_json(metadata.get("catalogue", "")).get("as_of")
     except (ValueError, RecursionError) as error:
@@ -178,31 +180,36 @@ def read_json(path: Path, *, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any
 
 def parse_json(text: str) -> dict[str, Any]:
     """Parse an object; a ValueError says which rule of `read_json` it breaks."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in values:
-                raise ValueError(f"the key {shown(key)} occurs twice")
-            values[key] = value
-        return values
-
-    def finite(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(f"the number {shown(text)} is not finite")
-        return number
-
-    values = json.loads(text, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    values = _JSON.decode(text)
     if not isinstance(values, dict):
         raise ValueError(f"must be an object, got {shown(values)}")
-    level: list[Any] = [values]
-    for _ in range(DEEPEST_JSON):
+    level, depth = [values], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST_JSON:
+            raise ValueError(f"nested more than {DEEPEST_JSON} deep")
         inner = (one.values() if isinstance(one, dict) else one for one in level)
-        level = [one for values_of in inner for one in values_of if isinstance(one, dict | list)]
-    if level:
-        raise ValueError(f"nested more than {DEEPEST_JSON} deep")
-    return dict(values)
+        level = [one for own in inner for one in own if isinstance(one, dict | list)]
+    return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} occurs twice")
+    return values
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {shown(text)} is not finite")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
 
 
 def read_config(path: Path) -> FTMambaConfig:
@@ -364,13 +371,14 @@ def check_values(network: nn.Module, folder: Path) -> None:
                 raise damaged(folder, f"{problem}: {shown(made.tolist())}")
 
 
-def check_together(folder: Path, model: Any, extractor: Any, catalogue: Catalogue) -> None:
+def check_together(folder: Path, model: Any, extractor: Any, catalogue: Catalogue | None) -> None:
     """Check that the parts of a checkpoint, once loaded, are of one save."""
     for tower in TOWERS:
         if tuple(model.config.tower(tower).parsed_columns()) != extractor.columns(tower):
             problem = f"has other {tower} columns than the {EXTRACTOR_NAME} beside it"
             raise damaged(folder / CONFIG_NAME, problem)
-    check_catalogue(catalogue, model, extractor.columns("item"), str(folder))
+    if catalogue is not None:
+        check_catalogue(catalogue, model, extractor.columns("item"), str(folder))
     temperature = float(model.temperature.detach())
     if not 0 < temperature < math.inf:
         raise damaged(folder, f"holds weights that make a temperature {temperature}")

@@ -130,9 +130,18 @@ def check_rivals_and_baselines(recipe: Recipe) -> None:
     """Raise ValueError for what `compare` could not make, before anything is trained."""
     for rival in parse_rivals(recipe.evaluation.rivals):
         rival_recipe(rival, recipe)
-    options = recipe.evaluation.baseline_options
-    for name in (*recipe.evaluation.baselines, *options):
-        make_baseline(name, options.get(name))
+    plan = recipe.evaluation
+    for name in plan.baselines:
+        make_baseline(name, plan.baseline_options.get(name))
+    if plan.tune_baselines and not GRIDS.keys() & plan.baselines:
+        raise ValueError(
+            f"tune_baselines is for {', '.join(GRIDS)}, and baselines has none of them; remove it"
+        )
+    if plan.tune_baselines and (both := sorted(GRIDS.keys() & plan.baseline_options)):
+        raise ValueError(
+            f"baseline_options {both} are not read with tune_baselines, which chooses them on "
+            "validation; remove one of the two"
+        )
 
 
 def _scorers(
@@ -202,11 +211,7 @@ class Rival:
 
 
 def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
-    """Read the recipe's `evaluation.rivals`.
-
-    Raises:
-        ValueError: an unknown key, or no preset.
-    """
+    """Read the recipe's `evaluation.rivals`."""
     known = ("preset", "overrides", "training", "columns")
     rivals = []
     for name, options in values.items():
@@ -223,19 +228,11 @@ def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
 
 
 def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
-    """Return the recipe with the rival's network and training options in place of its own.
-
-    Raises:
-        FileNotFoundError: there is no such preset.
-        ValueError: an unknown field or option, or a value that it cannot have.
-    """
+    """Return the recipe with the rival's network and training options in place of its own."""
     FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
-    own = {**to_plain(recipe.training), "checkpointing_steps": "", "resume_from_checkpoint": ""}
-    training = build(
-        TrainingRecipe,
-        lay_over(TrainingRecipe, own, rival.training),
-        f"rivals.{rival.name}.training",
-    )
+    afresh = {"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training}
+    own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
+    training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
     return replace(
         recipe, model=ModelRecipe(rival.preset, dict(rival.overrides)), training=training
     )
@@ -257,9 +254,6 @@ def group_figures(
 
     A category is a group; numbers are cut into quarters of the test users; of a set, each member
     is a group, so that a user may be in several.
-
-    Raises:
-        ValueError: the table of users has no such column, or one that makes no groups.
     """
 
     def figure(evaluation: Evaluation) -> dict[str, Any]:

@@ -335,7 +335,7 @@ class FastSSD:
 
     def forward_last(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         if not _mixes_in_row_blocks(self, hidden_BLD, gaps_BL):
-            return type(self).forward_last(self, hidden_BLD, gaps_BL)
+            return _last_of_ssd(self, hidden_BLD, gaps_BL)
         mixed = mix_in_row_blocks(hidden_BLD, _ssd_parameters(self), self.norm.eps, last=True)
         return mixed[:, 0]
 
@@ -364,6 +364,26 @@ class FastSSD:
         y = torch.addcmul(y, self.D[:, None], u).flatten(1)
         mixed = self.out_proj(self.norm(y.to(gate.dtype), gate))
         return mixed[:, None], type(state)(window[..., 1:], scan)
+
+
+def _last_of_ssd(mixer: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None) -> Tensor:
+    """Return the last mixed token (B, D) in closed form.
+
+    With S_t the sum of dt after token t, y = sum_t (C . B_t exp(S_t A)) dt_t u_t.
+    """
+    part = sys.modules[type(mixer).__module__].Part(None, gaps_BL)
+    gate, (u, dt, B, C), _ = mixer.inputs(hidden_BLD, None, part)
+    wide = torch.promote_types(u.dtype, torch.float32)
+    with torch.autocast(u.device.type, enabled=False):
+        A = -mixer.A_log.to(wide).exp()
+        dt, B, C = (x.to(wide) for x in (dt, B, C[:, -1]))
+        # Added up from the end: the difference of two sums would lose small ones. Lower exponents
+        # than the plain scan's lowest would soon be denormal numbers, which are slow.
+        after = F.pad(dt[:, 1:].flip(1).cumsum(1).flip(1), (0, 0, 0, 1))
+        weight = (after * A).clamp(min=-60.0).exp() * dt * (B @ C[..., None])
+        y = torch.einsum("blh,blhp->bhp", weight, u.to(wide)).to(u.dtype)
+    last: Tensor = mixer.output(y, u[:, -1], gate[:, -1])
+    return last
 
 
 def _mixes_in_row_blocks(mixer: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None) -> bool:
