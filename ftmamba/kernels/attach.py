@@ -264,7 +264,7 @@ def _layer_at_once(
     layer: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None, *, last: bool
 ) -> Tensor | None:
     """Return mixer, norm and sum from one fused call, or None where it takes several."""
-    if not _fuses_with_norm(layer):
+    if type(layer.mixer).__name__ != "MambaMixer" or not _fuses_with_norm(layer):
         return None
     rate = layer.dropout.p if layer.training else 0.0
     if (run := _fused(layer.mixer, hidden_BLD, gaps_BL, rate)) is None:
@@ -360,7 +360,7 @@ class FastSSD:
         dtu = (dt[..., None] * u).view(len(u), -1, 1)
         scan = (decay * state.scan.reshape(by_head)).view(state.scan.shape)
         scan.addcmul_(dtu, B[:, None])
-        y = torch.bmm(scan, C[..., None]).view(by_head)
+        y = torch.bmm(C[:, None], scan.mT).view(by_head)
         y = torch.addcmul(y, self.D[:, None], u).flatten(1)
         mixed = self.out_proj(self.norm(y.to(gate.dtype), gate))
         return mixed[:, None], type(state)(window[..., 1:], scan)
@@ -416,7 +416,7 @@ class FastAttention:
 def _attend(mixer: Any, asking_BTD: Tensor, hidden_BLD: Tensor, *, causal: bool) -> Tensor:
     key_value = apply_linear_in_chunks(mixer.key_value, hidden_BLD, 2)
     query, key, value = (
-        x.unflatten(-1, (mixer.n_heads, -1)).transpose(1, 2)
+        x.view(*x.shape[:2], mixer.n_heads, -1).transpose(1, 2)
         for x in (apply_linear(mixer.query, asking_BTD), *key_value)
     )
     rate = mixer.dropout if mixer.training else 0.0

@@ -38,7 +38,7 @@ def apply_linear_in_chunks(module: nn.Linear, x: Tensor, n_chunks: int) -> tuple
     """
     n_tokens = x.numel() // max(1, x.shape[-1])
     with_bias = module.bias is not None
-    if _is_plain(x, module) and onednn_is_faster(n_tokens, with_bias=with_bias):
+    if onednn_is_faster(n_tokens, with_bias=with_bias) and _is_plain(x, module):
         chunks: tuple[Tensor, ...] = _Linear.apply(x, module.weight, module.bias, n_chunks)
         return chunks
     whole = module(x)
