@@ -23,7 +23,7 @@ from . import elementwise
 from .layer import WIDEST_CONV, carried_layer, fused_layer
 from .library import KernelLibrary, MambaParameters, Norm, installed_library
 from .linears import apply_linear, apply_linear_in_chunks, is_untouched
-from .scan import cpu_scan, mamba_ssm_missing, mamba_ssm_scan
+from .scan import cpu_scan
 from .ssd_row_blocks import SSDParameters, can_mix_in_row_blocks, mix_in_row_blocks
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,7 @@ CONTRACT = 1
 """Version of the methods and attributes of the network's modules that this file relies on."""
 PLAIN = ("sequential", "reference")
 """Scans that run as the network's own code has them."""
-KERNELS = ("cpu", "triton", "mamba_ssm")
+KERNELS = ("cpu", "triton")
 
 
 class Choice(NamedTuple):
@@ -57,7 +57,7 @@ def attach(network: nn.Module, scan: str) -> None:
     Args:
         network: with layers of the class `FTMambaLayer` of any copy of the model's code.
         scan: `auto`, the fastest for each tensor; `sequential` or `reference`, nothing but plain
-            torch; or the implementation of the selective scan: `cpu`, `triton` or `mamba_ssm`.
+            torch; or the implementation of the selective scan: `cpu` or `triton`.
 
     Raises:
         ValueError: no implementation has that name, or no layer has a selective scan.
@@ -92,11 +92,11 @@ def missing(scan: str) -> str | None:
         return (
             None if isinstance(found, KernelLibrary) else f"the cpu scan cannot run here: {found}"
         )
-    if scan == "triton":
-        from .triton_launch import why_not
+    if scan != "triton":
+        return None
+    from .triton_launch import why_not
 
-        return why_not()
-    return mamba_ssm_missing() if scan == "mamba_ssm" else None
+    return why_not()
 
 
 def _choice(scan: str, *, scans: bool) -> Choice:
@@ -320,9 +320,7 @@ def _triton_scan(*tensors: Tensor) -> Tensor:
     return triton_scan(*tensors)
 
 
-SCANS: dict[str, Callable[..., Tensor]] = {
-    "cpu": cpu_scan, "triton": _triton_scan, "mamba_ssm": mamba_ssm_scan,
-}  # fmt: skip
+SCANS: dict[str, Callable[..., Tensor]] = {"cpu": cpu_scan, "triton": _triton_scan}
 
 
 class FastSSD:
