@@ -267,26 +267,28 @@ def _layer_at_once(
     return fused
 
 
+def _mixer_at_once(
+    mixer: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None, *, last: bool
+) -> Tensor | None:
+    """Return what a mixer alone makes of tokens from one fused call, or None."""
+    if (run := _fused(mixer, hidden_BLD, gaps_BL)) is None:
+        return None
+    return run(hidden_BLD, _parameters(mixer), None, residual=False, last=last, reverse=False)
+
+
 class FastMamba:
     """Methods of `MambaMixer`."""
 
     def forward(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
-        if (run := _fused(self, hidden_BLD, gaps_BL)) is None:
-            return type(self).forward(self, hidden_BLD, gaps_BL)
-        mixed_BLD: Tensor = run(
-            hidden_BLD, _parameters(self), None, residual=False, last=False, reverse=False
-        )
-        return mixed_BLD
+        mixed = _mixer_at_once(self, hidden_BLD, gaps_BL, last=False)
+        return type(self).forward(self, hidden_BLD, gaps_BL) if mixed is None else mixed
 
     def forward_last(self: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
-        if (run := _fused(self, hidden_BLD, gaps_BL)) is None:
-            if implementation(self, hidden_BLD) in SCANS:
-                return self.forward(hidden_BLD, gaps_BL)[:, -1]
-            return type(self).forward_last(self, hidden_BLD, gaps_BL)
-        mixed_BD: Tensor = run(
-            hidden_BLD, _parameters(self), None, residual=False, last=True, reverse=False
-        )
-        return mixed_BD
+        if (mixed := _mixer_at_once(self, hidden_BLD, gaps_BL, last=True)) is not None:
+            return mixed
+        if implementation(self, hidden_BLD) in SCANS:
+            return self.forward(hidden_BLD, gaps_BL)[:, -1]
+        return type(self).forward_last(self, hidden_BLD, gaps_BL)
 
     def scan(self: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Run as the network's `selective_scan`; the state after it is left out."""

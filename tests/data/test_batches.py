@@ -113,7 +113,11 @@ def test_a_stretch_is_neighbouring_rows_and_left_over_rows_change(table_of, n_ro
         firsts.append([rows[0] for rows in stretches])
         assert row_lists(ranks[0], epoch, start=3) == row_lists(ranks[0], epoch)[3:]
     assert len({tuple(order) for order in firsts}) == 6
-    assert len({min(order) for order in firsts}) > 1
+    n_left = n_rows % size
+    assert {row < 0 or row > n_rows - size for order in firsts for row in order} == {False}
+    if n_ranks == 1:  # every number of left over rows ahead of the first stretch occurs
+        orders = (chain.from_iterable(row_lists(ranks[0], epoch)) for epoch in range(100))
+        assert {min(order) for order in orders} == set(range(n_left + 1))
 
 
 COUNTS = [0, 1, 2, 3, 10, 11, 12, 15, 16, 20, 21, 22, 37, 64, 5, 9, 1, 30]
