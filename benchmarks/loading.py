@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from benchmarks.speed.results import environment
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
 from modeling_ftmamba.catalogue import Catalogue
@@ -87,7 +88,7 @@ def write_checkpoint(folder: Path, n_items: int) -> None:
         [{"name": "item_id", "kind": "categorical"}, {"name": "year", "kind": "numeric"}],
         item_key="item_id",
     )
-    extractor.fit(users, items)
+    extractor = fit_extractor(extractor, users, items)
     config = FTMambaConfig.from_columns(
         extractor.user_columns, extractor.item_columns, hidden_size=WIDTH, projection_size=WIDTH
     )

@@ -23,6 +23,7 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.speed.results import environment
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.explanations import explain
 from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
@@ -88,7 +89,7 @@ def make_pipeline(options: argparse.Namespace) -> FTMambaRecommendationPipeline:
     items: dict[str, Any] = {"item_id": [f"item {row}" for row in range(options.items)]}
     items |= {f"number_{index}": rng.standard_normal(options.items) for index in range(7)}
     extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS)
-    extractor.fit(make_users(2000), items)
+    extractor = fit_extractor(extractor, make_users(2000), items)
     config = FTMambaConfig.from_columns(
         extractor.user_columns,
         extractor.item_columns,

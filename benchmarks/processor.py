@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 import transformers
 
+from ftmamba.data.fitting import fit_extractor
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 N_TEXT_COLUMNS = 10
@@ -92,7 +93,9 @@ def main() -> None:
     extractor = FTMambaFeatureExtractor(
         user_columns=wide_columns(), item_columns=[{"name": "price", "kind": "numeric"}]
     )
-    fit = cpu_seconds(lambda: extractor.fit(table, {"price": [1.0, 2.0]}), 1)["median"]
+    items = {"price": [1.0, 2.0]}
+    fit = cpu_seconds(lambda: fit_extractor(extractor, table, items), 1)["median"]
+    extractor = fit_extractor(extractor, table, items)
     encode = cpu_seconds(lambda: extractor(users=table), options.runs)
     record = table.slice(0, 1).to_pylist()
     single = cpu_seconds(lambda: [extractor(users=record) for _ in range(100)], options.runs)

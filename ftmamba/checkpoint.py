@@ -196,8 +196,11 @@ def load_to_recommend(
     return _load(find_checkpoint(folder_or_repo, revision=revision, token=token), load_network)
 
 
-def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoint:
-    config = check_checkpoint(folder)
+def _checked_parts(
+    folder: Path, read: Callable[[Path, FTMambaConfig], Any], *, with_catalogue: bool = True
+) -> tuple[Any, FTMambaFeatureExtractor, Any]:
+    """Read model, extractor and catalogue (None without), checked alone and together."""
+    config = check_checkpoint(folder, with_catalogue=with_catalogue)
     model = read(folder, config)
     try:
         extractor: FTMambaFeatureExtractor = FTMambaFeatureExtractor.from_pretrained(folder)
@@ -206,9 +209,19 @@ def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoin
     except Exception as error:
         problem = f"makes no extractor ({' '.join(str(error).split()):.400})"
         raise damaged(folder / EXTRACTOR_NAME, problem) from None
-    catalogue, local = load_catalogue(folder / CATALOGUE_NAME), folder / LOCAL_FOLDER
+    catalogue = load_catalogue(folder / CATALOGUE_NAME) if with_catalogue else None
     check_together(folder, model, extractor, catalogue)
-    users = None
+    return model, extractor, catalogue
+
+
+def check_published(folder: Path, *, with_catalogue: bool) -> None:
+    """Check weights, processor and catalogue as loading does, and raise the same errors."""
+    _checked_parts(folder, load_network, with_catalogue=with_catalogue)
+
+
+def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoint:
+    model, extractor, catalogue = _checked_parts(folder, read)
+    local, users = folder / LOCAL_FOLDER, None
     if local.is_dir():
         users = load_known_users(local, key=extractor.user_key, n_items=len(catalogue))
     results = folder / RESULTS_FILE

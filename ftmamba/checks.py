@@ -96,7 +96,7 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def check_checkpoint(folder: Path) -> FTMambaConfig:
+def check_checkpoint(folder: Path, *, with_catalogue: bool = True) -> FTMambaConfig:
     """Check the files of a checkpoint's folder, and return its config.
 
     Raises:
@@ -117,8 +117,10 @@ def check_checkpoint(folder: Path) -> FTMambaConfig:
             logger.warning("%s may be a pickle, which can run code; it is not read", path)
     config = read_config(folder / CONFIG_NAME)
     read_json(folder / EXTRACTOR_NAME)
-    for name, dtypes in _TENSOR_FILES.items():
-        metadata, _ = read_tensors(folder / name, dtypes=dtypes)
+    read_tensors(folder / VOCABULARY_NAME, dtypes=_TENSOR_FILES[VOCABULARY_NAME])
+    if not with_catalogue:
+        return config
+    metadata, _ = read_tensors(folder / CATALOGUE_NAME, dtypes=_TENSOR_FILES[CATALOGUE_NAME])
     try:
         as_of = parse_json(metadata.get("catalogue", "")).get("as_of")
     except (ValueError, RecursionError) as error:
@@ -364,13 +366,14 @@ def check_values(network: nn.Module, folder: Path) -> None:
                 raise damaged(folder, f"{problem}: {shown(made.tolist())}")
 
 
-def check_together(folder: Path, model: Any, extractor: Any, catalogue: Catalogue) -> None:
+def check_together(folder: Path, model: Any, extractor: Any, catalogue: Catalogue | None) -> None:
     """Check that the parts of a checkpoint, once loaded, are of one save."""
     for tower in TOWERS:
         if tuple(model.config.tower(tower).parsed_columns()) != extractor.columns(tower):
             problem = f"has other {tower} columns than the {EXTRACTOR_NAME} beside it"
             raise damaged(folder / CONFIG_NAME, problem)
-    check_catalogue(catalogue, model, extractor.columns("item"), str(folder))
+    if catalogue is not None:
+        check_catalogue(catalogue, model, extractor.columns("item"), str(folder))
     temperature = float(model.temperature.detach())
     if not 0 < temperature < math.inf:
         raise damaged(folder, f"holds weights that make a temperature {temperature}")

@@ -4,7 +4,6 @@
 logs are in the same folder.
 """
 
-import json
 import logging
 import mmap
 import re
@@ -15,8 +14,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files as package_files
 from pathlib import Path
 
-from ftmamba.checkpoint import CARD_FILE, CURVES_FILE, PUBLISHED_FILES, REQUIREMENTS_FILE
-from ftmamba.checks import LOCAL_FOLDER
+from ftmamba.checkpoint import (
+    CARD_FILE,
+    CURVES_FILE,
+    PUBLISHED_FILES,
+    REQUIREMENTS_FILE,
+    check_published,
+)
+from ftmamba.checks import LOCAL_FOLDER, read_json
 from ftmamba.hub import hide_tokens
 from modeling_ftmamba.catalogue import CATALOGUE_NAME
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
@@ -107,7 +112,8 @@ def published_files(
 
     Raises:
         FileNotFoundError: the folder lacks a file that a checkpoint needs.
-        ValueError: a binary file holds a token, or a file links to private data.
+        ValueError: a binary file holds a token, a file links to private data, or weights, processor
+            or catalogue are damaged or of different saves.
     """
     missing = [
         name
@@ -144,7 +150,9 @@ def published_files(
         handler = (package_files("hub_cards") / HANDLER_FILE).read_bytes()
         added = {HANDLER_FILE: handler, REQUIREMENTS_FILE: _requirements().encode()}
         found += [PublishedFile(name, text) for name, text in added.items() if name not in names]
-    return sorted((_without_tokens(one, tokens) for one in found), key=lambda one: one.name)
+    found = sorted((_without_tokens(one, tokens) for one in found), key=lambda one: one.name)
+    check_published(folder, with_catalogue=CATALOGUE_NAME in names)
+    return found
 
 
 def list_contents(files: Sequence[PublishedFile]) -> str:
@@ -173,7 +181,7 @@ def code_files(folder: Path) -> set[str]:
     """Return the Python files that the checkpoint's own code is made of; others stay."""
     waiting = {HANDLER_FILE}
     for name in ("config.json", "preprocessor_config.json"):
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        values = read_json(folder / name)
         references = list(values.get("auto_map", {}).values())
         references += [one.get("impl") for one in values.get("custom_pipelines", {}).values()]
         waiting |= {

@@ -8,21 +8,17 @@ vector, N texts, Z bytes.
 
 import math
 import sys
-import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import chain, repeat
 from types import NoneType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .configuration_ftmamba import (
@@ -332,10 +328,6 @@ class ColumnEncoder(ABC):
                 "checkpoint again"
             )
 
-    @classmethod
-    @abstractmethod
-    def fit(cls, column: Column, name: str, values: Any) -> Self: ...
-
     @abstractmethod
     def encode(self, values: Any) -> NDArray[Any]: ...
 
@@ -352,41 +344,6 @@ class NumericEncoder(ColumnEncoder):
 
     parts: ClassVar = {"table": np.float64}
 
-    @classmethod
-    def fit(cls, column: Column, name: str, values: Any) -> Self:
-        numbers_R = column_numbers(values, name)
-        known = numbers_R[~np.isnan(numbers_R)]
-        is_constant = len(known) == 0 or known.min() == known.max()
-        if column.scaling == "none":
-            table = np.array([0.0, 1.0])
-        elif is_constant:
-            table = np.array([known[0] if len(known) else 0.0, 0.0])
-        elif column.scaling == "quantile":
-            table = _normal_scores(known)
-        else:
-            with np.errstate(over="ignore", invalid="ignore"):
-                mean, spread = known.mean(), known.std()
-            if not (np.isfinite(mean) and np.isfinite(spread) and spread > 0):
-                raise ValueError(
-                    f"{name} cannot be standardised, its values lie between {known.min():g} and "
-                    f"{known.max():g}; give the column scaling 'quantile'"
-                )
-            table = np.array([mean, 1 / spread])
-        encoder = cls(replace(column, edges=()), name, {"table": table})
-        if is_constant:
-            what = f"is constant ({known[0]:g})" if len(known) else "has no value at all"
-            then = "it is kept" if column.scaling == "none" else "every value becomes 0"
-            warnings.warn(f"{name} {what} in the training rows; {then}", stacklevel=2)
-            return encoder
-        # 48 bins between the quantiles of the scaled values; those almost alike share one.
-        scaled = encoder._scaled(known).astype(np.float32).astype(np.float64)
-        quantiles = np.unique(np.quantile(scaled, np.linspace(0, 1, 49))).tolist()
-        edges = quantiles[:1]
-        for edge in quantiles[1:]:
-            if edge - edges[-1] > 1e-4 * (quantiles[-1] - quantiles[0]):
-                edges.append(edge)
-        return cls(replace(column, edges=tuple(edges)), name, encoder.arrays)
-
     def _fits(self) -> bool:
         self.table = table = self.arrays["table"]
         is_table = table.ndim == 2 and len(table) == 2 and table.shape[1] > 0
@@ -396,30 +353,19 @@ class NumericEncoder(ColumnEncoder):
     def encode(self, values: Any) -> NDArray[np.float32]:
         numbers_R = column_numbers(values, self.name)
         with np.errstate(over="ignore"):
-            scaled_R = self._scaled(numbers_R).astype(np.float32)
+            scaled_R = self.scaled(numbers_R).astype(np.float32)
         if np.isinf(scaled_R).any():
             row = int(np.argmax(np.isinf(scaled_R)))
             rule = "must fit in 32 bits once scaled"
             raise WrongValueError(self.name, row, float(numbers_R[row]), rule=rule)
         return scaled_R[:, None]
 
-    def _scaled(self, numbers_R: NDArray[np.float64]) -> NDArray[np.float64]:
+    def scaled(self, numbers_R: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scale numbers (R,) in float64."""
         if self.table.ndim == 1:
             mean, slope = self.table
             return (numbers_R - mean) * slope
         return np.interp(numbers_R, self.table[0], self.table[1])
-
-
-def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (2, T): up to 1,000 values, and the normal score of the middle of each one's ranks."""
-    distinct_V, counts_V = np.unique(known, return_counts=True)
-    kept = np.arange(len(distinct_V))
-    if len(distinct_V) > 1000:
-        kept = np.unique(np.linspace(0, len(known) - 1, 1000).round().astype(np.int64))
-        kept = np.unique(np.searchsorted(np.cumsum(counts_V), kept, side="right"))
-    ranks_V = (np.cumsum(counts_V) - counts_V / 2) / len(known)
-    scores = torch.special.ndtri(torch.from_numpy(ranks_V[kept])).numpy()
-    return np.stack([distinct_V[kept], scores])
 
 
 class CategoryEncoder(ColumnEncoder):
@@ -432,31 +378,6 @@ class CategoryEncoder(ColumnEncoder):
     """
 
     parts: ClassVar = {"bytes": np.uint8, "offsets": np.int64}
-
-    @classmethod
-    def fit(cls, column: Column, name: str, values: Any) -> Self:
-        members = codes_R, lengths_V, codes_F, texts = _members(values, column, name)
-        counts_V = np.bincount(codes_R % len(lengths_V), minlength=len(lengths_V))
-        counts_F = np.repeat(counts_V, np.maximum(lengths_V, 0))
-        counts = np.bincount(codes_F % len(texts), counts_F, len(texts)).astype(np.int64)
-        count_of: Counter[str] = Counter()
-        for text, count in zip(texts, counts.tolist(), strict=True):
-            if text and count:
-                count_of[text] += count
-        known = [text for text, count in count_of.items() if count >= column.min_count]
-        known.sort(key=lambda text: (-count_of[text], text))
-        table = text_table(known[: column.max_vocabulary or None])
-        size = N_SPECIAL_IDS + len(table) + column.hash_buckets
-        column = replace(column, vocabulary_size=size)
-        if column.kind == "categories" and not column.max_length:
-            column = replace(column, max_length=max(1, int(lengths_V.max(initial=1))))
-        encoder = cls(column, name, {"bytes": table.packed, "offsets": table.offsets})
-        is_set = column.kind == "categories"
-        ids_RM = encoder._set_ids(*members) if is_set else encoder._ids(texts)[codes_R, None]
-        if (ids_RM == ids_RM[0]).all():
-            what = "has no value" if ids_RM[0, 0] == MISSING_ID else "is the same"
-            warnings.warn(f"{name} {what} in every training row; it is kept", stacklevel=2)
-        return encoder
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
@@ -472,12 +393,9 @@ class CategoryEncoder(ColumnEncoder):
         return ids
 
     def encode(self, values: Any) -> NDArray[np.int64]:
-        if self.column.kind == "categories":
-            return self._set_ids(*_members(values, self.column, self.name))
-        codes_R, texts = column_texts(values, self.name)
-        return self._ids(texts)[codes_R, None]
+        return self.ids(*column_members(values, self.column, self.name))
 
-    def _ids(self, texts: list[str | None]) -> NDArray[np.int64]:
+    def _text_ids(self, texts: list[str | None]) -> NDArray[np.int64]:
         ids = np.fromiter(map(self._id_of.get, texts, repeat(UNSEEN_ID)), np.int64, len(texts))
         if self.column.hash_buckets:
             for index in np.flatnonzero(ids == UNSEEN_ID).tolist():
@@ -485,14 +403,18 @@ class CategoryEncoder(ColumnEncoder):
                 ids[index] = self.first_bucket + bucket
         return ids
 
-    def _set_ids(
+    def ids(
         self,
         codes_R: NDArray[np.int64],
         lengths_V: NDArray[np.int64],
         codes_F: NDArray[np.int64],
         texts: list[str | None],
     ) -> NDArray[np.int64]:
-        last, ids_F = self.column.vocabulary_size, self._ids(texts)[codes_F]
+        """Return the ids (R, M) of what `column_members` returns."""
+        ids_F = self._text_ids(texts)[codes_F]
+        if self.column.kind == "categorical":
+            return ids_F[codes_R, None]
+        last = self.column.vocabulary_size
         ids_F[ids_F == UNSEEN_ID] = last
         keys_F = np.repeat(np.arange(len(lengths_V)) * (last + 1), np.maximum(lengths_V, 0)) + ids_F
         keys_F = np.sort(keys_F[ids_F != MISSING_ID])  # a member without a text is none
@@ -514,7 +436,7 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _members(
+def column_members(
     values: Any, column: Column, name: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str | None]]:
     """Return codes (R,) into V sets, their lengths (-1 for missing), and all members.
@@ -558,19 +480,6 @@ class TimestampEncoder(ColumnEncoder):
 
     parts: ClassVar = {"mean_and_slope": np.float64}
 
-    @classmethod
-    def fit(cls, column: Column, name: str, values: Any) -> Self:
-        seconds_R = column_seconds(values, name)
-        known = seconds_R[~np.isnan(seconds_R)]
-        if len(known) == 0 or known.min() == known.max():
-            what = "is always the same" if len(known) else "has no value at all"
-            warnings.warn(f"{name} {what} in the training rows; its time becomes 0", stacklevel=2)
-            line = np.array([known[0] if len(known) else 0.0, 0.0])
-        else:
-            line = np.array([known.mean(), 1 / known.std()])
-        column = replace(column, dimension=TIMESTAMP_DIMENSION)
-        return cls(column, name, {"mean_and_slope": line})
-
     def _fits(self) -> bool:
         self.line = line = self.arrays["mean_and_slope"]
         is_line = line.shape == (2,) and bool(np.isfinite(line).all())
@@ -602,21 +511,11 @@ class TimestampEncoder(ColumnEncoder):
 class VectorEncoder(ColumnEncoder):
     """W numbers a row as they are, all NaN where the vector is missing."""
 
-    @classmethod
-    def fit(cls, column: Column, name: str, values: Any) -> Self:
-        lengths_R = _vectors(values, name)[1]
-        dimension = column.dimension or max(1, int(lengths_R[np.argmax(lengths_R >= 0)]))
-        if not (lengths_R >= 0).any():
-            warnings.warn(f"{name} has no vector in the training rows; it is kept", stacklevel=2)
-        encoder = cls(replace(column, dimension=dimension), name, {})
-        encoder.encode(values)
-        return encoder
-
     def _fits(self) -> bool:
         return self.column.dimension > 0
 
     def encode(self, values: Any) -> NDArray[np.float32]:
-        flat, lengths_R = _vectors(values, self.name)
+        flat, lengths_R = column_vectors(values, self.name)
         width = self.column.dimension
         wrong_R = (lengths_R >= 0) & (lengths_R != width)
         vectors_RW = np.full((len(lengths_R), width), np.nan, dtype=np.float32)
@@ -632,7 +531,7 @@ class VectorEncoder(ColumnEncoder):
         return vectors_RW
 
 
-def _vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def column_vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the numbers of all vectors end to end and the length of each (R,), -1 for missing."""
     if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf":
         return values.reshape(-1), np.full(len(values), values.shape[1])

@@ -77,16 +77,6 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     Args:
         user_columns: dictionaries of `Column`, in the order of the tokens; `item_columns` alike.
         user_key: name of the column that identifies a user; `item_key` an item.
-
-    Example:
-        >>> extractor = FTMambaFeatureExtractor(
-        ...     user_columns=[{"name": "age", "kind": "numeric"}],
-        ...     item_columns=[{"name": "genre", "kind": "categorical"}],
-        ... )
-        >>> extractor.fit({"age": [20, 40]}, {"genre": ["drama", "war", "drama"]})
-        >>> extractor(users={"age": 30}, items=[{"genre": "war"}, {}])["item_category_ids"]
-        tensor([[4],
-                [1]])
     """
 
     # `save_pretrained` copies this folder's code beside the files for `AutoFeatureExtractor`.
@@ -112,7 +102,6 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         for tower, given in zip(TOWERS, (user_columns, item_columns), strict=True):
             self._columns[tower] = tuple(map(column_from_dict, given))
             check_columns(self._columns[tower], tower)
-        self._declared = self._columns
         self._encoders: dict[str, dict[str, ColumnEncoder]] = {}
         super().__init__()
         if arrays is not None:
@@ -159,29 +148,6 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {tower!r}")
         return self._columns[tower]
 
-    def fit(self, users: Any, items: Any) -> None:
-        """Learn vocabularies, scales and bins of both towers from training rows.
-
-        A column of popularity is given like the others, as raw values (`Column`). The columns of a
-        dict may differ in length. Fitting again starts from the columns as they were declared.
-        """
-        encoders: dict[str, dict[str, ColumnEncoder]] = {tower: {} for tower in TOWERS}
-        for tower, source in zip(TOWERS, (users, items), strict=True):
-            columns = [column for column in self._declared[tower] if column.kind != HISTORY]
-            values, _, keys = _raw_columns(source, columns, tower) if columns else ({}, 0, ())
-            for column in columns:
-                name, own = name_of(column, tower), values.get(column.name)
-                if own is None or len(own) == 0:
-                    hint = near(column.name, keys) or f"; these have: {', '.join(keys)}"
-                    hint = "; give the raw popularity" if column.popularity_days else hint
-                    raise ValueError(f"{name} has no value in the training rows{hint}")
-                encoders[tower][column.name] = ENCODERS[column.kind].fit(column, name, own)
-        self._encoders, self._columns = encoders, {}
-        for tower, fitted in encoders.items():
-            own = {name: encoder.column for name, encoder in fitted.items()}
-            declared = self._declared[tower]
-            self._columns[tower] = tuple(own.get(c.name, c) for c in declared)
-
     def __call__(
         self, users: Any = None, items: Any = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
@@ -199,7 +165,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                 continue
             is_one = isinstance(source, Mapping) and _is_record(source, self._columns[tower])
             given = [source] if is_one else source
-            values, n_rows, _ = _raw_columns(given, self._columns[tower], tower)
+            values, n_rows, _ = raw_columns(given, self._columns[tower], tower)
             if n_rows < 0:
                 lengths = ", ".join(f"{name!r} has {len(own)}" for name, own in values.items())
                 raise ValueError(f"the {tower} columns must have one length, got: {lengths}")
@@ -219,10 +185,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         """Return the fitted encoder of a column."""
         self.columns(tower)
         if not self._encoders:
-            raise ValueError(
-                "the feature extractor is not fitted; call fit(users, items) on training rows, or "
-                "load a saved one with from_pretrained"
-            )
+            raise ValueError("the feature extractor is not fitted; load one with from_pretrained")
         known = self._encoders[tower]
         if name not in known:
             raise ValueError(
@@ -358,7 +321,7 @@ def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
     return Path(path)
 
 
-def _raw_columns(
+def raw_columns(
     source: Any, columns: Sequence[Column], tower: str
 ) -> tuple[dict[str, Any], int, list[str]]:
     """Return the known columns that are given, the rows of all (-1 if they differ), and all names.

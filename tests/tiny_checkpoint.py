@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.data.interactions import Interactions
 from ftmamba.known_users import known_users
 from ftmamba.table_embedding import embed_catalogue
@@ -55,7 +56,7 @@ def tiny_checkpoint(tiny_items: dict[str, list]) -> Checkpoint:
         user_key="user_id",
         item_key="item_id",
     )
-    extractor.fit(users, pa.table(tiny_items))
+    extractor = fit_extractor(extractor, users, pa.table(tiny_items))
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 16, "projection_size": 8}
     config = FTMambaConfig.from_columns(

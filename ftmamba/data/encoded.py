@@ -23,6 +23,7 @@ from ftmamba.data.arrow_files import (
     read_tensors,
     write_arrays,
 )
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.data.histories import Histories, histories_of, with_event_scales
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
@@ -227,8 +228,7 @@ def _fitted_extractor(
         raw_RW = popularity.columns(train.item_ids[rows], train.times[rows], days)
         for column, raw_R in zip(schema.items.popularity_columns, raw_RW.T, strict=True):
             items[column.name] = raw_R
-    extractor.fit(users, items)
-    return extractor
+    return fit_extractor(extractor, users, items)
 
 
 def _fingerprint(tables: Tables, train: Interactions) -> str:

@@ -9,6 +9,7 @@ from ftmamba import Recommender
 from ftmamba.__main__ import main
 from ftmamba.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import load_tables
@@ -65,7 +66,7 @@ def folder(recipe, tmp_path):
         user_key="user",
         item_key="item",
     )
-    extractor.fit(tables.users, items)
+    extractor = fit_extractor(extractor, tables.users, items)
     sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 16, "projection_size": 8}
     torch.manual_seed(0)
     model = FTMambaTwoTowerModel(

@@ -61,6 +61,7 @@ def test_a_picture_is_drawn_where_it_is_asked_for(checkpoint_folder, capsys, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--user", "u33", "--item", "i05"), "no user 'u33' among the 12 known users"),
         (("--user", "u3", "--item", "i99"), "no item 'i99' among the 20"),
         (("--record", "{", "--item", "i05"), "--record is not JSON"),
     ],

@@ -129,7 +129,7 @@ def test_the_second_time_nothing_is_encoded_whatever_the_tables_other_interactio
     tables, train, tmp_path, monkeypatch
 ):
     first = encode(tables, train, cache_dir=tmp_path)
-    monkeypatch.setattr(FTMambaFeatureExtractor, "fit", None)
+    monkeypatch.setattr("ftmamba.data.encoded.fit_extractor", None)
     monkeypatch.setattr(FTMambaFeatureExtractor, "__call__", None)
     users = pa.concat_tables([tables.users.slice(0, 7), tables.users.slice(7)])
     users = users.replace_schema_metadata({"read": "elsewhere"})

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ftmamba.checkpoint import Checkpoint
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.recommender import Recommender
 from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
@@ -49,7 +50,7 @@ def make_recommender(user_columns=USER_COLUMNS, item_columns=ITEM_COLUMNS, **arc
         "genres": [["war", "drama"][: row % 3] for row in range(N)],
     }
     extractor = FTMambaFeatureExtractor(user_columns, item_columns)
-    extractor.fit(users, items)
+    extractor = fit_extractor(extractor, users, items)
     sizes = {"hidden_size": 16, "head_hidden_size": 12, "projection_size": 8}
     config = FTMambaConfig.from_columns(
         extractor.user_columns, extractor.item_columns, temperature=0.2, **(sizes | architecture)

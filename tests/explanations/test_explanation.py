@@ -10,6 +10,7 @@ import pytest
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.explanations import Explanation
 from ftmamba.table_embedding import MOST_BYTES_A_RECORD, embed_catalogue
 from modeling_ftmamba import FTMambaConfig, FTMambaFeatureExtractor, FTMambaTwoTowerModel
@@ -90,7 +91,7 @@ def test_records_come_back_as_they_were_encoded(tiny_checkpoint, tiny_items, tmp
 def test_records_are_kept_up_to_a_width(width):
     extractor = FTMambaFeatureExtractor([], [{"name": "text", "kind": "vector"}])
     items = {"text": np.random.default_rng(0).standard_normal((5, width)).tolist()}
-    extractor.fit({}, items)
+    extractor = fit_extractor(extractor, {}, items)
     config = FTMambaConfig.from_columns([], extractor.item_columns, hidden_size=8)
     model = FTMambaTwoTowerModel(config).eval()
     catalogue = embed_catalogue(model, extractor(items=items), keys=list("abcde"), titles=())

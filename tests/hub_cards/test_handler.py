@@ -96,6 +96,8 @@ def test_a_good_request_and_its_answer_fit_their_schemas(handler, request_):
 BAD = [
     (None, "inputs", "a request must be an object"),
     ({}, "inputs", "a request must be an object"),
+    ([RECORD], "inputs", "a request must be an object"),
+    ({"inputs": None}, "inputs", "inputs must be an object or a list of objects"),
     ({"inputs": "age 31"}, "inputs", "inputs must be an object or a list of objects"),
     ({"inputs": RECORD, "top_k": 3}, "top_k", "a request has no field 'top_k'"),
     ({"inputs": RECORD, "parameters": [3]}, "parameters", "parameters must be an object"),
@@ -103,6 +105,8 @@ BAD = [
     ({"inputs": RECORD, "parameters": {"top_k": 0}}, "parameters.top_k", "from 1 to 20, got 0"),
     ({"inputs": RECORD, "parameters": {"top_k": 21}}, "parameters.top_k", "from 1 to 20, got 21"),
     ({"inputs": RECORD, "parameters": {"top_k": True}}, "parameters.top_k", "got True"),
+    ({"inputs": RECORD, "parameters": {"top_k": None}}, "parameters.top_k", "got None"),
+    ({"inputs": RECORD, "parameters": {"batch_size": 9}}, "parameters.batch_size", "no parameter"),
     ({"inputs": RECORD, "parameters": {"exclude": "i01"}}, "parameters.exclude", "must be a list"),
     ({"inputs": RECORD, "parameters": {"exclude": [1]}}, "parameters.exclude", "got [1]"),
     ({"inputs": [{}] * (MOST_RECORDS + 1)}, "inputs", "1024 records at most, got 1025"),

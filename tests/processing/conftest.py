@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ftmamba.data.fitting import fit_extractor
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 USER_COLUMNS = [
@@ -70,5 +71,5 @@ def rng():
 def fitted():
     rng = np.random.default_rng(1)
     extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS, "user_id", "item_id")
-    extractor.fit(make_users(rng, 200), make_items(rng, 150))
+    extractor = fit_extractor(extractor, make_users(rng, 200), make_items(rng, 150))
     return extractor

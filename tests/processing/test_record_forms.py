@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ftmamba.data.fitting import fit_extractor
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 from .conftest import assert_same, make_items, make_users
@@ -79,13 +80,10 @@ def test_every_form_fits_the_same(fitted, form):
     rng = np.random.default_rng(1)
     users, items = make_users(rng, 200), make_items(rng, 150)
     blank = [{"name": c["name"], "kind": c["kind"]} for c in fitted.user_columns]
-    again = [
-        FTMambaFeatureExtractor(blank, [{"name": "tags", "kind": "categories"}]) for _ in range(2)
-    ]
-    again[0].fit(FORMS[form](users), FORMS[form](items))
-    again[1].fit(users, items)
-    assert again[0].to_dict() == again[1].to_dict()
-    assert again[0].to_dict()["fingerprint"]
+    extractor = FTMambaFeatureExtractor(blank, [{"name": "tags", "kind": "categories"}])
+    first = fit_extractor(extractor, FORMS[form](users), FORMS[form](items))
+    assert first.to_dict() == fit_extractor(extractor, users, items).to_dict()
+    assert first.to_dict()["fingerprint"]
 
 
 def test_the_tensors_have_the_layout_of_the_columns(fitted):
@@ -159,16 +157,16 @@ def test_popularity_as_of_another_time_scales_like_the_column(fitted):
     assert np.array_equal(scaled, batch["item_numeric"][:, 0])
 
 
-def test_fitting_again_forgets_the_rows_before():
+def test_fitting_leaves_the_declared_columns_as_they_are():
     columns = [{"name": "tags", "kind": "categories"}, {"name": "text", "kind": "vector"}]
-    first = {"tags": [["a", "b", "c"], ["a"]], "text": [[1.0, 2.0, 3.0], None]}
-    second = {"tags": [["d"], ["e"]], "text": [[1.0], [2.0]]}
-    once, twice = FTMambaFeatureExtractor(columns), FTMambaFeatureExtractor(columns)
-    twice.fit(first, {})
-    for extractor in (once, twice):
-        extractor.fit(second, {})
-    assert twice.to_dict() == once.to_dict()
-    assert [column.width for column in once.columns("user")] == [1, 1]
+    declared = FTMambaFeatureExtractor(columns)
+    before = declared.to_dict()
+    wide = {"tags": [["a", "b", "c"], ["a"]], "text": [[1.0, 2.0, 3.0], None]}
+    narrow = {"tags": [["d"], ["e"]], "text": [[1.0], [2.0]]}
+    for users, width in ((wide, 3), (narrow, 1)):
+        fitted = fit_extractor(declared, users, {})
+        assert [column.width for column in fitted.columns("user")] == [width, width]
+    assert declared.to_dict() == before
 
 
 def test_known_values_are_the_vocabulary_by_frequency_then_text():
@@ -180,8 +178,10 @@ def test_known_values_are_the_vocabulary_by_frequency_then_text():
         [{"name": "genres", "kind": "categories"}],
     )
     jobs = ["spy", "nurse", "artist", "nurse", "artist"]
-    extractor.fit(
-        {"job": jobs, "age": [1, 2, 3, 4, 5]}, {"genres": [["war"], ["tea", "war"], None]}
+    extractor = fit_extractor(
+        extractor,
+        {"job": jobs, "age": [1, 2, 3, 4, 5]},
+        {"genres": [["war"], ["tea", "war"], None]},
     )
     for _ in range(2):
         assert extractor.known_values("user", "job") == ["artist", "nurse"]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ftmamba.data.fitting import fit_extractor
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 TIME = "must be a time between the years 1 and 9999"
@@ -64,12 +65,12 @@ def test_fitting_needs_every_column_and_at_least_one_row():
     )
     items = {"popularity_7d": [1.0, 2.0]}
     with pytest.raises(ValueError, match=r"'city' has no value .*; did you mean 'citty"):
-        extractor.fit({"citty": ["a"], "age": [3]}, items)
+        fit_extractor(extractor, {"citty": ["a"], "age": [3]}, items)
     with pytest.raises(ValueError, match=r"'popularity_7d' has no value .* the raw popularity"):
-        extractor.fit({"city": ["a", "b"], "age": [3, 4]}, [{}])
+        fit_extractor(extractor, {"city": ["a", "b"], "age": [3, 4]}, [{}])
     with pytest.raises(ValueError, match="'city' has no value in the training rows"):
-        extractor.fit({"city": [], "age": [3]}, items)
-    with pytest.raises(ValueError, match="not fitted; call fit"):
+        fit_extractor(extractor, {"city": [], "age": [3]}, items)
+    with pytest.raises(ValueError, match="the feature extractor is not fitted"):
         extractor(users={"age": 3})
 
 

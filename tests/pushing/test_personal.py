@@ -6,7 +6,11 @@ import pyarrow as pa
 import pytest
 
 from ftmamba.__main__ import main as command_line
+from ftmamba.checkpoint import save_network
+from ftmamba.data.fitting import fit_extractor
 from hub_cards.contents import looks_like, personal_warning
+from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
+from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 N = 200
@@ -71,13 +75,16 @@ def personal(folder):
         user_key="user_id",
         item_key="item_id",
     )
-    extractor.fit(pa.table(columns), {"item_id": ["i1", "i2"]})
-    extractor.save_pretrained(folder)
+    extractor = fit_extractor(extractor, pa.table(columns), {"item_id": ["i1", "i2"]})
+    config = FTMambaConfig.from_columns(extractor.user_columns, extractor.item_columns)
+    save_network(folder, FTMambaTwoTowerModel(config), extractor, max_shard_size="5GB")
     return folder
 
 
 def test_the_columns_of_a_checkpoint_are_named_and_no_value_is(personal, own_hub, capsys):
-    assert command_line(["push", str(personal), "me/films", "--dry_run"]) == 0
+    assert (
+        command_line(["push", str(personal), "me/films", "--dry_run", "--without_catalogue"]) == 0
+    )
     printed = capsys.readouterr()
     assert "model.safetensors" in printed.out
     assert f"'user_id' of the users ({N} values: the key of the users)" in printed.err

@@ -1,14 +1,19 @@
 """One push, to the loopback Hub with the real client: what arrives, and what stays."""
 
-import shutil
+import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from ftmamba.checkpoint import load_checkpoint
+from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.hub import HubError
-from hub_cards.contents import list_contents, published_files
+from hub_cards.contents import PublishedFile, list_contents, published_files
 from hub_cards.push import Destination, push_checkpoint
+from hub_cards.space import SpaceFacts, push_space
 from tests.hub.server import READ_TOKEN, STRANGER_TOKEN
+from tests.pushing.conftest import CARD
 
 REPO = "tester/films"
 NEEDED = {
@@ -47,10 +52,37 @@ def test_no_record_of_a_user_is_ever_sent(own_hub, folder):
 def test_neither_a_link_to_users_nor_a_folder_without_a_card_is_pushed(own_hub, folder):
     (folder / "catalogue.safetensors").unlink()
     (folder / "catalogue.safetensors").symlink_to(folder / "local" / "users.parquet")
-    with pytest.raises(ValueError, match="links to local/, whose records of users never leave"):
+    with pytest.raises(ValueError, match="links to local/"):
         push_checkpoint(folder, REPO, api=own_hub.api())
     (folder / "README.md").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks README\.md; give the output_dir"):
+    with pytest.raises(FileNotFoundError, match=r"lacks README\.md"):
+        push_checkpoint(folder, REPO, api=own_hub.api())
+    assert not own_hub.requests
+
+
+DAMAGE = {
+    "model.safetensors": "truncated or no safetensors file",
+    "preprocessor_config.json": "not a valid JSON file",
+    "vocabularies.safetensors": "truncated or no safetensors file",
+    "catalogue.safetensors": "truncated or no safetensors file",
+}
+
+
+@pytest.mark.parametrize(("name", "problem"), DAMAGE.items())
+def test_a_damaged_file_is_refused_before_anything_is_sent(own_hub, folder, name, problem):
+    (folder / name).write_bytes((folder / name).read_bytes()[:-2])
+    with pytest.raises(ValueError, match=rf"{name}.*{problem}"):
+        push_checkpoint(folder, REPO, api=own_hub.api())
+    assert not own_hub.requests
+    if name == "catalogue.safetensors":
+        assert push_checkpoint(folder, REPO, with_catalogue=False, api=own_hub.api()).commit
+
+
+def test_a_catalogue_of_other_weights_is_refused(own_hub, folder):
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: one * 2 if one.is_floating_point() else one for name, one in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="embedded by other weights"):
         push_checkpoint(folder, REPO, api=own_hub.api())
     assert not own_hub.requests
 
@@ -78,22 +110,12 @@ def test_the_catalogue_can_be_left_out_and_then_goes_from_the_hub(own_hub, folde
 
 
 def test_shards_take_the_place_of_one_file_and_the_other_way_round(own_hub, folder):
-    push_checkpoint(folder, REPO, api=own_hub.api())
-    whole = folder / "model.safetensors"
-    shutil.copy(whole, folder / "model-00001-of-00002.safetensors")
-    whole.rename(folder / "model-00002-of-00002.safetensors")
-    (folder / "model.safetensors.index.json").write_text("{}")
-    push_checkpoint(folder, REPO, api=own_hub.api())
-    shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
-    shards |= {"model.safetensors.index.json"}
-    assert {
-        path for path in own_hub.files(REPO) if path.startswith("model.") or "-of-" in path
-    } == shards
-    for name in shards:
-        (folder / name).unlink()
-    whole.write_bytes(b"\0weights")
-    push_checkpoint(folder, REPO, api=own_hub.api())
-    assert not shards & own_hub.files(REPO).keys()
+    for size in ("5GB", "10KB", "5GB"):
+        save_checkpoint(folder, replace(load_checkpoint(folder), card=CARD), max_shard_size=size)
+        push_checkpoint(folder, REPO, api=own_hub.api())
+        found = {one for one in own_hub.files(REPO) if re.match(r"model[.-]", one)}
+        assert found == {path.name for path in folder.glob("model[.-]*")}
+        assert ("model.safetensors" in found) == (len(found) == 1) == (size == "5GB")
 
 
 def test_the_examples_of_the_card_pin_the_commit_that_holds_the_files(own_hub, folder):
@@ -184,14 +206,18 @@ def test_a_refused_token_is_told_with_its_remedy(own_hub, folder, token, status,
 
 
 @pytest.mark.parametrize("name", ["films", "me/films/x", "/films", "me/", "me/fi lms"])
-def test_a_wrong_name_is_refused(name):
-    with pytest.raises(ValueError, match="must be 'user/name', got"):
-        Destination(name)
+def test_a_wrong_name_is_refused_before_anything_is_sent(own_hub, folder, name):
+    for push in (partial(push_checkpoint, folder), partial(push_space, SpaceFacts("me/films"))):
+        with pytest.raises(ValueError, match=f"must be 'user/name', got {name!r}"):
+            push(name, api=own_hub.api())
+    assert not own_hub.requests
 
 
 def test_contents_are_listed_with_their_sizes(folder):
-    (folder / "catalogue.safetensors").write_bytes(b"\0" * 1_234_567)
-    files = published_files(folder)
+    files = [
+        PublishedFile(one.name, b"\0" * 1_234_567 if one.name.startswith("catal") else one.content)
+        for one in published_files(folder)
+    ]
     lines = list_contents(files).splitlines()
     n_code = sum(one.name.endswith(".py") and one.name != "handler.py" for one in files)
     assert n_code > 3

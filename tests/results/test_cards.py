@@ -6,15 +6,17 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.hub import rebuild_card, save_card
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import Cost, make_checkpoint
 from hub_cards import with_card
 from hub_cards.card import ENDPOINT_ANSWER, ENDPOINT_ERROR
 from hub_cards.contents import published_files
-from hub_cards.facts import code_hashes, typical_record
+from hub_cards.facts import card_facts, code_hashes, typical_record
 from hub_cards.handler import EndpointHandler
 
 COST = Cost(12.5, "a slow machine", 2, 10**9, 0.001, 0.5, "FRA")
@@ -192,9 +194,22 @@ def test_an_older_run_without_facts_of_its_data_gets_a_card(saved, monkeypatch, 
     assert "the card has no missing rates: the tables cannot be read" in caplog.text
 
 
-def test_a_checkpoint_without_figures_has_no_card(saved):
+def test_a_checkpoint_without_recipe_figures_or_a_metric_has_no_card(saved):
     checkpoint = load_checkpoint(saved)
-    with pytest.raises(ValueError, match="holds no model's figures; train again"):
-        rebuild_card(replace(checkpoint, results={"data": {}}), saved, evaluate=None)
-    with pytest.raises(ValueError, match=r"has no recipe\.yaml, so no card can be made"):
-        rebuild_card(replace(checkpoint, recipe={}), saved, evaluate=None)
+    results = json.loads(json.dumps(checkpoint.results))
+    del results["models"]["FT-Transformer"]["metrics"]["MRR@3"]
+    for changes, message in (
+        ({"recipe": {}}, r"has no recipe\.yaml"),
+        ({"results": {"data": {}}}, "no model's figures"),
+        ({"results": results}, "results of 'FT-Transformer' lack 'MRR@3'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            card_facts(replace(checkpoint, **changes))
+
+
+def test_a_recipe_keeps_its_card_and_user_groups_in_yaml():
+    recipe = recipe_from_dict(
+        {"card": {"title": "X", "country": "FRA"}, "evaluation": {"user_groups": ["job", "age"]}}
+    )
+    assert recipe_from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
+    assert (recipe.card.country, recipe.evaluation.user_groups) == ("FRA", ("job", "age"))

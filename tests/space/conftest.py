@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.table_embedding import embed_catalogue
 from hub_cards.space import SpaceFacts, write_space
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
@@ -79,7 +80,7 @@ def model_folder(tmp_path_factory):
         user_key="user_id",
         item_key="item_id",
     )
-    extractor.fit(users, pa.table(items))
+    extractor = fit_extractor(extractor, users, pa.table(items))
     torch.manual_seed(3)
     sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 16, "projection_size": 8}
     config = FTMambaConfig.from_columns(

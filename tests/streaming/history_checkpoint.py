@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 
 from ftmamba.checkpoint import Checkpoint
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.data.interactions import Interactions
 from ftmamba.known_users import known_users
 from ftmamba.streaming import UserEvent
@@ -50,7 +51,7 @@ def make_checkpoint(user_columns=(*PROFILE, HISTORY), **architecture) -> Checkpo
         user_key="user_id",
         item_key="item_id",
     )
-    extractor.fit(users, pa.table(items))
+    extractor = fit_extractor(extractor, users, pa.table(items))
     sizes = {"hidden_size": 16, "state_size": 4, "head_hidden_size": 16, "projection_size": 8}
     fields = {**sizes, "repeat_bias": HISTORY in user_columns, **architecture}
     config = FTMambaConfig.from_columns(extractor.user_columns, extractor.item_columns, **fields)

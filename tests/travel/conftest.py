@@ -11,6 +11,7 @@ import torch
 from packaging.requirements import Requirement
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.data.fitting import fit_extractor
 from ftmamba.data.interactions import Interactions
 from ftmamba.known_users import known_users
 from ftmamba.table_embedding import embed_catalogue
@@ -95,7 +96,7 @@ def make_checkpoint(**architecture: Any) -> Checkpoint:
     """Return a checkpoint after three training steps: no parameter has its initial value."""
     users, items = make_users(), make_items()
     extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS, "user_id", "item_id")
-    extractor.fit(pa.table(users), items)
+    extractor = fit_extractor(extractor, pa.table(users), items)
     sizes = {"hidden_size": 16, "head_hidden_size": 16, "projection_size": 8}
     config = FTMambaConfig.from_columns(
         extractor.user_columns,
