@@ -130,9 +130,18 @@ def check_rivals_and_baselines(recipe: Recipe) -> None:
     """Raise ValueError for what `compare` could not make, before anything is trained."""
     for rival in parse_rivals(recipe.evaluation.rivals):
         rival_recipe(rival, recipe)
-    options = recipe.evaluation.baseline_options
-    for name in (*recipe.evaluation.baselines, *options):
-        make_baseline(name, options.get(name))
+    plan = recipe.evaluation
+    for name in plan.baselines:
+        make_baseline(name, plan.baseline_options.get(name))
+    if plan.tune_baselines and not GRIDS.keys() & plan.baselines:
+        raise ValueError(
+            f"tune_baselines is for {', '.join(GRIDS)}, and baselines has none of them; remove it"
+        )
+    if plan.tune_baselines and (both := sorted(GRIDS.keys() & plan.baseline_options)):
+        raise ValueError(
+            f"baseline_options {both} are not read with tune_baselines, which chooses them on "
+            "validation; remove one of the two"
+        )
 
 
 def _scorers(
@@ -230,12 +239,9 @@ def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
         ValueError: an unknown field or option, or a value that it cannot have.
     """
     FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
-    own = {**to_plain(recipe.training), "checkpointing_steps": "", "resume_from_checkpoint": ""}
-    training = build(
-        TrainingRecipe,
-        lay_over(TrainingRecipe, own, rival.training),
-        f"rivals.{rival.name}.training",
-    )
+    afresh = {"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training}
+    own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
+    training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
     return replace(
         recipe, model=ModelRecipe(rival.preset, dict(rival.overrides)), training=training
     )

@@ -133,8 +133,10 @@ def _walk(section: Any, path: tuple[str, ...]) -> Iterator[tuple[Option, bool]]:
             yield from _walk(hints[f.name], (*path, f.name))
         else:
             default = f.metadata["read_by"] or getattr(section(), f.name)
-            one = Option((*path, f.name), hints[f.name], default, f.metadata["help"])
-            yield one, f.metadata["main"]
+            help_text, needs = f.metadata["help"], f.metadata["needs"]
+            help_text += f"; needs {needs}" if needs else ""
+            one = Option((*path, f.name), hints[f.name], default, help_text)
+            yield one, f.name == section.main
 
 
 def _ends(path: Sequence[str]) -> list[str]:

@@ -13,10 +13,11 @@ import math
 import re
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -38,30 +39,35 @@ def option(
     default: Any,
     help_text: str,
     *,
-    main: bool = False,
     choices: Sequence[str] = (),
     least: float = -math.inf,
     most: float = math.inf,
     read_by: Mapping[str, Any] | None = None,
+    needs: str = "",
 ) -> Any:
     """Declare an option.
 
     Args:
         default: its value when neither the file nor a flag sets it.
         help_text: one line for `--help`.
-        main: the option a section is named by, so that `--split random` sets `split.kind`.
         choices: the values it may have; empty allows any.
         least: the least value of a number.
         most: the greatest value of a number.
         read_by: choices of the main option that read it, each with its own default.
+        needs: the option of the same section without which it is not read; of a mapping, the list
+            that its keys are of.
     """
-    about = {"help": help_text, "main": main, "choices": choices, "least": least, "most": most}
-    return field(default_factory=lambda: deepcopy(default), metadata={**about, "read_by": read_by})
+    about = {"help": help_text, "choices": choices, "least": least, "most": most}
+    about |= {"read_by": read_by, "needs": needs, "default": default}
+    return field(default_factory=lambda: deepcopy(default), metadata=about)
 
 
 @dataclass(frozen=True)
 class _Options:
-    """A section; checks the choices and ranges of its options."""
+    """A section; refuses values out of their range and options that nothing would read."""
+
+    main: ClassVar[str] = ""
+    """The option that a section is named by, so that `--split random` sets `split.kind`."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -76,33 +82,61 @@ class _Options:
                 if isinstance(number, int | float) and not least <= number <= most:
                     limit = f">= {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
                     raise ValueError(f"{f.name} must be {limit}, got {number!r}")
+            if about["read_by"]:
+                self._check_choice(f.name, value, about["read_by"])
+            needs = about["needs"]
+            if needs and value != (read := read_part(f, value, getattr(self, needs))):
+                unread = sorted(value.keys() - read) if isinstance(value, Mapping) else value
+                raise ValueError(
+                    f"{f.name} {unread!r} is not read without {needs}; remove it, or set {needs}"
+                )
         self.check()
+
+    def _check_choice(self, name: str, value: Any, read_by: Mapping[str, Any]) -> None:
+        """Refuse an option that the main option's choice does not read; fill in its default."""
+        choice = getattr(self, self.main)
+        if value is None and choice in read_by:
+            object.__setattr__(self, name, read_by[choice])
+        elif value is not None and choice not in read_by:
+            reads = [f.name for f in fields(self) if choice in (f.metadata["read_by"] or ())]
+            raise ValueError(
+                f"{name} is not read by {choice!r}; remove it, or choose one of "
+                f"{', '.join(read_by)}. {choice} reads: {', '.join(reads) or 'no option'}"
+            )
 
     def check(self) -> None:
         """Check what concerns several options."""
+
+
+def read_part(about: Field[Any], value: Any, needed: Any) -> Any:
+    """Return the part of a value that is read, given that of the option that it needs."""
+    if isinstance(value, Mapping):
+        return {key: one for key, one in value.items() if key in needed}
+    return value if needed else about.metadata["default"]
 
 
 @dataclass(frozen=True)
 class DataRecipe(_Options):
     """Where the three tables come from: a named data set, or three files."""
 
-    name: str = option("", "a named data set, such as movielens-100k", main=True)
-    folder: str = option("", "folder that already holds the named data set")
+    main = "name"
+    name: str = option("", "a named data set, such as movielens-100k")
+    folder: str = option("", "folder that already holds the named data set", needs="name")
     users: str = option("", "table of users: CSV, Parquet, JSON lines or a Hub data set")
     items: str = option("", "table of items")
     interactions: str = option("", "table of interactions")
-    drop_unknown: bool = option(False, "drop interactions whose user or item is in no table")
+    drop_unknown: bool = option(False, "drop interactions whose user or item is in no table",
+                                needs="interactions")  # fmt: skip
     positive_threshold: float | None = option(None, "keep interactions of at least this weight")
     cache_dir: str = option("", "folder for downloads and encoded tables; empty: ~/.cache/ftmamba")
 
     def check_complete(self) -> None:
         """Raise ValueError unless exactly one source of tables is named in full."""
-        files = {name: getattr(self, name) for name in ("users", "items", "interactions")}
-        missing = [name for name, path in files.items() if not path]
+        files = ("users", "items", "interactions")
+        missing = [name for name in files if not getattr(self, name)]
         if self.name and len(missing) < len(files):
-            raise ValueError(
-                f"data names both the data set {self.name!r} and own tables; keep one of the two"
-            )
+            own = ", ".join(name for name in files if name not in missing)
+            raise ValueError(f"data has both the name {self.name!r} and {own}; keep one of the two")
         if not self.name and missing:
             raise ValueError(
                 f"data lacks {', '.join(missing)}; give the three files users, items and "
@@ -111,18 +145,24 @@ class DataRecipe(_Options):
 
 
 SPLITS = ("random", "leave-last-out", "global-time")
+_FRACTIONS: dict[str, Any] = {"random": None, "global-time": None}
 
 
 @dataclass(frozen=True)
 class SplitRecipe(_Options):
     """How interactions are divided; None leaves the split's own default."""
 
-    kind: str = option("global-time", "how train, validation and test are divided", main=True,
-                       choices=SPLITS)  # fmt: skip
-    cut: float | None = option(None, "global-time: quantile of time at which the test begins")
-    test_fraction: float | None = option(None, "fraction of the interactions tested")
-    validation_fraction: float | None = option(None, "fraction of the interactions for validation")
-    seed: int | None = option(None, "random: seed of the split; None: the seed of the run")
+    main = "kind"
+    kind: str = option("global-time", "how train, validation and test are divided", choices=SPLITS)
+    cut: float | None = option(None, "quantile of time at which the test begins",
+                               read_by={"global-time": None})  # fmt: skip
+    test_fraction: float | None = option(None, "fraction of the interactions tested",
+                                         read_by=_FRACTIONS)  # fmt: skip
+    validation_fraction: float | None = option(
+        None, "fraction of the interactions for validation", read_by=_FRACTIONS
+    )
+    seed: int | None = option(None, "seed of the split; None: the seed of the run",
+                              read_by={"random": None})  # fmt: skip
 
     def options(self, seed: int) -> dict[str, float | int]:
         """Return the options that were set; a random split takes the run's seed if it has none."""
@@ -136,21 +176,23 @@ class SplitRecipe(_Options):
 class ModelRecipe(_Options):
     """Which network: a preset, and the configuration fields that replace its own."""
 
-    preset: str = option("ft-mamba-small", "name of a shipped preset, or a JSON file", main=True)
+    main = "preset"
+    preset: str = option("ft-mamba-small", "name of a shipped preset, or a JSON file")
     overrides: dict[str, Any] = option({}, "fields of FTMambaConfig, e.g. {hidden_size: 32}")
 
 
 SAMPLED = {"sampled_softmax": 4, "gbce": 4, "bce": 4, "mse": 4}
 LOSSES = ("in_batch", "sampled_softmax", "full_softmax", "full_mse", "gbce", "bce", "mse")
 _WITH_NEGATIVES = dict.fromkeys(("in_batch", "full_softmax", *SAMPLED), False)
-_TIME_BUCKETS = {"in_batch": 4, "full_softmax": 4, "full_mse": 4, "sampled_softmax": 0, "gbce": 0}
+_TIME_BUCKETS = dict.fromkeys(("in_batch", "full_softmax", "full_mse", "sampled_softmax", "gbce"))
 
 
 @dataclass(frozen=True)
 class LossRecipe(_Options):
     """The objective, and the options that it reads; an option of another loss is refused."""
 
-    name: str = option("in_batch", "the loss", main=True, choices=LOSSES)
+    main = "name"
+    name: str = option("in_batch", "the loss", choices=LOSSES)
     n_negatives: int = option(
         None, "negatives drawn: by bce and mse for each target, else for all targets of a step",
         least=1, read_by=SAMPLED,
@@ -176,23 +218,14 @@ class LossRecipe(_Options):
     positive_weight: float = option(None, "weight of an interaction against 1", least=0,
                                     read_by={"full_mse": 5.0})  # fmt: skip
     l2: float = option(None, "penalty on the embeddings", least=0, read_by={"full_mse": 1.0})
-    time_buckets: int = option(
+    time_buckets: int | None = option(
         None, "groups of a step's targets by time, whose candidates have the popularity of the "
-        "group's earliest; 0: of each target's own time", least=0, read_by=_TIME_BUCKETS,
+        "group's earliest; 0: of each target's own time; None: 0 with sampled_softmax and gbce, "
+        "1 where batch_order is time, else 4", least=0, read_by=_TIME_BUCKETS,
     )  # fmt: skip
 
     def check(self) -> None:
-        """Refuse what this loss does not read, and fill in its defaults."""
-        known = [f for f in fields(self) if f.metadata["read_by"]]
-        readable = [f.name for f in known if self.name in f.metadata["read_by"]]
-        for f in known:
-            if getattr(self, f.name) is None and f.name in readable:
-                object.__setattr__(self, f.name, f.metadata["read_by"][self.name])
-            elif getattr(self, f.name) is not None and f.name not in readable:
-                raise ValueError(
-                    f"{f.name} is not read by the loss {self.name!r}; remove it, or choose one of "
-                    f"{', '.join(f.metadata['read_by'])}. {self.name} reads: {', '.join(readable)}"
-                )
+        """Refuse options that exclude each other."""
         if self.mask_known_positives and self.mask_history:
             raise ValueError(
                 "mask_history is part of mask_known_positives, for histories are made of training "
@@ -236,18 +269,25 @@ class TrainingRecipe(_Options):
     evaluate_every: int = option(1, "validate after every so many epochs", least=1)
     early_stopping_patience: int = option(5, "stop after so many stale validations; 0: no", least=0)
     checkpointing_steps: int | str = option("", "save each N steps, or 'epoch'; empty: never")
-    checkpoints_total_limit: int = option(2, "checkpoints kept; 0: all", least=0)
+    checkpoints_total_limit: int = option(2, "checkpoints kept; 0: all", least=0,
+                                          needs="checkpointing_steps")  # fmt: skip
     resume_from_checkpoint: str = option("", "a checkpoint folder, or 'latest'")
     with_tracking: bool = option(False, "log to a tracker")
-    report_to: str = option("tensorboard", "tracker", choices=("tensorboard", "trackio"))
-    log_every_steps: int = option(50, "steps between two tracked losses", least=1)
+    report_to: str = option("tensorboard", "tracker", choices=("tensorboard", "trackio"),
+                            needs="with_tracking")  # fmt: skip
+    log_every_steps: int = option(50, "steps between two shown and tracked losses", least=1)
 
     def check(self) -> None:
-        """Check when to save, and the order of batches."""
+        """Check when to save and to stop, and the order of batches."""
         steps = self.checkpointing_steps
         if steps not in ("", "epoch") and not (isinstance(steps, int) and steps > 0):
             raise ValueError(
                 f"checkpointing_steps must be a whole number > 0, 'epoch' or empty, got {steps!r}"
+            )
+        if self.stop_after_epochs > self.num_epochs:
+            raise ValueError(
+                f"stop_after_epochs {self.stop_after_epochs} is after the last of num_epochs "
+                f"{self.num_epochs}; remove it, or raise num_epochs"
             )
         if self.sequences and self.batch_order != "random":
             raise ValueError(
@@ -265,8 +305,9 @@ class EvaluationRecipe(_Options):
     selection_metric: str = option("NDCG@10", "validation metric that picks the epoch")
     refit: bool = option(True, "train again on train + validation for the best number of epochs")
     baselines: tuple[str, ...] = option((), "baselines evaluated beside the model")
-    baseline_options: dict[str, Any] = option({}, "baseline -> its options, unless tuned")
-    tune_baselines: bool = option(False, "choose the baselines' options on validation")
+    baseline_options: dict[str, Any] = option({}, "baseline -> its options", needs="baselines")
+    tune_baselines: bool = option(False, "choose the baselines' options on validation",
+                                  needs="baselines")  # fmt: skip
     rivals: dict[str, Any] = option(
         {}, "other networks trained beside it: name -> {preset, overrides, training, columns}"
     )
@@ -309,16 +350,20 @@ class Recipe(_Options):
     seed: int = option(42, "seed of weights, order, dropout and negatives", least=0)
     max_shard_size: str = option("5GB", "largest file of weights, such as 500MB")
     push_to_hub: bool = option(False, "push to the Hub in the background, as hub_strategy says")
-    hub_model_id: str = option("", "Hub repository to push to, such as me/films")
-    hub_private: bool = option(False, "make the repository private if it is made")
+    hub_model_id: str = option("", "Hub repository of the push and the card, such as me/films")
+    hub_private: bool = option(False, "make the repository private if it is made",
+                               needs="push_to_hub")  # fmt: skip
     hub_strategy: str = option(
         "end", "the finished model alone; also each training checkpoint, on the branch "
         "'checkpoints'; or also each of them, on 'main'",
-        choices=("end", "checkpoint", "every_save"),
+        choices=("end", "checkpoint", "every_save"), needs="push_to_hub",
     )  # fmt: skip
-    hub_catalogue: bool = option(True, "push the items' keys, titles and embeddings too")
-    hub_training_state: bool = option(False, "checkpoint: push what resuming needs too")
-    hub_patience: int = option(600, "seconds that the end of a run waits for the Hub", least=0)
+    hub_catalogue: bool = option(True, "push the items' keys, titles and embeddings too",
+                                 needs="push_to_hub")  # fmt: skip
+    hub_training_state: bool = option(False, "checkpoint: push what resuming needs too",
+                                      needs="push_to_hub")  # fmt: skip
+    hub_patience: int = option(600, "seconds that the end of a run waits for the Hub", least=0,
+                               needs="push_to_hub")  # fmt: skip
 
     def check(self) -> None:
         """Check the size of shards, and what is pushed."""
@@ -452,15 +497,15 @@ def _options_of(section: Any) -> dict[str, Any]:
 
 def as_mapping(value: Any, section: Any) -> Any:
     """Return a section that is given by its main option alone as a mapping."""
-    if not isinstance(value, str) or not is_dataclass(section):
-        return value
-    return next(({f.name: value} for f in fields(section) if f.metadata["main"]), value)
+    main = getattr(section, "main", "")
+    return {main: value} if main and isinstance(value, str) else value
 
 
 def lay_over(section: Any, values: Mapping[str, Any], partial: Mapping[str, Any]) -> dict[str, Any]:
     """Replace values of a section option by option, the schema and other mappings whole.
 
-    A loss of another name replaces the whole loss: its options were the former's.
+    A loss of another name replaces the whole loss: its options were the former's. So where an
+    option is switched off, those that need it are left out.
     """
     hints, merged = _options_of(section), dict(values)
     for name, part in partial.items():
@@ -470,7 +515,21 @@ def lay_over(section: Any, values: Mapping[str, Any], partial: Mapping[str, Any]
             is_other = kind is LossRecipe and "name" in part and part["name"] != below.get("name")
             part = part if is_other else lay_over(kind, below, part)  # noqa: PLW2901
         merged[name] = part
-    return merged
+    return _only_read(section, merged, [f for f in fields(section) if f.name not in partial])
+
+
+def _only_read(
+    section: Any, values: Mapping[str, Any], about: Sequence[Field[Any]]
+) -> dict[str, Any]:
+    """Return the values without what is not read of some of the options."""
+    hints, result = _options_of(section), dict(values)
+    for f in about:
+        needs = f.metadata["needs"]
+        if f.name in values and needs in values:
+            with suppress(ValueError):  # a wrong value is named where the section is built
+                needed = convert(values[needs], hints[needs], needs)
+                result[f.name] = read_part(f, values[f.name], needed)
+    return result
 
 
 def choose_variant(values: Mapping[str, Any], split_of_flags: str | None) -> dict[str, Any]:
@@ -518,13 +577,15 @@ def upgraded(values: Mapping[str, Any], schema: Any = None) -> dict[str, Any]:
         moved = {new: training[old] for old, new in _MOVED.items() if old in training}
         if name := loss.get("name"):
             for f in fields(LossRecipe):
-                if f.metadata["read_by"] and name not in f.metadata["read_by"]:
+                if name not in (f.metadata["read_by"] or (name,)):
                     moved.pop(f.name, None)
             if not training.get("sequences"):
                 moved.pop("label_smoothing", None)
             if name in ("full_softmax", "full_mse") and "popularity_days" in str(schema):
                 moved["time_buckets"] = 1
         kept = {key: value for key, value in training.items() if key not in (*_MOVED, "loss")}
+        kept = _only_read(TrainingRecipe, kept, fields(TrainingRecipe))
+        result = _only_read(Recipe, result, fields(Recipe))
         result["training"] = {"loss": {**loss, **moved}, **kept}
     for key in (FOR_SPLIT, "rivals"):
         if isinstance(parts := values.get(key), Mapping):

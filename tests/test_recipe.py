@@ -1,20 +1,29 @@
 """Recipes: YAML sets defaults, flags override, nothing unknown or of a wrong type passes."""
 
+import ast
+import re
+from contextlib import nullcontext
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from ftmamba.comparison import check_rivals_and_baselines
+from ftmamba.evaluation import make_split
 from ftmamba.flags import list_options, load_recipe, make_parser
 from ftmamba.recipe import (
     LossRecipe,
     Recipe,
     choose_variant,
+    lay_over,
     read_recipe,
     recipe_from_dict,
     shipped_names,
 )
+from ftmamba.training import run
 
 NAMED = ["--data", "movielens-100k"]
 
@@ -47,7 +56,7 @@ def test_a_flag_overrides_the_file_and_the_file_the_default(recipe_file):
     [
         (["--split", "random"], lambda r: r.split.kind == "random"),
         (["--learning_rate", "3e-4"], lambda r: r.training.learning_rate == 3e-4),
-        (["--split.seed", "5"], lambda r: r.split.seed == 5 and r.seed == 42),
+        (["--split", "random", "--split.seed", "5"], lambda r: r.split.seed == 5 and r.seed == 42),
         (["--model", "ft-mamba-paper"], lambda r: r.model.preset == "ft-mamba-paper"),
         (["--with_tracking"], lambda r: r.training.with_tracking is True),
         (["--k", "5,20"], lambda r: r.evaluation.k == (5, 20)),
@@ -112,7 +121,7 @@ def test_a_wrong_recipe_says_what_is_wrong(recipe_file, text, message):
         (["--split", "time"], "split.kind must be one of random, leave-last-out, global-time"),
         (["stray"], "unknown flag 'stray'"),
         (["--overrides.hidden_size"], "needs a value"),
-        (["--users", "u.csv"], "names both"),
+        (["--users", "u.csv"], "data has both the name"),
     ],
 )
 def test_a_wrong_flag_says_what_is_wrong(argv, message):
@@ -297,9 +306,9 @@ def test_another_loss_replaces_the_options_of_the_former(argv, loss, recipe_file
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ({"name": "mse", "t": 0.75}, r"training.loss.t is not read by the loss 'mse'.*one of gbce"),
-        ({"name": "full_softmax", "log_q": True}, "log_q is not read by the loss 'full_softmax'"),
-        ({"label_smoothing": 0.1}, "label_smoothing is not read by the loss 'in_batch'"),
+        ({"name": "mse", "t": 0.75}, r"training.loss.t is not read by 'mse'.*one of gbce"),
+        ({"name": "full_softmax", "log_q": True}, "log_q is not read by 'full_softmax'"),
+        ({"label_smoothing": 0.1}, "label_smoothing is not read by 'in_batch'"),
         ({"name": "mse", "mask_history": True, "mask_known_positives": True}, "keep one of the"),
         (
             {"name": "full_softmax", "label_smoothing": 0.1, "n_sampled_items": 5},
@@ -310,3 +319,192 @@ def test_another_loss_replaces_the_options_of_the_former(argv, loss, recipe_file
 def test_an_option_that_has_no_effect_is_refused_by_name(loss, message):
     with pytest.raises(ValueError, match=message):
         recipe_from_dict({"training": {"loss": loss}})
+
+
+TABLES = {"users": "u.csv", "items": "i.csv", "interactions": "x.csv"}
+HUB_NEEDS = {"hub_private", "hub_strategy", "hub_catalogue", "hub_training_state", "hub_patience"}
+# For each option a value that is neither its default nor that of a mode.
+OTHER = {
+    "data": {**dict.fromkeys(TABLES, "other.csv"), "name": "movielens-100k", "folder": "here",
+             "drop_unknown": True, "positive_threshold": 4, "cache_dir": "there"},
+    "split": {"kind": "random", "cut": 0.7, "test_fraction": 0.05, "validation_fraction": 0.2,
+              "seed": 3},
+    "model": {"preset": "mlp-small", "overrides": {"expand": 1}},
+    "training": {
+        "sequences": "newest", "batch_order": "time", "batch_size": 7, "num_epochs": 7,
+        "stop_after_epochs": 3, "learning_rate": 1, "schedule": "linear", "warmup_fraction": 0.5,
+        "weight_decay": 1, "embedding_weight_decay": 1, "adam_beta1": 0.1, "adam_beta2": 0.1,
+        "max_grad_norm": 3, "gradient_accumulation_steps": 2, "mixed_precision": "bf16",
+        "evaluate_every": 2, "early_stopping_patience": 2, "checkpointing_steps": 9,
+        "checkpoints_total_limit": 3, "resume_from_checkpoint": "latest", "with_tracking": True,
+        "report_to": "trackio", "log_every_steps": 3,
+    },
+    "training.loss": {
+        "name": "bce", "n_negatives": 3, "negatives": "mixed", "t": 0.25, "log_q": False,
+        "label_smoothing": 0.3, "mask_known_positives": True, "mask_history": True,
+        "n_sampled_items": 3, "user_weight_exponent": 0.5, "positive_weight": 2.0, "l2": 3.0,
+        "time_buckets": 2,
+    },
+    "evaluation": {
+        "k": (3,), "mask_seen": False, "selection_metric": "HR@3", "refit": False,
+        "baselines": ("markov",), "baseline_options": {"ease": {"regularization": 3}},
+        "tune_baselines": True, "rivals": {"X": {"preset": "mlp-small"}}, "user_groups": ("age",),
+    },
+    "examples": {"user_key": "7", "record": {"age": 3}},
+    "card": {"title": "T", "licence": "mit", "data_licence": "L", "data_hub_id": "a/b",
+             "citation": "@misc{}", "country": "FRA"},
+    "": {
+        "schema": {}, "output_dir": "out", "seed": 3, "max_shard_size": "1MB", "push_to_hub": True,
+        "hub_model_id": "you/films", "hub_private": True, "hub_strategy": "every_save",
+        "hub_catalogue": False, "hub_training_state": True, "hub_patience": 3,
+    },
+}  # fmt: skip
+UNREAD = {
+    "data": {"name", "folder"},
+    "split": {"seed"},
+    "training": {"checkpoints_total_limit", "report_to"},
+    "training.loss": {"n_negatives", "negatives", "t", "label_smoothing", "n_sampled_items",
+                      "user_weight_exponent", "positive_weight", "l2"},
+    "evaluation": {"baseline_options", "tune_baselines"},
+    "": {"push_to_hub", *HUB_NEEDS},
+}  # fmt: skip
+# What a mode sets, and the options that are refused in it where they differ from UNREAD.
+MODES = {
+    "plain": ({}, {}),
+    "named": ({"data": {**dict.fromkeys(TABLES, ""), "name": "ml-1m"}},
+              {"data": {*TABLES, "drop_unknown"}}),
+    "random": ({"split": "random"}, {"split": {"cut"}}),
+    "last": ({"split": "leave-last-out"},
+             {"split": {"cut", "test_fraction", "validation_fraction", "seed"}}),
+    "rows in time": ({"training": {"batch_order": "time"}},
+                     {"training": {"sequences", *UNREAD["training"]}}),
+    "sequences": ({"training": {"sequences": "every"}},
+                  {"training": {"batch_order", *UNREAD["training"]}}),
+    "saving": ({"training": {"checkpointing_steps": "epoch"}}, {"training": {"report_to"}}),
+    "tracking": ({"training": {"with_tracking": True}},
+                 {"training": {"checkpoints_total_limit"}}),
+    "baselines": ({"evaluation": {"baselines": ["ease"]}}, {"evaluation": set()}),
+    "pushing": ({"push_to_hub": True, "hub_model_id": "me/films"},
+                {"": {"hub_strategy", "hub_training_state"}}),
+    "pushing states": (
+        {"push_to_hub": True, "hub_model_id": "me/films", "hub_strategy": "checkpoint",
+         "training": {"checkpointing_steps": 3}},
+        {"": {"push_to_hub"}, "training": {"report_to"}},
+    ),
+}  # fmt: skip
+
+
+def changed(usual, section, option):
+    """Return a recipe with one option changed, as it is used."""
+    values = part = usual.to_dict()
+    for name in section.split(".") if section else []:
+        part = part[name]
+    current, default = part.get(option), attrgetter(section)(Recipe()) if section else Recipe()
+    other = OTHER[section][option]
+    part[option] = getattr(default, option) if other == current else other
+    recipe = recipe_from_dict(values)
+    recipe.data.check_complete()
+    return recipe
+
+
+def recipe_of(mode):
+    return recipe_from_dict(lay_over(Recipe, {"data": TABLES}, MODES[mode][0]))
+
+
+def test_every_option_of_every_section_is_walked():
+    walked = {f"{section}.{option}".strip(".") for section in OTHER for option in OTHER[section]}
+    assert walked == {".".join(one.path) for one in list_options()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_option_is_taken_or_where_nothing_reads_it_refused_by_name(mode):
+    usual = recipe_of(mode)
+    for section, options in OTHER.items():
+        refused = set()
+        for option in options:
+            try:
+                assert changed(usual, section, option) != usual, option
+            except ValueError as error:
+                refused |= {option} & {*re.findall(r"\w+", str(error))}
+        assert refused == {**UNREAD, **MODES[mode][1]}.get(section, set()), section
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"baselines": ["popularity"], "tune_baselines": True}, "tune_baselines is for item-knn"),
+        (
+            {"baselines": ["ease"], "baseline_options": {"ease": {}}, "tune_baselines": True},
+            r"baseline_options \['ease'\] are not read with tune_baselines",
+        ),
+    ],
+)
+def test_tuning_of_what_cannot_be_tuned_is_refused(evaluation, message):
+    with pytest.raises(ValueError, match=message):
+        check_rivals_and_baselines(recipe_from_dict({"evaluation": evaluation}))
+
+
+def test_every_option_is_read_by_the_program():
+    root = Path(__file__).parents[1]
+    files = [root / "train_accelerate.py"]
+    for package in ("ftmamba", "hub_cards"):
+        files += [path for path in (root / package).rglob("*.py") if path.name != "recipe.py"]
+    trees = [ast.parse(path.read_text("utf-8")) for path in files]
+    read = {
+        node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    }
+    # `SplitRecipe.options` hands all of them to the split.
+    assert {one.path[-1] for one in list_options() if one.path[0] != "split"} <= read
+
+
+@pytest.mark.parametrize("mode", ["plain", "random", "last"])
+def test_an_option_of_a_split_changes_the_split(mode):
+    def split(recipe):
+        return make_split(recipe.split.kind, recipe.split.options(recipe.seed))
+
+    usual = recipe_of(mode)
+    for option in {*OTHER["split"]} - {"kind"} - {**UNREAD, **MODES[mode][1]}["split"]:
+        assert split(changed(usual, "split", option)) != split(usual), option
+
+
+@pytest.mark.parametrize("mode", ["plain", "named"])
+def test_an_option_of_the_data_changes_what_is_loaded(mode, monkeypatch):
+    process = SimpleNamespace(local_main_process_first=nullcontext)
+    monkeypatch.setattr(run, "load_tables", lambda *args, **options: (args, options))
+    for name in run.NAMED_DATASETS:
+
+        def load(*args, name=name, **options):
+            return name, args, options
+
+        monkeypatch.setitem(run.NAMED_DATASETS, name, load)
+
+    def loaded(recipe):
+        return run.read_tables(recipe.data, recipe.schema, process)
+
+    usual = recipe_of(mode)
+    for option in {*OTHER["data"]} - {**UNREAD, **MODES[mode][1]}["data"]:
+        # Own tables are encoded in `cache_dir`.
+        is_other = loaded(changed(usual, "data", option)) != loaded(usual)
+        assert is_other == (mode == "named" or option != "cache_dir"), option
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        (["--push_to_hub", "false"], lambda r: r.hub_patience == 600),
+        (["--with_tracking", "no"], lambda r: r.training.report_to == "tensorboard"),
+        (["--checkpointing_steps", ""], lambda r: r.training.checkpoints_total_limit == 2),
+        (["--baselines", "ease"], lambda r: set(r.evaluation.baseline_options) == {"ease"}),
+        ([], lambda r: (r.hub_patience, r.training.report_to) == (3, "trackio")),
+    ],
+)
+def test_what_a_flag_switches_off_takes_the_options_that_need_it_along(recipe_file, flags, kept):
+    file = recipe_file("""
+      push_to_hub: true
+      hub_model_id: me/films
+      hub_patience: 3
+      training: {with_tracking: true, report_to: trackio, checkpointing_steps: 4,
+                 checkpoints_total_limit: 7}
+      evaluation: {baselines: [ease, ials], baseline_options: {ease: {}, ials: {}}}
+    """)
+    assert kept(load_recipe([*file, *flags]))

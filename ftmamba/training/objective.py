@@ -95,12 +95,15 @@ class Objective(nn.Module):
         self.sequences, self.products_in = recipe.sequences, torch.bfloat16 if in_bfloat16 else None
         self.timeless = not data.popularity_slots
         loss, sampled = recipe.loss, recipe.loss.name in ("sampled_softmax", "gbce")
+        # A batch that is a stretch of time needs no groups.
+        usual = 0 if sampled else 1 if recipe.batch_order == "time" else 4
+        self.time_buckets = usual if loss.time_buckets is None else loss.time_buckets
         _check(loss, data, learns_repeats=model.repeat_bias is not None)
         self.whole = loss.name == "full_mse" or (
             loss.name == "full_softmax" and not loss.n_sampled_items
         )
         self.own_negatives = loss.name in ("bce", "mse") or (
-            sampled and not self.timeless and not loss.time_buckets
+            sampled and not self.timeless and not self.time_buckets
         )
         self.reads_all_targets = loss.name == "in_batch" or bool(loss.n_sampled_items)
         self.sampler = None
@@ -266,7 +269,7 @@ class Objective(nn.Module):
                 wanted["candidates"] = (candidates_N[None], None)
             else:
                 assert batch.times is not None
-                groups, earliest_G = time_groups(batch.times.numpy(), self.loss.time_buckets)
+                groups, earliest_G = time_groups(batch.times.numpy(), self.time_buckets)
                 inputs["groups"] = torch.from_numpy(groups)
                 times_GN = torch.from_numpy(earliest_G)[:, None].expand(-1, len(candidates_N))
                 wanted["candidates"] = (candidates_N.expand_as(times_GN), times_GN)
@@ -445,8 +448,7 @@ def _check(loss: LossRecipe, data: EncodedData, *, learns_repeats: bool) -> None
             "mask_history needs a column of kind 'history' among the users' columns; add one to "
             "the schema, or use mask_known_positives"
         )
-    usual = LossRecipe(loss.name).time_buckets
-    if not data.popularity_slots and loss.time_buckets != usual:
+    if not data.popularity_slots and loss.time_buckets is not None:
         raise ValueError(
             f"time_buckets {loss.time_buckets} is for items with popularity columns, and there are "
             "none; add popularity_days to the items' schema, or remove it"

@@ -22,7 +22,7 @@ from ftmamba.data.named_datasets import NAMED_DATASETS
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
-from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, load_preset
+from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, TrainingRecipe, load_preset
 from ftmamba.training.checkpoints import OnCheckpoint
 from ftmamba.training.embedding import catalogue_embeddings, longest_history, user_embeddings
 from ftmamba.training.loop import FitResult, fit
@@ -164,6 +164,7 @@ def refit(
         recipe.training,
         stop_after_epochs=n_epochs,
         checkpointing_steps="",
+        checkpoints_total_limit=TrainingRecipe().checkpoints_total_limit,
         resume_from_checkpoint="",
     )
     fit(

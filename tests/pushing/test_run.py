@@ -66,8 +66,9 @@ def test_every_save_is_pushed_to_main_the_end_last_and_no_weight_changes(
 
 
 def test_states_go_to_their_branch_can_be_loaded_and_resumed(train, argv, here, tmp_path, caplog):
-    flags = [*argv, *EVERY_EPOCH, "--hub_strategy", "checkpoint", "--hub_training_state"]
-    assert train([*flags, "--max_shard_size", "10KB"]) == 0
+    flags = [*argv, *EVERY_EPOCH]
+    pushed = ["--hub_strategy", "checkpoint", "--hub_training_state", "--max_shard_size", "10KB"]
+    assert train([*flags, *pushed]) == 0
     assert [title.split(" ")[0] for title in titles(here)] == ["initial", "Trained", "Pin"]
     last = titles(here, "checkpoints")[-1]
     assert last.startswith("Step 3, epoch 3: NDCG@3 0.")

@@ -33,7 +33,7 @@ def made(toy):
     """Return an objective of a loss, and its first batch."""
 
     def make(data, sequences="", *, batch_size=6, model=None, batch_order="random", **loss):
-        recipe = training_recipe(loss=loss, sequences=sequences)
+        recipe = training_recipe(loss=loss, sequences=sequences, batch_order=batch_order)
         objective = Objective(model or toy.model(data), data, recipe, seed=3)
         batches = make_batches(
             data, sequences=sequences, batch_size=batch_size, seed=0, batch_order=batch_order
@@ -70,17 +70,17 @@ def test_every_option_changes_the_loss_or_is_refused_by_name(name, mode, sequenc
             assert value(*made(sequences[True], MODES[mode], **loss)).item() != usual, option
             n_read += 1
         else:
-            with pytest.raises(ValueError, match=f"{option} is not read by the loss '{name}'"):
+            with pytest.raises(ValueError, match=f"{option} is not read by '{name}'"):
                 made(sequences[True], MODES[mode], **loss)
     assert n_read > 1
 
 
 def test_the_order_of_batches_changes_the_batch_or_is_refused_by_name(sequences, made):
-    batches = [
-        made(sequences[True], name="in_batch", batch_order=order)[1].targets.tolist()
-        for order in ("random", "time")
-    ]
-    assert batches[0] != batches[1]
+    pairs = [made(sequences[True], name="in_batch", batch_order=o) for o in ("random", "time")]
+    assert pairs[0][1].targets.tolist() != pairs[1][1].targets.tolist()
+    # A batch that is a stretch of time has one group.
+    groups = [objective.prepare(batch, 0).inputs["groups"] for objective, batch in pairs]
+    assert [len(one.unique()) for one in groups] == [4, 1]
     with pytest.raises(ValueError, match="batch_order 'time' is for rows"):
         training_recipe(sequences="every", batch_order="time")
 
@@ -235,7 +235,7 @@ def test_no_position_reads_popularity_of_its_own_time_or_later(
     if "candidates" in inputs:
         times_M = times_R[inputs["candidates"]].amax(1)[inputs["groups"]]
         assert (times_M <= batch.times).all()
-        n_groups = objective.loss.time_buckets
+        n_groups = objective.time_buckets
         assert len(times_M.unique()) <= n_groups
         assert (times_M < batch.times).any() or n_groups >= len(batch.times.unique())
     else:
