@@ -282,6 +282,10 @@ class TextTable(Sequence[str]):
                 "a table of texts is damaged: its offsets must rise from 0 to its number of "
                 f"bytes, {packed.size}; download or save the file again"
             )
+        str(packed.data, "utf-8", "surrogatepass")
+        starts = packed[offsets[offsets < len(packed)]]
+        if (starts & 0xC0 == 0x80).any():
+            raise ValueError("a table of texts is damaged: a text begins inside a character")
         self.packed, self.offsets = packed, offsets
 
     def __len__(self) -> int:
@@ -381,7 +385,6 @@ class CategoryEncoder(ColumnEncoder):
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
-        str(self.texts.packed.data, "utf-8", "surrogatepass")
         self.first_bucket = N_SPECIAL_IDS + len(self.texts)
         size = self.first_bucket + self.column.hash_buckets
         return size == self.column.vocabulary_size and self.column.width > 0
