@@ -199,5 +199,5 @@ def test_offsets_that_do_not_fit_the_bytes_are_refused(offsets):
 
 @pytest.mark.parametrize(("text", "offsets"), [(b"a\xff", [0, 1, 2]), ("Ä".encode(), [0, 1, 2])])
 def test_texts_that_are_not_utf8_are_refused_before_one_is_read(text, offsets):
-    with pytest.raises(ValueError, match="utf-8|inside a character"):
+    with pytest.raises(ValueError, match=r"utf-8|inside a character"):
         TextTable(np.frombuffer(text, dtype=np.uint8), np.array(offsets, dtype=np.int64))
