@@ -170,7 +170,7 @@ def make_objective(path: Path, **fields: object) -> Objective:
     torch.manual_seed(0)
     model = FTMambaTwoTowerModel(FTMambaConfig.from_columns(columns, columns, **fields))
     data = EncodedData(
-        extractor=SimpleNamespace(columns=lambda _: (), numeric_slots=lambda *_: []),
+        extractor=SimpleNamespace(columns=lambda _: ()),
         users=records(),
         items=records(),
         interactions=path,

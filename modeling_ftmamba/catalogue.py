@@ -98,10 +98,8 @@ class Catalogue:
         object.__setattr__(self, "titles", text_table(self.titles))
         n_items, found = len(self.keys), self.embeddings
         if found.ndim != 2 or found.dtype != np.float32:
-            raise ValueError(
-                "a catalogue's embeddings must be float32 (items, width), got "
-                f"{found.dtype} {found.shape}"
-            )
+            got = f"{found.dtype} {found.shape}"
+            raise ValueError(f"a catalogue's embeddings must be float32 (items, width), got {got}")
         lengths = {"titles": len(self.titles), "embeddings": len(found)}
         lengths |= {name: len(record_IS) for name, record_IS in self.records.items()}
         if n_items == 0 or set(lengths.values()) != {n_items}:
@@ -114,7 +112,7 @@ class Catalogue:
 
     @cached_property
     def index(self) -> KeyIndex:
-        """Finds the rows of item keys."""
+        """The index of the item keys."""
         return KeyIndex(text_table(self.keys))
 
     def row(self, item_key: str) -> int:
@@ -139,10 +137,7 @@ class Catalogue:
 
 
 def load_catalogue(path: Path) -> Catalogue:
-    """Read a catalogue, whose arrays stay in the file until they are used.
-
-    Raises a FileNotFoundError, or a ValueError where the file is damaged or of another version.
-    """
+    """Read a catalogue, whose arrays stay in the file until they are used."""
     if not path.exists():
         raise FileNotFoundError(f"no catalogue {str(path)!r}; training saves one in a checkpoint")
     try:
@@ -153,20 +148,14 @@ def load_catalogue(path: Path) -> Catalogue:
         if version != str(CATALOGUE_VERSION):
             raise ValueError(f"format {version!s:.20}, this code reads {CATALOGUE_VERSION}")
         facts = json.loads(metadata["catalogue"])
-        key_bytes, key_offsets, title_bytes, title_offsets = (arrays.pop(name) for name in _TEXTS)
-        return Catalogue(
-            keys=TextTable(key_bytes, key_offsets),
-            titles=TextTable(title_bytes, title_offsets),
-            embeddings=arrays.pop("embeddings"),
-            as_of=facts["as_of"],
-            fingerprint=facts["fingerprint"],
-            records={name.removeprefix(_RECORDS): array for name, array in arrays.items()},
-        )
+        packed = [arrays.pop(name) for name in _TEXTS]
+        keys, titles = TextTable(*packed[:2]), TextTable(*packed[2:])
+        own = (arrays.pop("embeddings"), facts["as_of"], facts["fingerprint"])
+        records = {name.removeprefix(_RECORDS): array for name, array in arrays.items()}
+        return Catalogue(keys, titles, *own, records)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{str(path)!r} is truncated or no catalogue ({error!s:.300}); download or save the "
-            "checkpoint again"
-        ) from None
+        problem = f"{str(path)!r} is truncated or no catalogue ({error!s:.300})"
+        raise ValueError(f"{problem}; download or save the checkpoint again") from None
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -184,9 +173,6 @@ def top_k(scores_UI: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Among equal scores the lower item id comes first, also among those level with the last one;
     `torch.topk` alone promises neither.
-
-    Raises:
-        ValueError: k is not between 1 and the size of the catalogue.
     """
     n_items = scores_UI.shape[1]
     if not 1 <= k <= n_items:
@@ -197,8 +183,7 @@ def top_k(scores_UI: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, ids = torch.topk(scores_UI, n, dim=1)
     else:
         # The n highest are in the n groups with the highest maxima, several times faster than
-        # `torch.topk` of all. A group is every `n_groups`-th item; the few items behind the last
-        # group are always candidates.
+        # `torch.topk` of all. A group is every `n_groups`-th item; a few are behind the last group.
         n_grouped, device = n_groups * GROUP_SIZE, scores_UI.device
         highest_UG = scores_UI[:, :n_grouped].view(-1, GROUP_SIZE, n_groups).amax(1)
         groups = torch.topk(highest_UG, n, dim=1).indices[:, :, None]

@@ -26,8 +26,7 @@ _RECORDS_AT_ONCE = 1024
 _SCORES_AT_ONCE = 2**24
 _SEEN = "seen"  # beside a batch's tensors: the items of its histories, for the model's `scores`
 
-Answer = list[dict[str, Any]]
-"""The items for one record, best first: `item_key`, `score` and `title` of each."""
+Answer = list[dict[str, Any]]  # items, best first: `item_key`, `score` and `title` of each
 
 
 class WrongInputError(ValueError):
@@ -48,7 +47,7 @@ class FTMambaRecommendationPipeline(Pipeline):
 
     Args:
         model: both towers.
-        feature_extractor: fitted, of the same checkpoint.
+        feature_extractor: of the same checkpoint.
         catalogue: the items, or the file that holds them; the default is the checkpoint's.
         options: of every pipeline, such as `device` and `batch_size`, and defaults of the calls'
             `top_k` and `exclude`.
@@ -77,13 +76,13 @@ class FTMambaRecommendationPipeline(Pipeline):
     ) -> None:
         super().__init__(model=model, feature_extractor=feature_extractor, **options)
         model.train(False)
+        if catalogue is None:
+            catalogue = _find_catalogue(model, feature_extractor)
         if not isinstance(catalogue, Catalogue):
-            catalogue = load_catalogue(Path(catalogue or _find_catalogue(model, feature_extractor)))
+            catalogue = load_catalogue(Path(catalogue))
         if model.dtype == torch.float32 and catalogue.fingerprint != weights_fingerprint(model):
-            raise ValueError(
-                "the catalogue was embedded by other weights than the model's; take both from one "
-                "revision of one checkpoint"
-            )
+            problem = "the catalogue was embedded by other weights than the model's"
+            raise ValueError(f"{problem}; take both from one revision of one checkpoint")
         self.catalogue = catalogue
         self._items_IE = torch.from_numpy(catalogue.embeddings).to(self.device)
         self._history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
@@ -94,24 +93,16 @@ class FTMambaRecommendationPipeline(Pipeline):
     def __call__(
         self, inputs: Any, *args: Any, batch_size: int | None = None, **parameters: Any
     ) -> Any:
-        """Recommend for one record, or for each of many.
+        """Return the `Answer` for one record, a list of them for a list, an iterator for the rest.
 
-        Args:
-            inputs: a raw record, a list of records, or anything that yields records (a generator, a
-                data set), which is read as its answers are. Absent columns are missing values,
-                unknown columns are ignored.
-            args: none.
-            batch_size: records embedded together; the default depends on the catalogue, and is 1
-                where inputs have no length.
-            parameters: `top_k`, how many items a record (default 10, or all of a smaller
-                catalogue); `exclude`, keys of items to leave out, of which unknown ones are
-                ignored. Fewer than `top_k` come only where `exclude` leaves fewer.
+        Inputs are a raw record, a list of records, or anything that yields records (a generator, a
+        data set), which is read as its answers are. Absent columns are missing values, unknown
+        columns are ignored. A WrongInputError names what breaks a rule.
 
-        Returns:
-            For one record an `Answer`, for a list a list of them, otherwise an iterator of them.
-
-        Raises:
-            WrongInputError: an input breaks a rule.
+        `batch_size` records are embedded together; the default depends on the catalogue, and is 1
+        where inputs have no length. Parameters are `top_k`, by default 10 or all of a smaller
+        catalogue, and `exclude`, the keys of items to leave out; unknown ones are ignored, and
+        fewer than `top_k` items come only where it leaves fewer.
         """
         if args:
             raise ValueError(f"give top_k and exclude by name, as in top_k=10; got {args!r}")
@@ -135,10 +126,9 @@ class FTMambaRecommendationPipeline(Pipeline):
         add_pipeline(Path(save_directory))
 
     def _sanitize_parameters(self, **pipeline_parameters: Any) -> Any:
-        for name in pipeline_parameters:
-            if name not in _PARAMETERS:
-                guess, known = near(name, _PARAMETERS), ", ".join(_PARAMETERS)
-                raise WrongInputError(f"no parameter {name!r}{guess}; there are: {known}", name)
+        for name in set(pipeline_parameters) - set(_PARAMETERS):
+            guess, known = near(name, _PARAMETERS), ", ".join(_PARAMETERS)
+            raise WrongInputError(f"no parameter {name!r}{guess}; there are: {known}", name)
         if "exclude" not in pipeline_parameters:
             return {}, pipeline_parameters, {}
         given = pipeline_parameters["exclude"]
@@ -176,16 +166,14 @@ class FTMambaRecommendationPipeline(Pipeline):
         n_kept, k = (scores_BK != -torch.inf).sum(1).tolist(), rows_BK.shape[1]
         return [items[row * k : row * k + kept] for row, kept in enumerate(n_kept)]
 
-    def _stream(
-        self, records: Iterator[Any], size: int, options: dict[str, Any]
-    ) -> Iterator[Answer]:
+    def _stream(self, records: Iterator[Any], size: int, options: Any) -> Iterator[Answer]:
         first = 0
         while block := list(islice(records, size)):
             yield from self._answers(block, first, options)
             first += len(block)
 
     def _answers(self, records: list[Any], first: int, options: dict[str, Any]) -> list[Answer]:
-        """Answer for records of which the first has a number among all that were given."""
+        """Answer for records; `first` is the row of the first among all that were given."""
         names = sorted(self._columns.values())
         for row, record in enumerate(records, start=first):
             problem = ""
@@ -232,10 +220,10 @@ def _records_of(inputs: Any) -> Iterator[Any]:
             return iter(inputs)
         if hasattr(inputs, "__len__"):
             return (inputs[row] for row in range(len(inputs)))
+    rule = "inputs must be a record (dict), a list of records, a generator or a data set of them"
     raise WrongInputError(
-        "inputs must be a record (dict), a list of records, a generator or a data set of them, "
-        f"got {' '.join(repr(inputs).split()):.80}; write table.to_dict('records') for a table of "
-        "pandas, table.to_dicts() for polars, table.to_pylist() for Arrow",
+        f"{rule}, got {' '.join(repr(inputs).split()):.80}; write table.to_dict('records') for a "
+        "table of pandas, table.to_dicts() for polars, table.to_pylist() for Arrow",
         "inputs",
     )
 
@@ -253,8 +241,6 @@ def _find_catalogue(model: Any, feature_extractor: Any) -> str:
         options["_raise_exceptions_for_missing_entries"] = False
         path = cached_file(model.name_or_path, CATALOGUE_NAME, **options)
     if path is None:
-        raise FileNotFoundError(
-            f"{model.name_or_path or 'the model'!r} has no {CATALOGUE_NAME}; give catalogue=..., "
-            "or embed items of your own with model.get_item_embeddings(...)"
-        )
+        problem = f"{model.name_or_path or 'the model'!r} has no {CATALOGUE_NAME}"
+        raise FileNotFoundError(f"{problem}; give catalogue=..., its file or a `Catalogue`")
     return path

@@ -7,6 +7,7 @@ embedding.
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,11 +56,8 @@ except ImportError:  # a checkpoint's user may not have it
 
 VOCABULARY_NAME = "vocabularies.safetensors"
 FORMAT_VERSION = 1
-DTYPES = {
-    "numeric": np.float32, "category_ids": np.int64, "set_ids": np.int64, "dense": np.float32,
-}  # fmt: skip
-"""The tensors of a tower, named `user_numeric` and so on."""
-
+# The tensors of a tower, named `user_numeric` and so on.
+DTYPES = {"numeric": np.float32, "category_ids": np.int64, "set_ids": np.int64, "dense": np.float32}
 _HUB_KEYS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
@@ -69,10 +67,10 @@ _AGAIN = "download or save the checkpoint again"
 
 
 class FTMambaFeatureExtractor(FeatureExtractionMixin):
-    """Encode users and items for `FTMambaTwoTowerModel`; fitted on training rows only.
+    """Encode users and items for `FTMambaTwoTowerModel`, as fitted on training rows.
 
-    Missing values (None, NaN, an absent column) and unseen categories have encodings of their own
-    and are never errors; a value of the wrong type is.
+    Missing values (None, NaN, an absent column) and unseen categories have encodings of their own;
+    a value of the wrong type is an error.
 
     Args:
         user_columns: dictionaries of `Column`, in the order of the tokens; `item_columns` alike.
@@ -94,22 +92,19 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         self.catalogue_path: str | None = kwargs.pop("catalogue_path", None)
         self.user_key, self.item_key = user_key, item_key
         for key in kwargs:
-            raise ValueError(
-                f"FTMambaFeatureExtractor has no argument {key!r}{near(key, _ARGUMENTS)}; "
-                f"it has: {', '.join(_ARGUMENTS)}"
-            )
+            hint = near(key, _ARGUMENTS)
+            raise ValueError(f"a feature extractor has no argument {key!r}{hint}")
         self._columns: dict[str, tuple[Column, ...]] = {}
-        for tower, given in zip(TOWERS, (user_columns, item_columns), strict=True):
-            self._columns[tower] = tuple(map(column_from_dict, given))
-            check_columns(self._columns[tower], tower)
         self._encoders: dict[str, dict[str, ColumnEncoder]] = {}
         super().__init__()
-        if arrays is not None:
-            parts: dict[str, dict[str, NDArray[Any]]] = {}
-            for key, array in arrays.items():
-                owner, _, part = key.rpartition("/")
-                parts.setdefault(owner, {})[part] = array
-            for tower, columns in self._columns.items():
+        parts: dict[str, dict[str, NDArray[Any]]] = {}
+        for key, array in (arrays or {}).items():
+            owner, _, part = key.rpartition("/")
+            parts.setdefault(owner, {})[part] = array
+        for tower, given in zip(TOWERS, (user_columns, item_columns), strict=True):
+            columns = self._columns[tower] = tuple(map(column_from_dict, given))
+            check_columns(columns, tower)
+            if arrays is not None:
                 self._encoders[tower] = {
                     column.name: ENCODERS[column.kind](
                         column, name_of(column, tower), parts.get(f"{tower}/{column.name}", {})
@@ -119,13 +114,14 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
                 }
 
     def __repr__(self) -> str:
-        text = f"{type(self).__name__}("
+        towers = []
         for tower, columns in self._columns.items():
-            kinds = [column.kind for column in columns]
-            counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
-            text += f"{tower}: {', '.join(counts) or 'no columns'}; "
+            counts = Counter(column.kind for column in columns).items()
+            kinds = ", ".join(f"{count} {kind}" for kind, count in counts) or "no columns"
+            towers.append(f"{tower}: {kinds}")
         size = sum(c.vocabulary_size for columns in self._columns.values() for c in columns)
-        return text + (f"{size:,} categories)" if self._encoders else "not fitted)")
+        state = f"{size:,} categories" if self._encoders else "not fitted"
+        return f"{type(self).__name__}({'; '.join(towers)}; {state})"
 
     @property
     def user_columns(self) -> list[dict[str, Any]]:
@@ -134,7 +130,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def item_columns(self) -> list[dict[str, Any]]:
-        """The item columns with their fitted fields, as in `FTMambaConfig`."""
+        """The item columns, likewise."""
         return [column.to_dict() for column in self._columns["item"]]
 
     @property
@@ -154,8 +150,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         """Encode users, items or both, as the tensors `user_numeric` to `item_dense`; see `DTYPES`.
 
         Either is one record (a dict), a list of records, a dict of column name to array, or a
-        table of Arrow, pandas, polars or datasets. A record may lack columns and have others; a
-        record of nothing but unknown columns is an error.
+        table of Arrow, pandas, polars or datasets. Not all of its columns may be unknown.
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
@@ -188,20 +183,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("the feature extractor is not fitted; load one with from_pretrained")
         known = self._encoders[tower]
         if name not in known:
-            raise ValueError(
-                f"the {tower}s have no column {name!r}{near(name, known)}; they have: "
-                f"{', '.join(known)}"
-            )
+            hint = f"{near(name, known)}; they have: {', '.join(known)}"
+            raise ValueError(f"the {tower}s have no column {name!r}{hint}")
         return known[name]
-
-    def encode_numeric(self, tower: str, name: str, values: Any) -> NDArray[np.float32]:
-        """Scale raw values of one numeric column, such as popularity as of another time."""
-        return self.encoder(tower, name).encode(values)[:, 0]
-
-    def numeric_slots(self, tower: str, names: Iterable[str]) -> list[int]:
-        """Return the slots of numeric columns in the tower's tensor `numeric`."""
-        slots = [column.name for column in columns_of_tensor(self.columns(tower), "numeric")]
-        return [slots.index(name) for name in names]
 
     def known_values(self, tower: str, name: str) -> list[str]:
         """Return the texts that a `categorical` or `categories` column knows, by frequency."""
@@ -210,22 +194,22 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     def to_dict(self) -> dict[str, Any]:
         """Return what `preprocessor_config.json` holds."""
         reference = "processing_ftmamba.FTMambaFeatureExtractor"
-        columns = [self.user_columns, self.item_columns]
+        columns = {"user_columns": self.user_columns, "item_columns": self.item_columns}
+        fingerprint = fingerprint_of(self._arrays(), [*columns.values()]) if self._encoders else ""
         return {
             "feature_extractor_type": type(self).__name__,
             "auto_map": {"AutoFeatureExtractor": reference, "AutoProcessor": reference},
             "format_version": FORMAT_VERSION,
-            "fingerprint": fingerprint_of(self._arrays(), columns) if self._encoders else "",
+            "fingerprint": fingerprint,
             "user_key": self.user_key,
             "item_key": self.item_key,
-            "user_columns": columns[0],
-            "item_columns": columns[1],
+            **columns,
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write the JSON file and `vocabularies.safetensors`, each whole or not at all.
 
-        `save_pretrained` ends here; the fingerprint shows if a crash fell between the two.
+        The fingerprint shows if a crash fell between the two.
         """
         path = Path(json_file_path)
         replace_file(path.with_name(VOCABULARY_NAME), save(self._arrays(), {"format": "np"}))
@@ -235,10 +219,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     def get_feature_extractor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read both files of a folder or a Hub id: what `from_pretrained` builds from.
-
-        Keys of other programs in the JSON file are left out.
-        """
+        """Read both files of a folder or a Hub id; keys of other programs are left out."""
         hub = {key: kwargs.pop(key) for key in _HUB_KEYS if key in kwargs}
         for_pipeline = kwargs.pop("_from_pipeline", None) is not None
         kwargs.pop("_from_auto", None)
@@ -265,9 +246,8 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             files = f"{str(path)!r} or the {VOCABULARY_NAME} beside it"
             raise ValueError(f"{files} is damaged ({error!s:.200}); {_AGAIN}") from None
-        # A pipeline does not know revision and token, the extractor does.
-        options = {"_raise_exceptions_for_missing_entries": False, **hub}
-        if for_pipeline:
+        if for_pipeline:  # which does not know revision and token
+            options = {"_raise_exceptions_for_missing_entries": False, **hub}
             own["catalogue_path"] = cached_file(source, "catalogue.safetensors", **options)
         return own, kwargs
 
@@ -348,20 +328,16 @@ def raw_columns(
             known = [name for name in names if name in source.column_names]
             source = (source.select_columns(known) if known else source).with_format("arrow")[:]
         if pa is None or is_arrow(source) or not hasattr(source, "__arrow_c_stream__"):
-            raise ValueError(
-                f"{tower}s must be a record (dict), a list of records, a dict of columns, or a "
-                f"table (pyarrow, datasets); got {type(source).__name__}"
-            )
+            rule = "must be a record (dict), a list of records, a dict of columns, or a table"
+            raise ValueError(f"{tower}s {rule} (pyarrow, datasets); got {type(source).__name__}")
         table = source if isinstance(source, pa.Table) else pa.table(source)
         given, n_rows = set(table.column_names), table.num_rows
         values = {name: table.column(name) for name in names if name in given}
     keys = sorted(map(str, given))
     if names and keys and not given & {column.name for column in columns}:
         guess = next(filter(None, (near(key, names) for key in keys)), "")
-        raise ValueError(
-            f"the {tower} records have no known column, got: {', '.join(keys[:10])}{guess}; "
-            f"known are: {', '.join(names)}"
-        )
+        rule = f"the {tower} records have no known column, got: {', '.join(keys[:10])}"
+        raise ValueError(f"{rule}{guess}; known are: {', '.join(names)}")
     return values, n_rows, keys
 
 
@@ -375,14 +351,12 @@ def _is_record(source: Mapping[str, Any], columns: Sequence[Column]) -> bool:
 
     A dict of nothing but sets or vectors is a record unless these are nested.
     """
-    given = [c for c in columns if c.kind != HISTORY and c.name in source]
-    single = [source[c.name] for c in given if c.kind not in ("categories", "vector")]
-    if single or not given:
-        return not given or not all(map(_is_column, single))
-    nested = [source[c.name] for c in given]
-    return not all(
-        is_arrow(own) or (_is_column(own) and any(isinstance(x, set) or _is_column(x) for x in own))
-        for own in nested
+    given = [(c.kind, source[c.name]) for c in columns if c.kind != HISTORY and c.name in source]
+    single = [own for kind, own in given if kind not in ("categories", "vector")]
+    return not given or not all(
+        _is_column(own)
+        and (single or is_arrow(own) or any(isinstance(x, set) or _is_column(x) for x in own))
+        for own in single or [own for _, own in given]
     )
 
 
@@ -456,10 +430,8 @@ class EventTable:
         padded = PaddedEvents(is_event_BT, index_BT, features_BTF)
         for slot, name in enumerate(names):
             if name not in known:
-                raise ValueError(
-                    f"event_features must be among {', '.join(known)}, what the events have, got "
-                    f"{name!r}{near(name, known)}"
-                )
+                rule = f"event_features must be among {', '.join(known)}, what the events have"
+                raise ValueError(f"{rule}, got {name!r}{near(name, known)}")
             values_R = known[name]
             if values_R is not None:
                 features_BTF[:, :, slot] = padded.of(values_R)
@@ -476,9 +448,9 @@ class HistoryReader:
         {"item": "50", "price": 3.5}                      a column that the history's column names
         {"item": {"title": "Dune", "genres": ["sci-fi"]}}     an item that is in no catalogue
 
-    Where each of a record's events has a time, they are put in order of time, those of one second
-    as they are listed; otherwise they stay as they are. All parts are of one checkpoint; `items`
-    are the catalogue's embeddings (I, E) on the model's device.
+    Where each of a record's events has a time, they are sorted by time, ties as they are listed.
+    All parts are of one checkpoint; `items` are the catalogue's embeddings (I, E) on the model's
+    device.
     """
 
     def __init__(self, model: Any, extractor: Any, catalogue: Any, items: Tensor) -> None:
@@ -490,13 +462,23 @@ class HistoryReader:
         """Return the events of raw records, in order; WrongValueError where they are none."""
         if self.column is None:
             return [[] for _ in records]
-        return [_events(record, self.column, row) for row, record in enumerate(records)]
+        histories, name = [], name_of(self.column, "user")
+        for row, record in enumerate(records):
+            given = record.get(self.column.name)
+            if is_missing(given):
+                given = ()
+            is_list = isinstance(given, Sequence | np.ndarray)
+            if not is_list or isinstance(given, str | bytes):
+                rule = "must be a list of events, oldest first"
+                raise WrongValueError(name, row, given, rule=rule)
+            events = [_event(one, self.column.context, name, row) for one in given]
+            if not any(math.isnan(event.time) for event in events):
+                events.sort(key=lambda event: event.time)
+            histories.append(events)
+        return histories
 
     def seen(self, histories: Sequence[Sequence[Event]]) -> tuple[Tensor, Tensor] | None:
-        """Return the rows of the histories and of the catalogue's items that are in them.
-
-        For the model's `scores`; None where it has no bias for them.
-        """
+        """Return the users' and the seen items' rows for `scores`; None where it has no bias."""
         if self.column is None or self._model.repeat_bias is None:
             return None
         newest = [history[-self.column.max_length :] for history in histories]
@@ -511,7 +493,7 @@ class HistoryReader:
     ) -> dict[str, Tensor]:
         """Return `user_history` and what belongs to it; nothing where the model has no history.
 
-        Only the newest events of each user are read: by default as the column says, 0 is all.
+        Of each user the newest `max_length` events are read, by default the column's; 0 is all.
         """
         if self.column is None:
             return {}
@@ -550,28 +532,15 @@ class HistoryReader:
         embeds_RE = self._items_IE[[row or 0 for row in rows]]
         unknown = [index for index, row in enumerate(rows) if row is None]
         if unknown:
-            columns = self._extractor.columns("item")
-            records = []
-            for item in (items[index] for index in unknown):
-                own = item if isinstance(item, Mapping) else {self._extractor.item_key: item}
-                records.append({column.name: own.get(column.name) for column in columns})
+            names = [column.name for column in self._extractor.columns("item")]
+            key = self._extractor.item_key
+            own = [items[index] for index in unknown]
+            own = [item if isinstance(item, Mapping) else {key: item} for item in own]
+            records = [{name: item.get(name) for name in names} for item in own]
             encoded = self._extractor(items=records)
             inputs = {name: tensor.to(embeds_RE.device) for name, tensor in encoded.items()}
             embeds_RE[unknown] = self._model.get_item_embeddings(**inputs).to(embeds_RE.dtype)
         return embeds_RE
-
-
-def _events(record: Mapping[str, Any], column: Column, row: int) -> list[Event]:
-    """Return a record's events in order."""
-    given, name = record.get(column.name), name_of(column, "user")
-    if is_missing(given):
-        return []
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence | np.ndarray):
-        raise WrongValueError(name, row, given, rule="must be a list of events, oldest first")
-    events = [_event(one, column.context, name, row) for one in given]
-    if not any(math.isnan(event.time) for event in events):
-        events.sort(key=lambda event: event.time)
-    return events
 
 
 def _event(given: Any, context: Sequence[str], name: str, row: int) -> Event:

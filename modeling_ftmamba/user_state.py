@@ -8,7 +8,7 @@ Shapes: B users, T events, Z bytes of one user.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -16,20 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-NO_TIME = -1
-"""Stands for the time of an event that has none."""
-
+NO_TIME = -1  # of an event that has none
 STATE_VERSION = 1
+USERS = {"conv": 1, "scan": 1, "last": 0, "n_events": 0, "last_time": 0}
+"""The dimension of each tensor that counts users."""
 
 _KEY = "ftmamba_state"
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 2**14
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DIMENSIONS = {"conv": 4, "scan": 4, "last": 2, "n_events": 1, "last_time": 1}
-USERS = {"conv": 1, "scan": 1, "last": 0, "n_events": 0, "last_time": 0}
-"""The dimension of each tensor that counts users."""
-
-_WHOLE = ("n_events", "last_time")
+_NUMBERS = ("conv", "scan", "last")
 _AGAIN = "start the user again and observe the events once more"
 
 
@@ -60,7 +57,7 @@ class UserState:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def to(self, dtype: torch.dtype) -> Self:
-        """Return it with its numbers in another type; float16 halves it, at some 1e-3 of error."""
+        """Return it with its numbers in another type; float16 is off by some 1e-3."""
         return self._each(lambda x, _: x.to(dtype) if x.is_floating_point() else x)
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> Self:
@@ -71,31 +68,23 @@ class UserState:
     @classmethod
     def concatenate(cls, states: Sequence[Self]) -> Self:
         """Return one state of the users of several, all of one model."""
-        shapes = {(state.conv.shape[::2], state.conv.shape[3:], state.scan.shape[2:],
-                   state.scan.dtype) for state in states}  # fmt: skip
-        if len(shapes) != 1:
-            raise ValueError(
-                f"states to concatenate must be of one model and type, got {len(states)} states "
-                f"of {len(shapes)} shapes"
-            )
         parts = [state.tensors() for state in states]
+        layouts = {f"{_layout(part)} {part['scan'].dtype}" for part in parts}
+        if len(layouts) != 1:
+            raise ValueError(f"states to concatenate must be of one model and type, got {layouts}")
         joined = {name: torch.cat([part[name] for part in parts], USERS[name]) for name in USERS}
         return cls(**joined)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its tensors by their names."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in USERS}
 
     def to_bytes(self, fingerprint: str, *, dtype: torch.dtype | None = None) -> bytes:
         """Return the state of all its users as bytes that only the same weights can read.
 
         Args:
             fingerprint: of the weights that made it (`weights_fingerprint`).
-            dtype: to write its numbers in, such as `torch.float16`, half the bytes at some 1e-3
-                of error; None keeps theirs.
-
-        Raises:
-            ValueError: a number is not finite, or too large for that type.
+            dtype: to write its numbers in, as by `to`; None keeps theirs.
         """
         tensors = in_type(self, dtype).tensors()
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -104,35 +93,27 @@ class UserState:
 
     @classmethod
     def from_bytes(cls, data: bytes, fingerprint: str) -> "UserState":
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            ValueError: the bytes are truncated or damaged, of another version or other weights.
-        """
+        """Read what `to_bytes` wrote; a ValueError says why the bytes are refused."""
         _, facts, _ = read_header(data)
-        if facts.get("version") != STATE_VERSION:
-            raise _broken(
-                f"have format {facts.get('version')!r:.20}, this code reads {STATE_VERSION}",
-                f"read them with the release that wrote them, or {_AGAIN}",
-            )
-        if facts.get("fingerprint") != fingerprint:
-            raise _broken(
-                f"were made by other weights ({facts.get('fingerprint')!r:.20}) than the model's "
-                f"({fingerprint:.16}...)",
-                f"load the checkpoint that wrote them, or {_AGAIN}",
-            )
+        version, own = facts.get("version"), facts.get("fingerprint")
+        if version != STATE_VERSION:
+            problem = f"have format {version!r:.20}, this code reads {STATE_VERSION}"
+            raise _broken(problem, f"read them with the release that wrote them, or {_AGAIN}")
+        if own != fingerprint:
+            problem = f"were made by other weights ({own!r:.20}) than the model's"
+            raise _broken(problem, f"load the checkpoint that wrote them, or {_AGAIN}")
         try:
             tensors = load(data)
         except (SafetensorError, ValueError, KeyError) as error:
             raise _broken(f"are truncated or damaged ({error!s:.200})") from None
-        shapes = {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}
         for name, x in tensors.items():
-            allowed = (torch.int64,) if name in _WHOLE else _FLOATS
+            allowed = _FLOATS if name in _NUMBERS else (torch.int64,)
             if x.dtype not in allowed or x.ndim != _DIMENSIONS.get(name):
-                raise _broken(f"hold {name:.20} as {x.dtype} of {shapes[name][1]}, as no state has")
+                problem = f"hold {name:.20} as {x.dtype} of {tuple(x.shape)}, as no state has"
+                raise _broken(problem)
         counts = {x.shape[USERS[name]] for name, x in tensors.items()}
         if len(counts) != 1 or _layout(tensors) != facts.get("layout"):
-            raise _broken(f"hold shapes that do not fit each other or their layout: {shapes}")
+            raise _broken("hold shapes that do not fit each other or their layout")
         return checked(cls(**tensors))
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Self:
@@ -166,10 +147,10 @@ def gaps_of(times_BT: Tensor, state: UserState, lengths_B: Tensor | None) -> Ten
         older_BT &= step_T < lengths_B[:, None]
     if bool(older_BT.any()):
         row, event = older_BT.nonzero()[0].tolist()
+        time, ahead = int(times_BT[row, event]), int(before_BT[row, event])
         raise ValueError(
-            f"event {event} of user {row} (the first is 0) is of time "
-            f"{int(times_BT[row, event])}, before {int(before_BT[row, event])} of the one ahead; "
-            "start it again and observe all events in order, or give no times"
+            f"event {event} of user {row} (the first is 0) is of time {time}, before {ahead} of "
+            "the one ahead; start it again and observe all events in order, or give no times"
         )
     before_BT = torch.where(state.n_events[:, None] + step_T == 0, times_BT, before_BT)
     times, before = (x.double().masked_fill(x < 0, torch.nan) for x in (times_BT, before_BT))
@@ -178,15 +159,13 @@ def gaps_of(times_BT: Tensor, state: UserState, lengths_B: Tensor | None) -> Ten
 
 def in_type(state: UserState, dtype: torch.dtype | None) -> UserState:
     """Return a state in a type, all of whose numbers that type can hold."""
-    for name in ("conv", "scan", "last"):
-        extremes = _extremes(getattr(state, name))
+    for name, extremes in _extremes(state).items():
         if not bool(extremes.isfinite().all()):
             raise ValueError(f"the state's {name} is not finite, so it is not written")
         if dtype is not None and not bool(extremes.to(dtype).isfinite().all()):
-            raise ValueError(
-                f"the state's {name} holds {float(extremes.abs().max()):.3g}, which is too large "
-                f"for {dtype}; write it in float32"
-            )
+            largest = float(extremes.abs().max())
+            problem = f"the state's {name} holds {largest:.3g}, which is too large for {dtype}"
+            raise ValueError(f"{problem}; write it in float32")
     return state if dtype is None else state.to(dtype)
 
 
@@ -194,15 +173,19 @@ def checked(state: UserState) -> UserState:
     """Return a state that was read, if its numbers can be."""
     if bool((state.n_events < 0).any()):
         raise _broken("hold a negative number of events")
-    for name in ("conv", "scan", "last"):
-        if not bool(_extremes(getattr(state, name)).isfinite().all()):
+    for name, extremes in _extremes(state).items():
+        if not bool(extremes.isfinite().all()):
             raise _broken(f"hold NaN or Inf in {name}")
     return state
 
 
-def _extremes(values: Tensor) -> Tensor:
-    """Return the least and the greatest number, NaN where there is one; faster than all of them."""
-    return torch.stack(values.aminmax()) if values.numel() else values.new_zeros(2)
+def _extremes(state: UserState) -> dict[str, Tensor]:
+    """Return the least and the greatest number of each tensor, NaN where it holds one."""
+    tensors = {name: getattr(state, name) for name in _NUMBERS}
+    return {
+        name: torch.stack(x.aminmax()) if x.numel() else x.new_zeros(2)
+        for name, x in tensors.items()
+    }
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

@@ -28,7 +28,7 @@ from ftmamba.data.histories import Histories, histories_of, with_event_scales
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.tables import Tables
-from modeling_ftmamba.configuration_ftmamba import Column, history_of
+from modeling_ftmamba.configuration_ftmamba import Column, columns_of_tensor, history_of
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 ENCODING_VERSION = 2
@@ -83,8 +83,8 @@ class EncodedData:
     @cached_property
     def popularity_slots(self) -> tuple[int, ...]:
         """Where each column of popularity lies in `items["numeric"]`."""
-        names = [column.name for column in self.popularity_columns]
-        return tuple(self.extractor.numeric_slots("item", names))
+        numeric = columns_of_tensor(self.extractor.columns("item"), "numeric")
+        return tuple(slot for slot, column in enumerate(numeric) if column.popularity_days)
 
     def gather_users(self, user_ids: Tensor) -> dict[str, Tensor]:
         """Return the users' rows as the model's arguments, (B, ...)."""
@@ -141,7 +141,8 @@ class EncodedData:
         days = [column.popularity_days for column in self.popularity_columns]
         raw_BW = self.popularity_history.columns(item_ids, times, days)
         for index, column in enumerate(self.popularity_columns):
-            raw_BW[:, index] = self.extractor.encode_numeric("item", column.name, raw_BW[:, index])
+            encoder = self.extractor.encoder("item", column.name)
+            raw_BW[:, index] = encoder.encode(raw_BW[:, index])[:, 0]
         return raw_BW
 
     def training_pairs(self) -> tuple[Tensor, Tensor]:

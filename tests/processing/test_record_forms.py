@@ -103,8 +103,6 @@ def test_the_tensors_have_the_layout_of_the_columns(fitted):
                 assert batch[f"{tower}_{tensor}"].dtype == dtype
             else:
                 assert f"{tower}_{tensor}" not in batch
-    assert fitted.numeric_slots("item", ["popularity_7d"]) == [0]
-    assert fitted.numeric_slots("user", ["income", "age"]) == [1, 0]
 
 
 def test_absent_columns_are_missing_values_and_others_are_ignored(fitted):
@@ -147,14 +145,6 @@ def test_no_records_give_no_rows(fitted):
 )
 def test_a_dict_is_one_record_unless_its_values_are_columns(fitted, items, n_rows):
     assert len(fitted(items=items)["item_set_ids"]) == n_rows
-
-
-def test_popularity_as_of_another_time_scales_like_the_column(fitted):
-    raw = np.log1p(np.array([0.0, 3.0, 100.0]))
-    batch = fitted(items={"popularity_7d": raw}, return_tensors="np")
-    scaled = fitted.encode_numeric("item", "popularity_7d", raw)
-    assert scaled.dtype == np.float32
-    assert np.array_equal(scaled, batch["item_numeric"][:, 0])
 
 
 def test_fitting_leaves_the_declared_columns_as_they_are():

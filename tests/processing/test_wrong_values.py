@@ -3,7 +3,6 @@
 import re
 from datetime import date
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -83,6 +82,6 @@ def test_arguments_are_checked_at_once(fitted):
     with pytest.raises(ValueError, match="unknown key 'min_cuont'; did you mean 'min_count'"):
         FTMambaFeatureExtractor([{**age, "min_cuont": 3}], [])
     with pytest.raises(ValueError, match=r"no column 'agee'; did you mean 'age'.; they have: age"):
-        fitted.encode_numeric("user", "agee", np.zeros(1))
+        fitted.encoder("user", "agee")
     with pytest.raises(ValueError, match="tower must be one of user, item, got 'film'"):
         fitted.columns("film")
