@@ -180,31 +180,36 @@ def read_json(path: Path, *, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any
 
 def parse_json(text: str) -> dict[str, Any]:
     """Parse an object; a ValueError says which rule of `read_json` it breaks."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in values:
-                raise ValueError(f"the key {shown(key)} occurs twice")
-            values[key] = value
-        return values
-
-    def finite(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(f"the number {shown(text)} is not finite")
-        return number
-
-    values = json.loads(text, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    values = _JSON.decode(text)
     if not isinstance(values, dict):
         raise ValueError(f"must be an object, got {shown(values)}")
-    level: list[Any] = [values]
-    for _ in range(DEEPEST_JSON):
+    level, depth = [values], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST_JSON:
+            raise ValueError(f"nested more than {DEEPEST_JSON} deep")
         inner = (one.values() if isinstance(one, dict) else one for one in level)
-        level = [one for values_of in inner for one in values_of if isinstance(one, dict | list)]
-    if level:
-        raise ValueError(f"nested more than {DEEPEST_JSON} deep")
-    return dict(values)
+        level = [one for own in inner for one in own if isinstance(one, dict | list)]
+    return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} occurs twice")
+    return values
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {shown(text)} is not finite")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
 
 
 def read_config(path: Path) -> FTMambaConfig:

@@ -211,11 +211,7 @@ class Rival:
 
 
 def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
-    """Read the recipe's `evaluation.rivals`.
-
-    Raises:
-        ValueError: an unknown key, or no preset.
-    """
+    """Read the recipe's `evaluation.rivals`."""
     known = ("preset", "overrides", "training", "columns")
     rivals = []
     for name, options in values.items():
@@ -232,12 +228,7 @@ def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
 
 
 def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
-    """Return the recipe with the rival's network and training options in place of its own.
-
-    Raises:
-        FileNotFoundError: there is no such preset.
-        ValueError: an unknown field or option, or a value that it cannot have.
-    """
+    """Return the recipe with the rival's network and training options in place of its own."""
     FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
     afresh = {"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training}
     own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
@@ -263,9 +254,6 @@ def group_figures(
 
     A category is a group; numbers are cut into quarters of the test users; of a set, each member
     is a group, so that a user may be in several.
-
-    Raises:
-        ValueError: the table of users has no such column, or one that makes no groups.
     """
 
     def figure(evaluation: Evaluation) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from random import SystemRandom
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -144,21 +144,10 @@ def _is_of_the_network(error: BaseException) -> bool:
     return isinstance(error, ERROR_OF_CLIENT | ConnectionError | TimeoutError)
 
 
-class Failure(Protocol):
-    """What `keep_trying` reads of an error; `HubError` has both."""
-
-    may_pass: bool
-    retry_after: float | None
-
-
 class Backoff:
-    """Waits that double from failure to failure, each drawn anew so that many runs do not meet.
+    """Waits that double from `first` to `most` seconds, random so that many runs do not meet.
 
     A wait is never shorter than the Hub's own `Retry-After`.
-
-    Attributes:
-        first: seconds of the first step.
-        most: seconds of the longest step.
     """
 
     def __init__(self, first: float = 1.0, most: float = 60.0) -> None:
@@ -180,21 +169,19 @@ class Backoff:
 
 def keep_trying(
     action: Callable[[], Result],
-    failure: Callable[[Exception], Failure | None],
+    failure: Callable[[Exception], HubError | None],
     *,
-    tries: int = TRIES,
+    tries: int,
     backoff: Backoff | None = None,
-    wait: Callable[[float], None] = time.sleep,
-    report: Callable[[Exception, float], None] = lambda _error, _seconds: None,
+    report: Callable[[Exception, float], None],
 ) -> Result:
     """Return what `action` returns, trying again while its errors may pass.
 
     Args:
         action: what is tried.
-        failure: reads an error; None for one that is not the server's.
+        failure: reads an error; None for one that is not the Hub's.
         tries: the last error is raised after so many.
         backoff: how long to wait in between.
-        wait: sleeps.
         report: called with each error and the wait that follows it.
     """
     backoff = backoff or Backoff()
@@ -207,7 +194,7 @@ def keep_trying(
                 raise
             seconds = backoff.next(found.retry_after)
             report(error, seconds)
-        wait(seconds)
+        time.sleep(seconds)
     raise AssertionError("unreachable: the last try returns or raises")
 
 

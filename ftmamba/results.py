@@ -179,12 +179,9 @@ class Cost:
 
     Attributes:
         seconds: wall time.
-        hardware: what it ran on.
-        n_processes: how many worked together.
         peak_memory: bytes, of this process, from its start.
         energy: kWh of this machine.
-        emissions: grams of CO2 equivalents on the grid of `country`.
-        country: ISO code of three letters; empty if none was named.
+        emissions: grams of CO2 equivalents on the grid of `country`, an ISO code of three letters.
     """
 
     seconds: float = 0.0

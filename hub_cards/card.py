@@ -1,4 +1,4 @@
-"""Write a checkpoint's model card from its facts: metadata for the Hub, then Markdown.
+"""Write the card of a checkpoint or of a data set: metadata for the Hub, then Markdown.
 
 What is generated stands between `<!-- ftmamba:begin NAME -->` and `<!-- ftmamba:end NAME -->`, so
 that a later card can replace it and leave alone what people have written around it.
@@ -20,12 +20,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ftmamba.checkpoint import CURVES_FILE, Checkpoint
-from hub_cards.facts import ColumnFacts, Figure, ModelCardFacts, card_facts
+from ftmamba.data.tables import Tables
+from ftmamba.recipe import Recipe
+from ftmamba.results import describe_tables
+from hub_cards.facts import (
+    ColumnFacts,
+    Figure,
+    ModelCardFacts,
+    card_facts,
+    column_facts,
+    data_name,
+    data_terms,
+)
 from hub_cards.handler import ANSWER_SCHEMA, REQUEST_SCHEMA
 from hub_cards.pictures import draw_learning_curves
 
@@ -33,6 +45,9 @@ PIPELINE_FILE = "pipeline_ftmamba.py"
 TAGS = ("ftmamba", "recommendation", "two-tower", "retrieval", "tabular")
 METRIC_TYPES = {"P": "precision", "R": "recall", "HR": "hit_rate"}
 """What the Hub calls a metric, where that is not our name in small letters."""
+
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
+          (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 
 LONGEST_TEXT, LONGEST_LITERAL = 300, 2_000
 _LONGEST_NAME = 100
@@ -51,11 +66,7 @@ ENDPOINT_ERROR = {
 
 
 def with_card(checkpoint: Checkpoint, *, folder: Path | None = None) -> Checkpoint:
-    """Return the checkpoint with a new card and its learning curves (with matplotlib installed).
-
-    Raises:
-        ValueError: the checkpoint has no recipe, or its results no model's figures.
-    """
+    """Return the checkpoint with a new card and its learning curves (with matplotlib installed)."""
     training = checkpoint.results.get("training", {})
     curves = draw_learning_curves(
         training.get("history", []),
@@ -68,11 +79,7 @@ def with_card(checkpoint: Checkpoint, *, folder: Path | None = None) -> Checkpoi
 
 
 def render_model_card(facts: ModelCardFacts) -> str:
-    """Return the card.
-
-    Raises:
-        ValueError: the example is too long.
-    """
+    """Return the card."""
     verdict: dict[str, list[str]] = {"above": [], "below": [], "level": []}
     for row in facts.results[1:]:
         found = row.difference
@@ -191,6 +198,62 @@ def model_metadata(facts: ModelCardFacts) -> Markup:
         **emissions,
     )
     # It stands between two lines of dashes, where nothing is HTML: escaping would change it.
+    return Markup(data.to_yaml())
+
+
+def dataset_card(recipe: Recipe, tables: Tables, *, licence: str = "other") -> str:
+    """Return the card of a data set: its three tables, how to load and to train on them."""
+    facts, schema = describe_tables(tables), tables.schema
+    files = {}
+    for table in ("users", "items", "interactions"):
+        path = Path(getattr(recipe.data, table))
+        # A named data set has no files: a table would be saved as Parquet.
+        files[table] = path.name if path.suffix else f"{table}.parquet"
+    roles = {
+        role: column
+        for role, column in schema.interactions.to_dict().items()
+        if role in ("user", "item", "time", "weight")
+    }
+    name = recipe.card.title or data_name(recipe)
+    return render(
+        "dataset_card.md.jinja",
+        metadata=_dataset_metadata(name, licence, files, facts["interactions"]["rows"]),
+        name=name,
+        repo=recipe.card.data_hub_id or "owner/name",
+        tables=[
+            {
+                "name": table,
+                "file": files[table],
+                "rows": facts[table]["rows"],
+                "key": of_table.key,
+                "title": of_table.title,
+                "columns": [
+                    column_facts(facts, table, column.to_dict()) for column in of_table.raw_columns
+                ],
+            }
+            for table, of_table in (("users", schema.users), ("items", schema.items))
+        ],
+        interactions={**facts["interactions"], "file": files["interactions"], "roles": roles},
+        schema=yaml.safe_dump({"schema": schema.to_dict()}, sort_keys=False, allow_unicode=True),
+        licence=licence,
+        terms=data_terms(recipe),
+        citation=recipe.card.citation,
+    )
+
+
+def _dataset_metadata(name: str, licence: str, files: dict[str, str], n_rows: int) -> Markup:
+    """Return the card's metadata as YAML; each table is a configuration of its own."""
+    configs: list[dict[str, Any]] = [
+        {"config_name": table, "data_files": one_line(file)} for table, file in files.items()
+    ]
+    data = DatasetCardData(
+        pretty_name=one_line(name),
+        license=one_line(licence),
+        task_categories=["other"],
+        tags=["recommendation", "tabular", "ftmamba"],
+        size_categories=[next((name for limit, name in _SIZES if n_rows < limit), "n>1B")],
+        configs=configs,
+    )
     return Markup(data.to_yaml())
 
 

@@ -204,7 +204,7 @@ def card_facts(
         curves: file name of the learning curves, where they were drawn.
 
     Raises:
-        ValueError: the checkpoint has no recipe, or its results no model's figures.
+        ValueError: the checkpoint has no recipe, or its results lack figures.
     """
     if not checkpoint.recipe:
         raise ValueError("the checkpoint has no recipe.yaml, so no card can be made of it")
@@ -220,6 +220,7 @@ def card_facts(
     with_catalogue = recipe.hub_catalogue or not recipe.push_to_hub
     metrics = [f"{name}@{k}" for name in CARD_METRICS]
     tables, training = results.get("data", {}), results.get("training", {})
+    differences = results.get("differences", {})
     code = code_hashes(folder)
     split_options = recipe.split.options(recipe.seed)
     seeds = {"split": int(split_options["seed"])} if "seed" in split_options else {}
@@ -245,7 +246,9 @@ def card_facts(
             ResultRow(
                 name,
                 _figures(model, metrics),
-                difference=_difference(results.get("differences", {}).get(name)),
+                difference=None
+                if name not in differences
+                else Figure(*(differences[name][key] for key in ("difference", "low", "high"))),
                 seconds=results.get("seconds", {}).get(name),
                 note=results.get("options", {}).get(name, ""),
             )
@@ -376,10 +379,6 @@ def _figures(model: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Figu
         for metric in metrics
         if metric in model["metrics"]
     }
-
-
-def _difference(found: Mapping[str, Any] | None) -> Figure | None:
-    return Figure(found["difference"], found["low"], found["high"]) if found else None
 
 
 def _user_groups(column: str, rows: Sequence[Mapping[str, Any]], metric: str) -> UserGroups:

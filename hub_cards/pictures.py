@@ -72,11 +72,7 @@ def _draw(
 
 
 def render_preview(card: str, pictures: Mapping[str, bytes] | None = None) -> str:
-    """Return a page that shows a card much as the Hub does, its pictures inside.
-
-    Raises:
-        ImportError: markdown-it-py is not installed.
-    """
+    """Return a page that shows a card much as the Hub does, its pictures inside."""
     try:
         from markdown_it import MarkdownIt
     except ImportError as error:

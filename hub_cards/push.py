@@ -62,12 +62,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Pushed:
-    """The result of a push.
-
-    Attributes:
-        commit: that holds the files, to pin with `revision=`.
-        url: of that commit, or of the pull request.
-    """
+    """The commit that holds the files, and the address of it or of the pull request."""
 
     commit: str
     url: str
@@ -92,14 +87,13 @@ def push_checkpoint(
         folder: of the checkpoint.
         destination: where to push; a text is the repository's name.
         message: of the commit.
-        with_catalogue: include the items' keys, titles and embeddings.
-        with_training_state: include what resuming needs, where the folder holds it.
+        with_catalogue: see `published_files`, whose errors are raised too.
+        with_training_state: likewise.
         api: client to use; the default talks to huggingface.co with the token of `hf auth login`.
         tries: how often to try while what fails may pass.
 
     Raises:
-        FileNotFoundError: the folder lacks a file that a checkpoint needs.
-        ValueError: a file must not be published, or the repository's name is wrong.
+        ValueError: the repository's name is wrong.
         HubError: the Hub refused or could not be reached; says whether waiting may help.
     """
     if isinstance(destination, str):

@@ -28,14 +28,9 @@ _LONGEST_TITLE = 60
 
 @dataclass(frozen=True)
 class SpaceFacts:
-    """What a demonstration is of.
+    """What a demonstration shows: a Hub id at a commit, or a folder without `revision`.
 
-    Attributes:
-        model: Hub id, or a folder where the Space runs on this machine.
-        revision: commit that the Space loads; empty for a folder.
-        example: the record that the page opens with.
-        title: of the page's card; empty names the model.
-        licence: as the Hub spells it.
+    `example` is the record that the page opens with; an empty `title` names the model.
     """
 
     model: str
@@ -51,12 +46,7 @@ class SpaceFacts:
 
 
 def space_of(model: str, *, revision: str | None = None) -> SpaceFacts:
-    """Return the facts of a checkpoint's Space; a branch is pinned to its commit.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a repository is there.
-        ValueError: it is no checkpoint, or a damaged one.
-    """
+    """Return the facts of a checkpoint's Space; a branch is pinned to its commit."""
     folder = Path(model).expanduser()
     checkpoint = load_checkpoint(model, revision=revision)
     card = recipe_from_dict(dict(checkpoint.recipe)).card
@@ -81,11 +71,7 @@ def space_files(facts: SpaceFacts) -> dict[str, str]:
 
 
 def write_space(folder: Path, facts: SpaceFacts) -> None:
-    """Write the files, to look at or to run with `python app.py`.
-
-    Raises:
-        FileExistsError: the folder holds something else.
-    """
+    """Write the files, to look at or to run with `python app.py`."""
     found = space_files(facts)
     if folder.is_dir():
         foreign = sorted(path.name for path in folder.iterdir() if path.name not in found)
@@ -102,12 +88,7 @@ def write_space(folder: Path, facts: SpaceFacts) -> None:
 def push_space(
     facts: SpaceFacts, repo_id: str, *, private: bool = False, api: HfApi | None = None
 ) -> str:
-    """Push the files in one commit, making the Space if need be; return the commit's id.
-
-    Raises:
-        ValueError: `repo_id` is not a valid name.
-        HubError: the Hub refused or could not be reached.
-    """
+    """Push the files in one commit, making the Space if need be; return the commit's id."""
     api = api or HfApi()
     space = Destination(repo_id).repo_id
     operations = [

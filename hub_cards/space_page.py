@@ -34,12 +34,9 @@ Page = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Field:
-    """One column of a user's record, as the page asks for it.
+    """One column of a user's record; `choices` are its known values, the most frequent first.
 
-    Attributes:
-        name: of the column.
-        kind: of the column.
-        choices: known values, the most frequent first; empty where there are none or too many.
+    They are empty where there are none or too many.
     """
 
     name: str
@@ -98,21 +95,13 @@ class Demo:
         return fields
 
     def record(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the record of the page's inputs, which are in the order of the fields.
-
-        Raises:
-            ValueError: a vector is not a list of numbers.
-        """
+        """Return the record of the page's inputs, which are in the order of the fields."""
         given = zip(self.fields, values, strict=True)
         read = {field.name: _value(field, value) for field, value in given}
         return {name: value for name, value in read.items() if value is not None}
 
     def recommend(self, record: Mapping[str, Any], k: int) -> list[Item]:
-        """Return the k best items, best first.
-
-        Raises:
-            ValueError: a value in the record is of the wrong kind.
-        """
+        """Return the k best items, best first."""
         answers = self._pipeline(dict(record), top_k=min(int(k), self.n_items))
         return [Item(one["item_key"], one["title"], one["score"]) for one in answers]
 
@@ -127,11 +116,7 @@ class Demo:
         return explain(*parts, dict(record), item_key).to_dict()
 
     def item(self, item_key: str) -> Item:
-        """Return an item by its key, without a score.
-
-        Raises:
-            ValueError: no item has that key.
-        """
+        """Return an item by its key, without a score."""
         row = self._catalogue.row(item_key)
         return Item(item_key, self._catalogue.titles[row], 0.0)
 

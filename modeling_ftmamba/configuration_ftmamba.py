@@ -10,9 +10,10 @@ A record is encoded into at most four tensors a tower, in column order within ea
 A column of kind `history`, of the user tower alone, is in none of them: its events come beside.
 """
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
@@ -20,6 +21,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 PADDING_ID, MISSING_ID, UNSEEN_ID, N_SPECIAL_IDS = 0, 1, 2, 3
 HISTORY = "history"
@@ -88,62 +92,28 @@ class Column:
     event_scales: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not 0 < len(self.name) <= MOST_NAME:
-            raise self._wrong("name", f"a text of 1 to {MOST_NAME} characters")
-        for field, allowed in (("kind", KINDS), ("scaling", SCALINGS)):
-            value = getattr(self, field)
-            if value not in allowed:
-                raise self._wrong(field, f"one of {', '.join(allowed)}", near(value, allowed))
-        for field in ("min_count", "max_vocabulary", "hash_buckets", "popularity_days",
-                      "vocabulary_size", "max_length", "dimension"):  # fmt: skip
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_IDS:
-                raise self._wrong(field, f"a whole number from 0 to {MOST_IDS}")
-        if not isinstance(self.separator, str):
-            raise self._wrong("separator", "a text")
-        for field in ("popularity_days", "event_features"):
-            if getattr(self, field) and self.kind not in _KINDS_READING[field]:
-                raise self._wrong("kind", f"{_KINDS_READING[field][0]!r} for {field}")
-        object.__setattr__(self, "edges", self._parsed_edges())
-        object.__setattr__(self, "event_features", self._parsed_event_features())
-        object.__setattr__(self, "event_scales", self._parsed_event_scales())
+        for names, rule, holds in _COLUMN_RULES:
+            for name in names.split():
+                if not holds(getattr(self, name)):
+                    raise self._wrong(name, rule)
+        for name in ("popularity_days", "event_features"):
+            if getattr(self, name) and self.kind not in _KINDS_READING[name]:
+                raise self._wrong("kind", f"{_KINDS_READING[name][0]!r} for {name}")
+        if len(self.event_scales) not in (0, len(self.event_features)):
+            raise self._wrong("event_scales", f"{_SCALES} ({len(self.event_features)}) or none")
+        # One edge would bound no bin.
+        edges = tuple(map(float, self.edges)) if len(self.edges) > 1 else ()
+        object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "event_features", tuple(self.event_features))
+        scales = tuple((float(mean), float(deviation)) for mean, deviation in self.event_scales)
+        object.__setattr__(self, "event_scales", scales)
 
-    def _wrong(self, field: str, rule: str, hint: str = "") -> ValueError:
+    def _wrong(self, field: str, rule: str) -> ValueError:
         value = getattr(self, field)
+        hint = near(value, {"kind": KINDS, "scaling": SCALINGS}.get(field, ()))
         return ValueError(
             f"column {self.name!r:.80}: {field} must be {rule}, got {value!r:.80}{hint}"
         )
-
-    def _parsed_edges(self) -> tuple[float, ...]:
-        if not isinstance(self.edges, list | tuple) or not (
-            all(isinstance(edge, int | float) and abs(edge) < 1e300 for edge in self.edges)
-            and all(low < high for low, high in pairwise(self.edges))
-        ):
-            raise self._wrong("edges", "a list of finite numbers that rise")
-        # One edge would bound no bin.
-        return tuple(map(float, self.edges)) if len(self.edges) > 1 else ()
-
-    def _parsed_event_features(self) -> tuple[str, ...]:
-        names = self.event_features
-        if (
-            not isinstance(names, list | tuple)
-            or not all(isinstance(name, str) and 0 < len(name) <= MOST_NAME for name in names)
-            or len(set(names)) < len(names)
-            or len(names) > MOST_COLUMNS
-            or {"item", "time"} & set(names)
-        ):
-            rule = "a list of gap, weight and numeric columns of the interactions, each once, not"
-            raise self._wrong("event_features", f"{rule} item or time, {MOST_COLUMNS} at most")
-        return tuple(names)
-
-    def _parsed_event_scales(self) -> tuple[tuple[float, float], ...]:
-        scales = self.event_scales
-        if not isinstance(scales, list | tuple) or not (
-            len(scales) in (0, len(self.event_features)) and all(map(_is_scale, scales))
-        ):
-            rule = "a list of [mean, standard deviation > 0], one for each of event_features"
-            raise self._wrong("event_scales", f"{rule} ({len(self.event_features)}) or none")
-        return tuple((float(mean), float(deviation)) for mean, deviation in scales)
 
     @property
     def context(self) -> tuple[str, ...]:
@@ -161,22 +131,43 @@ class Column:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, ready for JSON or YAML."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)
-                  if getattr(self, f.name) != f.default}  # fmt: skip
-        for name in ("edges", "event_features", "event_scales"):
-            if name in values:
-                values[name] = [list(x) if isinstance(x, tuple) else x for x in values[name]]
-        return values
+        values = {field.name: getattr(self, field.name) for field in fields(self)
+                  if getattr(self, field.name) != field.default}  # fmt: skip
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
 
 
-def _is_scale(pair: object) -> bool:
-    return (
-        isinstance(pair, list | tuple)
-        and len(pair) == 2
-        and all(isinstance(number, int | float) for number in pair)
-        and abs(pair[0]) <= LARGEST_SCALE
-        and SMALLEST_SCALE <= pair[1] <= LARGEST_SCALE
-    )
+def _is_list(values: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list | tuple) and all(map(holds, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MOST_NAME
+
+
+_SCALES = "a list of [mean, standard deviation > 0], one for each of event_features"
+_COLUMN_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("name", f"a text of 1 to {MOST_NAME} characters", _is_name),
+    ("kind", f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
+    ("scaling", f"one of {', '.join(SCALINGS)}", lambda value: value in SCALINGS),
+    ("min_count max_vocabulary hash_buckets popularity_days vocabulary_size max_length dimension",
+     f"a whole number from 0 to {MOST_IDS}", lambda value: type(value) is int
+     and 0 <= value <= MOST_IDS),
+    ("separator", "a text", lambda value: isinstance(value, str)),
+    ("edges", "a list of finite numbers that rise", lambda values: _is_list(values, _is_number)
+     and all(abs(edge) < 1e300 for edge in values)
+     and all(low < high for low, high in pairwise(values))),
+    ("event_features", "a list of gap, weight and numeric columns of the interactions, each once, "
+     f"not item or time, {MOST_COLUMNS} at most", lambda names: _is_list(names, _is_name)
+     and len(set(names) - {"item", "time"}) == len(names) <= MOST_COLUMNS),
+    ("event_scales", _SCALES, lambda pairs: _is_list(pairs, lambda pair: _is_list(pair, _is_number)
+     and len(pair) == 2 and abs(pair[0]) <= LARGEST_SCALE
+     and SMALLEST_SCALE <= pair[1] <= LARGEST_SCALE)),
+)  # fmt: skip
 
 
 def column_from_dict(values: Mapping[str, Any]) -> Column:
@@ -230,17 +221,13 @@ _CHOICES = {
     "mixer": MIXERS, "pooling": POOLINGS, "norm_position": NORM_POSITIONS,
     "feed_forward": FEED_FORWARDS, "numeric_embedding": NUMERIC_EMBEDDINGS,
 }  # fmt: skip
-_POSITIVE = (
-    "hidden_size", "state_size", "conv_kernel", "expand", "n_frequencies", "projection_size",
-    "frequency_scale", "layer_norm_eps", "time_step_min", "time_step_max", "time_step_floor",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "num_hidden_layers", "time_step_rank", "ssd_head_size", "num_attention_heads",
-    "intermediate_size", "head_hidden_size", "max_positions", "initializer_range",
-)  # fmt: skip
-_RATES = (
-    "attention_dropout", "feed_forward_dropout", "residual_dropout", "token_dropout",
-    "unseen_probability",
+_BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    ("hidden_size state_size conv_kernel expand n_frequencies projection_size frequency_scale "
+     "layer_norm_eps time_step_min time_step_max time_step_floor", "> 0", lambda value: value > 0),
+    ("num_hidden_layers time_step_rank ssd_head_size num_attention_heads intermediate_size "
+     "head_hidden_size max_positions initializer_range", ">= 0", lambda value: value >= 0),
+    ("attention_dropout feed_forward_dropout residual_dropout token_dropout unseen_probability",
+     "in [0, 1)", lambda value: 0 <= value < 1),
 )  # fmt: skip
 # Keys that Transformers itself writes into or reads from a config, beside its dataclass fields.
 _TRANSFORMERS_KEYS = (
@@ -276,9 +263,7 @@ class FTMambaArchitecture(PreTrainedConfig):
     # `pre` x + f(norm(x)), `post` x + norm(f(x)), or `sum` norm(x + f(x)), as in the first
     # Transformer and Mamba4Rec.
     norm_position: str = "pre"
-    first_layer_norm: bool = (
-        True  # whether the first layer normalises; the FT-Transformer's doesn't
-    )
+    first_layer_norm: bool = True  # False leaves it out of the first layer, as FT-Transformer does
     mixer_residual: bool = True  # add a mixer's output to its input, or let it take its place
     mixer_feed_forward: bool = False  # a feed-forward in the layers of `mamba` and `ssd` too
     causal_attention: bool = False  # no token attends to a later one
@@ -329,9 +314,15 @@ class FTMambaArchitecture(PreTrainedConfig):
         """Build a config of saved fields, as `from_pretrained` does.
 
         Unlike the constructor it accepts fields without effect, and unknown ones, which become
-        attributes that are saved again: Transformers writes some, and so may anyone.
+        attributes that are saved again: Transformers writes some, and so may anyone. A name that
+        is private, or a method or property here, is left out with a warning.
         """
-        return super().from_dict({**config_dict, "_saved": True}, **kwargs)
+        known = {*cls.__dataclass_fields__, *_TRANSFORMERS_KEYS, "_commit_hash"}
+        saved = {key: value for key, value in config_dict.items() if key in known or not (
+            key.startswith("_") or key == "self" or hasattr(cls, key))}  # fmt: skip
+        if left_out := sorted(config_dict.keys() - saved.keys()):
+            logger.warning_once(f"the config's keys {', '.join(left_out)} are not read")
+        return super().from_dict({**saved, "_saved": True}, **kwargs)
 
     def refuse_unread(self) -> None:
         """Raise ValueError for a field that departs from its default and has no effect."""
@@ -370,12 +361,9 @@ class FTMambaArchitecture(PreTrainedConfig):
         for field, allowed in _CHOICES.items():
             value = getattr(self, field)
             _check(field, value, value in allowed, f"one of {', '.join(allowed)}", allowed)
-        for field in _POSITIVE:
-            _check(field, getattr(self, field), getattr(self, field) > 0, "> 0")
-        for field in _NOT_NEGATIVE:
-            _check(field, getattr(self, field), getattr(self, field) >= 0, ">= 0")
-        for field in _RATES:
-            _check(field, getattr(self, field), 0 <= getattr(self, field) < 1, "in [0, 1)")
+        for names, rule, holds in _BOUNDS:
+            for field in names.split():
+                _check(field, getattr(self, field), holds(getattr(self, field)), rule)
 
     def validate_combinations(self) -> None:
         """Check fields against each other."""
@@ -401,6 +389,33 @@ class FTMambaArchitecture(PreTrainedConfig):
         for holds, message in rules:
             if not holds:
                 raise ValueError(message)
+
+
+# What reads which fields, and whether a tower with columns of some kinds has it.
+_READERS: tuple[tuple[str, str, Callable[[Any, set[str]], bool]], ...] = (
+    ("num_hidden_layers above 0",
+     "mixer norm_position first_layer_norm mixer_residual residual_dropout",
+     lambda tower, _: tower.num_hidden_layers != 0),
+    ("layers of mixer 'mamba' or 'ssd'",
+     "state_size conv_kernel expand time_step_min time_step_max time_step_floor bidirectional "
+     "mixer_feed_forward time_decay", lambda tower, _: tower.has_layers("mamba", "ssd")),
+    ("layers of mixer 'mamba'", "time_step_rank", lambda tower, _: tower.has_layers("mamba")),
+    ("layers of mixer 'ssd'", "ssd_head_size", lambda tower, _: tower.has_layers("ssd")),
+    ("layers of mixer 'attention'", "causal_attention num_attention_heads attention_dropout",
+     lambda tower, _: tower.has_layers("attention")),
+    ("layers with a feed-forward (see mixer_feed_forward)",
+     "feed_forward intermediate_size feed_forward_dropout", lambda tower, _:
+     tower.has_layers("attention") or (tower.has_layers(*MIXERS) and tower.mixer_feed_forward)),
+    ("a LayerNorm", "layer_norm_eps", lambda tower, _:
+     tower.has_layers(*MIXERS) or tower.final_norm or tower.token_norm),
+    ("a column of kind 'history'", "history_start scale_embedding max_positions time_decay",
+     lambda _, kinds: HISTORY in kinds),
+    ("a column of kind 'categorical' or 'categories'", "unseen_probability",
+     lambda _, kinds: bool({"categorical", "categories"} & kinds)),
+    ("numeric_embedding 'periodic'", "n_frequencies frequency_scale",
+     lambda tower, _: tower.numeric_embedding == "periodic"),
+    ("with_head", "head_hidden_size", lambda tower, _: tower.with_head),
+)  # fmt: skip
 
 
 @strict
@@ -437,6 +452,10 @@ class FTMambaTowerConfig(FTMambaArchitecture):
         """Whether the layers have a factor on dt from the gaps between events."""
         return self.time_decay and history_of(self.parsed_columns()) is not None
 
+    def has_layers(self, *mixers: str) -> bool:
+        """Return whether there are layers, of one of the mixers."""
+        return self.num_hidden_layers != 0 and self.mixer in mixers
+
     def parsed_columns(self) -> list[Column]:
         """Return the columns as objects."""
         return [column_from_dict(column) for column in self.columns or []]
@@ -448,38 +467,8 @@ class FTMambaTowerConfig(FTMambaArchitecture):
         whatever columns there will be.
         """
         kinds = set(KINDS if self.columns is None else [one.kind for one in self.parsed_columns()])
-        layers, attention = self.num_hidden_layers != 0, self.mixer == "attention"
-        scans = layers and not attention
-        feeds = layers and (attention or self.mixer_feed_forward)
-        normalises = layers or self.final_norm or self.token_norm
-        rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (
-            (layers, "num_hidden_layers above 0", (
-                "mixer", "norm_position", "first_layer_norm", "mixer_residual", "residual_dropout",
-            )),
-            (scans, "layers of mixer 'mamba' or 'ssd'", (
-                "state_size", "conv_kernel", "expand", "time_step_min", "time_step_max",
-                "time_step_floor", "bidirectional", "mixer_feed_forward", "time_decay",
-            )),
-            (scans and self.mixer != "ssd", "layers of mixer 'mamba'", ("time_step_rank",)),
-            (scans and self.mixer == "ssd", "layers of mixer 'ssd'", ("ssd_head_size",)),
-            (layers and attention, "layers of mixer 'attention'", (
-                "causal_attention", "num_attention_heads", "attention_dropout",
-            )),
-            (feeds, "layers with a feed-forward (see mixer_feed_forward)", (
-                "feed_forward", "intermediate_size", "feed_forward_dropout",
-            )),
-            (normalises, "a LayerNorm", ("layer_norm_eps",)),
-            (HISTORY in kinds, "a column of kind 'history'", (
-                "history_start", "scale_embedding", "max_positions", "time_decay",
-            )),
-            (bool({"categorical", "categories"} & kinds),
-             "a column of kind 'categorical' or 'categories'", ("unseen_probability",)),
-            (self.numeric_embedding == "periodic", "numeric_embedding 'periodic'", (
-                "n_frequencies", "frequency_scale",
-            )),
-            (self.with_head, "with_head", ("head_hidden_size",)),
-        )  # fmt: skip
-        return {name: need for met, need, names in rules if not met for name in names}
+        return {field: need for need, names, reads in _READERS if not reads(self, kinds)
+                for field in names.split()}  # fmt: skip
 
     def refuse_unread(self) -> None:
         """Raise ValueError for an option that departs from its default and has no effect."""

@@ -109,21 +109,6 @@ def selective_scan(
 
 
 @_in_wide_types
-def selective_scan_last(
-    u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BN: Tensor
-) -> Tensor:
-    """Return the last output (B, E) of `selective_scan`, of at least one token, in closed form.
-
-    With S_t the sum of dt after token t, y = sum_t (C . B_t exp(S_t A)) dt_t u_t. The exponents are
-    never positive, so nothing overflows.
-    """
-    u, dt, A, B, C, _ = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BN, None)
-    decay_BLEN = torch.exp(_sum_after(dt)[..., None] * A)
-    weight_BLE = (decay_BLEN @ (C[:, None] * B)[..., None])[..., 0]
-    return (weight_BLE * dt * u).sum(1).to(u_BLE.dtype)
-
-
-@_in_wide_types
 def ssd(
     u_BLHP: Tensor,
     dt_BLH: Tensor,
@@ -173,14 +158,6 @@ def ssd(
     return y.flatten(1, 2)[:, :length].to(u_BLHP.dtype), states[-1].flatten(1, 2)
 
 
-@_in_wide_types
-def ssd_last(u_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLN: Tensor, C_BN: Tensor) -> Tensor:
-    """Return the last output (B, H, P) of `ssd`, of at least one token, in closed form."""
-    u, dt, A, B, C, _ = _widened(u_BLHP, dt_BLH, A_H, B_BLN, C_BN, None)
-    weight_BLH = _decay(_sum_after(dt) * A) * dt * (B @ C[..., None])
-    return torch.einsum("blh,blhp->bhp", weight_BLH, u).to(u_BLHP.dtype)
-
-
 def _widened(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state_BEN: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -190,11 +167,6 @@ def _widened(
         state_BEN = u.new_zeros(len(u), u.shape[2:].numel(), B.shape[-1])
     u, dt, A, B, C, state_BEN = (x.to(wide) for x in (u, dt, A, B, C, state_BEN))
     return u, dt, A, B, C, state_BEN
-
-
-def _sum_after(dt_BLE: Tensor) -> Tensor:
-    """Return sum_{s > t} dt_s, added up from the end: a difference would lose small sums."""
-    return F.pad(dt_BLE[:, 1:].flip(1).cumsum(1).flip(1), (0, 0, 0, 1))
 
 
 def _decay(exponent: Tensor) -> Tensor:
@@ -223,30 +195,26 @@ def _scan_in_parts(
 def _scan_by_kernel(
     u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor
 ) -> tuple[Tensor, Tensor]:
-    common = functools.reduce(torch.promote_types, (x.dtype for x in (u_BLE, dt_BLE, B_BLN, C_BLN)))
-    u, dt, B, C = (x.to(common).mT.contiguous() for x in (u_BLE, dt_BLE, B_BLN, C_BLN))
-    kernel = _kernel_of_transformers()
-    y_BEL, state_BEN = kernel(u, dt, A_EN.float(), B, C, return_last_state=True)
+    wide = functools.reduce(torch.promote_types, (x.dtype for x in (u_BLE, dt_BLE, B_BLN, C_BLN)))
+    u, dt, B, C = (x.to(wide).mT.contiguous() for x in (u_BLE, dt_BLE, B_BLN, C_BLN))
+    y_BEL, state_BEN = _scan_function()(u, dt, A_EN.float(), B, C, return_last_state=True)
     return y_BEL.mT.to(u_BLE.dtype), state_BEN
 
 
 @functools.cache
-def _kernel_of_transformers() -> Callable[..., tuple[Tensor, Tensor]]:
+def _scan_function() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return mamba_ssm's `selective_scan_fn` as Transformers finds it, or plain torch behind it."""
 
-    def selective_scan_fn(
-        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **_: Any
-    ) -> tuple[Tensor, Tensor]:
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **_: Any) -> Any:
         y_BLE, state_BEN = _scan_in_parts(u.mT, delta.mT, A, B.mT, C.mT, None)
         return y_BLE.mT, state_BEN
 
     try:
         from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
     except ImportError:
-        return selective_scan_fn
-    find = use_kernel_func_from_hub_with_fallback("selective_scan_fn", "mamba_ssm")
-    found: Callable[..., tuple[Tensor, Tensor]] = find(selective_scan_fn)
-    return found
+        return scan
+    found = use_kernel_func_from_hub_with_fallback("selective_scan_fn", "mamba_ssm")(scan)
+    return cast(Callable[..., tuple[Tensor, Tensor]], found)
 
 
 class _Scan(torch.autograd.Function):
@@ -394,10 +362,8 @@ class ScanMixer(nn.Module):
         return self.advance(hidden_BLD, None, Part(None, gaps_BL))[0]
 
     def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
-        """Return the last mixed token (B, D), equal to `forward(...)[:, -1]`, for less work."""
-        gate_BLE, (u, dt, B, C), _ = self.inputs(hidden_BLD, None, Part(None, gaps_BL))
-        y = self.scan_last(u, dt, decay_rates(self.A_log), B, C[:, -1])
-        return self.output(y, u[:, -1], gate_BLE[:, -1])
+        """Return the last mixed token (B, D)."""
+        return self.forward(hidden_BLD, gaps_BL)[:, -1]
 
     def advance(
         self, hidden_BLD: Tensor, state: MixerState | None, part: Part
@@ -416,10 +382,6 @@ class ScanMixer(nn.Module):
 
     def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run the scan; see `selective_scan_reference`."""
-        raise NotImplementedError
-
-    def scan_last(self, *inputs: Tensor) -> Tensor:
-        """Run the scan for its last output alone; C is the last token's."""
         raise NotImplementedError
 
     def output(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
@@ -476,12 +438,6 @@ class MambaMixer(ScanMixer):
     def scan_name(self) -> str:
         """Return the name of the scan in use."""
         return self.plain_scan
-
-    def scan_last(self, *inputs: Tensor) -> Tensor:
-        if self.plain_scan != "reference":
-            return selective_scan_last(*inputs)
-        u, dt, A, B, C_BN = inputs
-        return self.scan(u, dt, A, B, C_BN[:, None].expand_as(B))[0][:, -1]
 
     def output(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
         return self.out_proj(((y + self.D * u) * F.silu(gate)).to(gate.dtype))
@@ -543,9 +499,6 @@ class SSDMixer(ScanMixer):
     def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         return ssd(*inputs)  # type: ignore[arg-type]
 
-    def scan_last(self, *inputs: Tensor) -> Tensor:
-        return ssd_last(*inputs)
-
     def output(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
         return self.out_proj(self.norm((y + self.D[:, None] * u).flatten(-2), gate).to(gate.dtype))
 
@@ -567,22 +520,19 @@ class AttentionMixer(nn.Module):
 
     def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the mixed tokens (B, L, D); gaps are not read."""
-        return self._attend(hidden_BLD, hidden_BLD, causal=self.causal)
-
-    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Return the last mixed token (B, D): one query, all keys."""
-        return self._attend(hidden_BLD[:, -1:], hidden_BLD, causal=False)[:, 0]
-
-    def _attend(self, asking_BTD: Tensor, hidden_BLD: Tensor, *, causal: bool) -> Tensor:
-        query_BHTP, key_BHLP, value_BHLP = (
+        query_BHLP, key_BHLP, value_BHLP = (
             x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-            for x in (self.query(asking_BTD), *self.key_value(hidden_BLD).chunk(2, -1))
+            for x in (self.query(hidden_BLD), *self.key_value(hidden_BLD).chunk(2, -1))
         )
         rate = self.dropout if self.training else 0.0
-        mixed_BHTP = F.scaled_dot_product_attention(
-            query_BHTP, key_BHLP, value_BHLP, dropout_p=rate, is_causal=causal
+        mixed_BHLP = F.scaled_dot_product_attention(
+            query_BHLP, key_BHLP, value_BHLP, dropout_p=rate, is_causal=self.causal
         )
-        return self.out_proj(mixed_BHTP.transpose(1, 2).flatten(2))
+        return self.out_proj(mixed_BHLP.transpose(1, 2).flatten(2))
+
+    def forward_last(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
+        """Return the last mixed token (B, D)."""
+        return self.forward(hidden_BLD, gaps_BL)[:, -1]
 
 
 class FeedForward(nn.Module):

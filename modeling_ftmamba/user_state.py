@@ -8,7 +8,7 @@ Shapes: B users, T events, Z bytes of one user.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -77,7 +77,7 @@ class UserState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its tensors by their names."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in USERS}
 
     def to_bytes(self, fingerprint: str, *, dtype: torch.dtype | None = None) -> bytes:
         """Return all its users as bytes that only weights with that `weights_fingerprint` read.

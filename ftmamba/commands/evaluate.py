@@ -45,10 +45,6 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
 
     The items are embedded afresh, as of the beginning of the test: the catalogue of the
     checkpoint may be of a later time, which would leak the test part.
-
-    Raises:
-        ValueError: the checkpoint has no recipe, or its recipe or tables do not pass their checks.
-        FileNotFoundError: a table is missing.
     """
     import torch
 

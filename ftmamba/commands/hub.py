@@ -18,29 +18,22 @@ logger = logging.getLogger(__name__)
 
 def add_push_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments of `push`."""
-    parser.add_argument("checkpoint", help="folder of a checkpoint: the output_dir of a run")
-    parser.add_argument("repository", help="where to, such as user/name; made if need be")
-    parser.add_argument(
-        "--revision", default="main", help="branch; made if need be (default: main)"
-    )
-    parser.add_argument(
-        "--create_pr", "--create-pr", action="store_true", help="open a pull request instead"
-    )
-    parser.add_argument(
-        "--private", action="store_true", help="make the repository private if it is made"
-    )
-    parser.add_argument("--message", default="Push an FT-Mamba checkpoint", help="of the commit")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", help="folder of a checkpoint: the output_dir of a run")
+    add("repository", help="where to, such as user/name; made if need be")
+    add("--revision", default="main", help="branch; made if need be (default: main)")
+    add("--create_pr", "--create-pr", action="store_true", help="open a pull request instead")
+    add("--private", action="store_true", help="make the repository private if it is made")
+    add("--message", default="Push an FT-Mamba checkpoint", help="of the commit")
+    add(
         "--without_catalogue", "--without-catalogue", action="store_true",
         help="leave out the items' keys, titles and embeddings",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--training_state", "--training-state", action="store_true",
         help="push what resuming needs too, where the folder holds it",
     )  # fmt: skip
-    parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="list what would be pushed, and stop"
-    )
+    add("--dry_run", "--dry-run", action="store_true", help="list what would be pushed, and stop")
 
 
 def run_push(arguments: Namespace) -> None:
@@ -88,12 +81,9 @@ def add_card_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments of `card`."""
     parser.add_argument("checkpoint", help="folder of a finished run")
     parser.add_argument(
-        "--user_group",
-        action="append",
-        default=[],
-        metavar="COLUMN",
+        "--user_group", action="append", default=[], metavar="COLUMN",
         help="show results by this column of the users too; may be repeated",
-    )
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="the card's file (default: README.md inside)")
     parser.add_argument("--html", type=Path, help="write a page that shows the card, to look at")
 
@@ -134,15 +124,11 @@ def rebuild_card(
     """Return the checkpoint with a new card; what a person wrote between its sections stays.
 
     Args:
-        checkpoint: what the folder holds.
+        checkpoint: what `folder` holds.
         folder: of the checkpoint.
-        user_groups: columns of the users whose groups are shown; the recipe's tables are read and
-            the model is evaluated again, the other models are not.
+        user_groups: columns of the users whose groups are shown; only the checkpoint's own model is
+            evaluated again, on the recipe's tables.
         evaluate: repeats the checkpoint's evaluation.
-
-    Raises:
-        ValueError: the checkpoint has no recipe or no results, or the users lack a column.
-        FileNotFoundError: the groups need a table that is missing.
     """
     from ftmamba.commands.evaluate import tables_of
     from ftmamba.comparison import check_group_columns, group_figures
@@ -204,7 +190,7 @@ def run_dataset_card(arguments: Namespace) -> None:
     """Read the tables and write their card."""
     from ftmamba.commands.evaluate import tables_of
     from ftmamba.recipe import choose_variant, read_recipe, recipe_from_dict
-    from hub_cards.dataset_card import dataset_card
+    from hub_cards.card import dataset_card
 
     path = Path(arguments.recipe)
     values = read_recipe(path / "recipe.yaml" if path.is_dir() else arguments.recipe)

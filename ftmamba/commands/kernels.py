@@ -60,11 +60,7 @@ def run(arguments: Namespace) -> None:
 
 
 def write_repository(folder: Path) -> None:
-    """Write the repository into a new or empty folder.
-
-    Raises:
-        FileExistsError: the folder holds files.
-    """
+    """Write the repository into a new or empty folder."""
     from ftmamba.atomic import whole_folder
 
     if folder.exists() and any(folder.iterdir()):

@@ -79,11 +79,7 @@ def run_explain(arguments: Namespace) -> None:
 
 
 def parse_record(text: str) -> dict[str, Any]:
-    """Read a raw record from JSON.
-
-    Raises:
-        ValueError: the text is no JSON object.
-    """
+    """Read a raw record from JSON."""
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:

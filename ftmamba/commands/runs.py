@@ -33,12 +33,7 @@ def run(arguments: Namespace) -> None:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """Read every run in a folder, or below it, in the order of their names.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no run in it.
-        ValueError: a run's files are damaged.
-    """
+    """Read every run in a folder, or below it, in the order of their names."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}; name one that holds finished runs")
     runs: list[Run] = []
@@ -69,9 +64,6 @@ def run_table(runs: Sequence[Run], metric: str) -> list[list[str]]:
     """Return the table's rows, the header first, the best run on top.
 
     Results of different splits or protocols are not comparable: each row names its own.
-
-    Raises:
-        ValueError: no run has the metric.
     """
     found = [
         (run, name, own)

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import add, attrgetter
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from ftmamba.streaming.observer import CheckpointObserver
 from ftmamba.streaming.sources import Batch, Source
 from ftmamba.streaming.stores import ABSENT, Put, StateStore, Stored, next_version
 from modeling_ftmamba.configuration_ftmamba import near
-from modeling_ftmamba.user_state import UserState
+from modeling_ftmamba.user_state import USERS, UserState
 
 TRIES = 20
 """How often a state is computed again because another process has changed it."""
@@ -103,8 +104,10 @@ class Counts:
     conflicts: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        names = [one.name for one in fields(self)]
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return Counts(*map(add, _numbers(self), _numbers(other)))
+
+
+_numbers = attrgetter(*(one.name for one in fields(Counts)))
 
 
 def consume(
@@ -221,7 +224,7 @@ class _Consumer:
         # Histories are padded: users whose numbers of events differ by less than twice go together.
         groups: dict[int, list[_Change]] = defaultdict(list)
         for key, events in by_user.items():
-            change = self._change(stored[key], events, int(states[key].last_time[0]))
+            change = self._change(stored[key], events, int(states[key].last_time))
             if change.events:
                 groups[len(change.events).bit_length()].append(change)
             else:
@@ -355,7 +358,8 @@ def without_duplicates(events: Sequence[UserEvent], event_ids: Sequence[str]) ->
 
 
 def _by_key(keys: Sequence[str], state: UserState) -> dict[str, UserState]:
-    return {key: state.select(slice(row, row + 1)) for row, key in enumerate(keys)}
+    parts = [x.split(1, USERS[name]) for name, x in state.tensors().items()]
+    return {key: UserState(*own) for key, *own in zip(keys, *parts, strict=True)}
 
 
 def _first(events: Sequence[UserEvent]) -> UserEvent:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yaml
 from huggingface_hub import HfApi
@@ -320,15 +320,6 @@ class LoopbackHub:
         }  # fmt: skip
         return json_answer(facts)
 
-    def references(self, request: Request, plural: str, repo_id: str) -> Answer:
-        repository = self.readable(request, plural, repo_id)
-        branches = [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid}
-            for name, oid in repository.branches.items()
-            if not name.startswith("refs/")
-        ]
-        return json_answer({"branches": branches, "tags": [], "converts": []})
-
     def tree(
         self, request: Request, plural: str, repo_id: str, ref: str, under: str | None
     ) -> Answer:
@@ -340,12 +331,6 @@ class LoopbackHub:
         if under and not listed:
             raise RefusedError(404, f"{under} does not exist", "EntryNotFound")
         return json_answer(list(listed.values()))
-
-    def paths_info(self, request: Request, plural: str, repo_id: str, ref: str) -> Answer:
-        listed = self._entries(self.readable(request, plural, repo_id).find(ref), "")
-        is_json = "json" in request.headers.get("content-type", "")
-        values = request.json() if is_json else parse_qs(request.body.decode())
-        return json_answer([listed[path] for path in values.get("paths", []) if path in listed])
 
     def _entries(self, commit: Commit, prefix: str) -> dict[str, dict[str, Any]]:
         """Return files and folders below a folder, each folder before its files."""
@@ -471,9 +456,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("POST", r"/api/validate-yaml", LoopbackHub.validate_card),
     ("POST", r"/api/repos/create", LoopbackHub.create),
     ("POST", rf"{_REPO}/branch/([^/]+)", LoopbackHub.branch),
-    ("GET", rf"{_REPO}/refs", LoopbackHub.references),
     ("GET", rf"{_REPO}/tree/([^/]+)(?:/(.+))?", LoopbackHub.tree),
-    ("POST", rf"{_REPO}/paths-info/([^/]+)", LoopbackHub.paths_info),
     ("POST", rf"{_REPO}/preupload/([^/]+)", LoopbackHub.preupload),
     ("POST", rf"{_REPO}/commit/([^/]+)", LoopbackHub.commit),
     ("GET", rf"{_REPO}(?:/revision/([^/]+))?", LoopbackHub.describe),

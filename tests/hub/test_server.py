@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tests.hub.processes import run_python
 from tests.hub.server import READ_TOKEN, STRANGER_TOKEN
 
 REPO = "tester/things"
@@ -52,15 +51,6 @@ def test_small_and_large_files_arrive_and_come_back(own_hub, repo_type, tmp_path
     at_storage = [one for one in own_hub.requests if one.origin == "storage"]
     assert {one.method for one in at_storage} == {"PUT", "GET"}
     assert not any("authorization" in one.headers for one in at_storage)
-
-
-def test_a_data_set_is_pushed_and_loaded(own_hub, tmp_path):
-    script = Path(__file__).with_name("dataset_process.py")
-    report = run_python(script, "tester/people", HF_HOME=str(tmp_path), **own_hub.environment())
-    assert report["rows"] == report["expected"]
-    repository = own_hub.repositories["datasets/tester/people"]
-    assert repository.private
-    assert repository.head == report["commit"]
 
 
 def test_commits_keep_their_order_and_what_is_unchanged_makes_none(own_hub, api):

@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import math
 import os
 import re
 from pathlib import Path
@@ -158,22 +159,16 @@ def test_a_network_without_layers_is_not_said_to_have_any(facts):
     assert "into tokens, pool them and return one embedding" in text
 
 
-def test_a_baseline_without_a_metric_is_refused(facts):
+def test_results_that_are_absent_short_or_not_finite_are_refused(facts):
     short = ResultRow("EASE", {"NDCG@10": Figure(0.2)})
-    with pytest.raises(ValueError, match=r"results of 'EASE' lack 'HR@10'; they have: NDCG@10"):
-        dataclasses.replace(facts, results=(*facts.results, short))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_is_refused(facts, value):
-    row = ResultRow("EASE", {"NDCG@10": Figure(0.2, 0.1, value), "HR@10": Figure(0.1)})
-    with pytest.raises(ValueError, match="NDCG@10 of 'EASE' must be a finite number"):
-        dataclasses.replace(facts, parts={"Cold users": (row,)})
-
-
-def test_a_card_without_results_is_refused(facts):
-    with pytest.raises(ValueError, match="needs the model's results, got none"):
-        dataclasses.replace(facts, results=())
+    bad = [ResultRow("EASE", {"NDCG@10": Figure(0.2, 0.1, x)}) for x in (math.nan, math.inf)]
+    for changes, message in (
+        ({"results": ()}, "results, got none"),
+        ({"results": (*facts.results, short)}, "results of 'EASE' lack 'HR@10'"),
+        *(({"parts": {"Cold": [one]}}, "NDCG@10 of 'EASE' must be a finite") for one in bad),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(facts, **changes)
 
 
 def test_an_example_too_long_for_a_card_is_refused(facts):

@@ -7,7 +7,8 @@ from huggingface_hub import DatasetCard
 
 from ftmamba.data.tables import load_tables
 from ftmamba.recipe import recipe_from_dict
-from hub_cards.dataset_card import dataset_card, size_category
+from ftmamba.results import describe_tables
+from hub_cards.card import dataset_card
 from hub_cards.merge import parts_of, split_metadata
 
 GOLDEN = Path(__file__).parent / "golden_dataset_card.md"
@@ -77,5 +78,9 @@ def test_foreign_text_leaves_the_card_whole(bad):
     ("n_rows", "category"),
     [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**6, "1M<n<10M"), (10**9, "n>1B")],
 )
-def test_sizes_are_named_as_the_hub_names_them(n_rows, category):
-    assert size_category(n_rows) == category
+def test_sizes_are_named_as_the_hub_names_them(n_rows, category, monkeypatch):
+    facts = describe_tables(tables())
+    facts["interactions"]["rows"] = n_rows
+    monkeypatch.setattr("hub_cards.card.describe_tables", lambda _: facts)
+    data = DatasetCard(dataset_card(recipe(), tables())).data
+    assert data.to_dict()["size_categories"] == [category]

@@ -92,6 +92,26 @@ def test_tokens_one_by_one_equal_the_whole(decays):
     assert all(relative_error(a, b) < 2e-6 for a, b in zip(state, right, strict=True))
 
 
+@pytest.mark.parametrize("length", [1, 9, 130])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
+def test_the_last_token_with_gaps_equals_the_last_of_all(length, scale):
+    mixer, exact = ssd_twins()
+    for one in (mixer, exact):
+        one.gap_weight = torch.nn.Parameter(torch.full((6,), 0.2, dtype=one.D.dtype))
+        torch.nn.init.constant_(one.dt_bias, torch.tensor(scale).expm1().log().item())
+    exact.load_state_dict(mixer.state_dict())
+    x, gaps = tokens(3, length, 24), tokens(3, length).abs()
+    expected = exact(x.double(), gaps.double())[:, -1]
+    assert relative_error(mixer.forward_last(x, gaps), expected) < 5e-6
+    got = mixer.double().forward_last(x.double(), gaps.double())
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
+    found, wanted = (
+        gradients(y, list(m.parameters())) for y, m in ((got, mixer), (expected, exact))
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
 def test_tokens_in_any_memory_order_are_mixed_alike():
     mixer, _ = ssd_twins()
     x = tokens(5, 9, 24)

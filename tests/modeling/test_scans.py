@@ -12,10 +12,8 @@ from modeling_ftmamba import mixers
 from modeling_ftmamba.mixers import (
     causal_conv_silu,
     selective_scan,
-    selective_scan_last,
     selective_scan_reference,
     ssd,
-    ssd_last,
 )
 
 HEADS = 2
@@ -59,12 +57,6 @@ def run(kind, u, *others):
         return selective_scan(u, *others)
     y, state = ssd(u.unflatten(-1, (HEADS, -1)), *others)
     return y.flatten(2), state
-
-
-def run_last(kind, u, dt, A, B, C):
-    if kind != "ssd":
-        return selective_scan_last(u, dt, A, B, C[:, -1])
-    return ssd_last(u.unflatten(-1, (HEADS, -1)), dt, A, B, C[:, -1]).flatten(1)
 
 
 def gradients(outputs, tensors):
@@ -116,16 +108,6 @@ def test_values_and_gradients_equal_the_definition(kind, shape, dtype, bound, sc
     assert_equal(run(kind, *tensors), defined(kind, *exact), tensors, exact, bound)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "bound"), TYPES)
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("kind", ["mamba", "ssd"])
-def test_the_last_token_alone_equals_the_last_of_all(kind, shape, dtype, bound, scale):
-    exact, tensors = inputs(kind, *shape, scale=scale)[:5], inputs(kind, *shape, dtype, scale)[:5]
-    expected = defined(kind, *exact)[0][:, -1]
-    assert_equal([run_last(kind, *tensors)], [expected], tensors, exact, bound)
-
-
 @pytest.mark.parametrize("kind", ["mamba", "ssd"])
 def test_parts_of_a_long_row_are_the_whole(monkeypatch, kind):
     tensors = inputs(kind, 2, 100, 4, 3)
@@ -155,12 +137,10 @@ def test_narrow_types_are_rounded_once_and_autocast_leaves_the_state_wide(kind):
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y, state = run(kind, *tensors)
-            last = run_last(kind, *tensors)
             found = gradients([y], tensors)
         assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
         expected = defined(kind, *exact)[0]
         assert relative_error(y, expected) < 2**-8
-        assert relative_error(last, expected[:, -1]) < 2**-8
         assert all(d.dtype is torch.bfloat16 for d in found)
 
 
@@ -207,18 +187,18 @@ def test_a_gpu_without_the_package_takes_the_scan_that_transformers_finds(monkey
     for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
         monkeypatch.setitem(sys.modules, name, package)
     tensors = inputs("mamba", 2, 9, 4, 3, torch.float32)[:5]
-    mixers._kernel_of_transformers.cache_clear()
+    mixers._scan_function.cache_clear()
     try:
         got = mixers._scan_by_kernel(*tensors)
     finally:
-        mixers._kernel_of_transformers.cache_clear()
+        mixers._scan_function.cache_clear()
     assert calls == [(None, None, None, False, True)]
     for a, b in zip(got, selective_scan_reference(*tensors), strict=True):
         torch.testing.assert_close(a, b)
     monkeypatch.undo()
     for a, b in zip(mixers._scan_by_kernel(*tensors), selective_scan(*tensors), strict=True):
         torch.testing.assert_close(a, b)
-    mixers._kernel_of_transformers.cache_clear()
+    mixers._scan_function.cache_clear()
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])

@@ -167,8 +167,9 @@ def test_waits_double_up_to_the_most_and_vary():
     assert backoff.next(retry_after=100) == 100
 
 
-def test_trying_again_ends_with_the_last_error():
+def test_trying_again_ends_with_the_last_error(monkeypatch):
     waited = []
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     for failures, n_tried, n_waits in (
         ([passing() for _ in range(9)], 3, 2),
         ([final()], 1, 0),
@@ -179,7 +180,7 @@ def test_trying_again_ends_with_the_last_error():
             keep_trying(
                 hub.upload("a").push,
                 lambda error: error if isinstance(error, HubError) else None,
-                tries=3, wait=waited.append,
+                tries=3, report=lambda _, wait: waited.append(wait),
             )  # fmt: skip
         assert (len(hub.tried), len(waited)) == (n_tried, n_waits)
         waited.clear()

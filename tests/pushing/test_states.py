@@ -7,8 +7,7 @@ from huggingface_hub import ModelCard
 
 from ftmamba.recipe import recipe_from_dict
 from ftmamba.training.checkpoints import Progress
-from hub_cards import pin_revision
-from hub_cards.merge import merge_card, split_metadata
+from hub_cards.merge import merge_card
 from hub_cards.training_push import describe_step, unfinished_card
 
 GOLDEN = Path(__file__).parents[1] / "hub_cards" / "golden_model_card.md"
@@ -43,16 +42,6 @@ def test_the_card_under_way_is_valid_and_says_so(recipe):
     assert ModelCard(card).data.library_name == "transformers"
     assert "**This model is still being trained.**" in card
     assert "step 120, epoch 3: HR@5 0.2500" in card
-
-
-def test_the_finished_card_takes_the_place_of_the_one_under_way(recipe):
-    golden = GOLDEN.read_text(encoding="utf-8")
-    under_way = unfinished_card(recipe, Progress(step=7))
-    assert split_metadata(merge_card(golden, under_way))[1].strip() == (
-        split_metadata(golden)[1].strip()
-    )
-    assert merge_card(golden, golden) == golden
-    assert pin_revision(golden, "me/films", "c0ffee") != golden
 
 
 def test_a_card_under_way_leaves_a_finished_one_but_its_summary(recipe):

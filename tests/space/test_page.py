@@ -1,16 +1,11 @@
-"""The page in Chromium: a click, what it changes, hostile texts, a phone's width.
-
-With FTMAMBA_SCREENSHOTS set to a folder, the screenshots are kept there, to look at.
-"""
+"""The page in Chromium: a click, what it changes, hostile texts, a phone's width."""
 
 import json
-import os
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.space.conftest import HOSTILE_JOB, HOSTILE_TITLES, JOB, N_ITEMS, resize
+from tests.space.conftest import HOSTILE_JOB, HOSTILE_TITLES, JOB, N_ITEMS
 
 pytestmark = pytest.mark.slow
 
@@ -45,18 +40,6 @@ def open_page(browser, page):
     until(lambda: len(listed(browser)) == 10, "a list of ten")
 
 
-def photograph(browser, name, tmp_path, width):
-    """Save a picture of the whole page; return its size in bytes."""
-    height = browser.execute_script("return document.documentElement.scrollHeight")
-    resize(browser, width, height)
-    time.sleep(0.3)
-    folder = Path(os.environ.get("FTMAMBA_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    browser.save_screenshot(str(folder / f"{name}.png"))
-    resize(browser, width, 900)
-    return (folder / f"{name}.png").stat().st_size
-
-
 def requested(browser):
     """Return what the page has asked the network for."""
     messages = (json.loads(one["message"])["message"] for one in browser.get_log("performance"))
@@ -75,7 +58,7 @@ def opened(browser, page):
     return browser
 
 
-def test_the_page_opens_with_the_examples_list_and_its_first_item_explained(opened, tmp_path):
+def test_the_page_opens_with_the_examples_list_and_its_first_item_explained(opened):
     shown = listed(opened)
     assert len(set(shown)) == 10
     scores = [float(score) for score in texts(opened, "#listed .score")]
@@ -85,7 +68,6 @@ def test_the_page_opens_with_the_examples_list_and_its_first_item_explained(open
     assert len(texts(opened, "#why .shares li")) == 8
     assert len(texts(opened, "#alike .name b")) == 6
     assert len(elements(opened, "#map .dot")) == N_ITEMS
-    assert photograph(opened, "page", tmp_path, 1280) > 50_000
 
 
 def test_the_shares_on_the_page_add_up_to_the_score_in_the_list(opened):
@@ -188,7 +170,7 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_fails(browser, page):
     assert severe == []
 
 
-def test_the_page_fits_a_phone_and_is_worked_with_a_thumb(make_browser, page, tmp_path):
+def test_the_page_fits_a_phone_and_is_worked_with_a_thumb(make_browser, page):
     phone = make_browser(PHONE)
     open_page(phone, page)
     assert phone.execute_script("return window.innerWidth") == PHONE
@@ -207,4 +189,3 @@ def test_the_page_fits_a_phone_and_is_worked_with_a_thumb(make_browser, page, tm
     phone.execute_script("arguments[0].scrollIntoView({block: 'center'})", item)
     item.click()
     until(lambda: title in texts(phone, "#why h3")[0], "the third item is explained")
-    assert photograph(phone, "phone", tmp_path, PHONE) > 30_000
