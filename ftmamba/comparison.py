@@ -28,9 +28,9 @@ from ftmamba.evaluation import (
     paired_test,
     tune,
 )
+from ftmamba.evaluation.baselines import GRIDS
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
-from ftmamba.evaluation.tuning import GRIDS
 from ftmamba.recipe import (
     ModelRecipe,
     Recipe,
