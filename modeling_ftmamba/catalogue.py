@@ -125,8 +125,8 @@ class Catalogue:
 
     def save(self, path: Path) -> None:
         """Write the catalogue to one safetensors file."""
-        keys, titles = text_table(self.keys), text_table(self.titles)
-        texts = (keys.packed, keys.offsets, titles.packed, titles.offsets)
+        tables = text_table(self.keys), text_table(self.titles)
+        texts = [array for table in tables for array in (table.packed, table.offsets)]
         arrays = {**dict(zip(_TEXTS, texts, strict=True)), "embeddings": self.embeddings}
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
         facts = {"as_of": self.as_of, "fingerprint": self.fingerprint, "n_items": len(self)}

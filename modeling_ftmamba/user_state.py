@@ -80,11 +80,9 @@ class UserState:
         return {name: getattr(self, name) for name in USERS}
 
     def to_bytes(self, fingerprint: str, *, dtype: torch.dtype | None = None) -> bytes:
-        """Return the state of all its users as bytes that only the same weights can read.
+        """Return all its users as bytes that only weights with that `weights_fingerprint` read.
 
-        Args:
-            fingerprint: of the weights that made it (`weights_fingerprint`).
-            dtype: to write its numbers in, as by `to`; None keeps theirs.
+        Its numbers are written in `dtype`, as by `to`; None keeps theirs.
         """
         tensors = in_type(self, dtype).tensors()
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -122,11 +120,9 @@ class UserState:
 
 
 def log_gaps(times: Tensor, before: Tensor) -> Tensor:
-    """Return log(1 + seconds) since the event before: the one formula of every gap.
+    """Return log(1 + seconds) since the event before, NaN where a time (UTC seconds) is unknown.
 
-    Args:
-        times: float64, UTC epoch seconds of events; NaN where unknown, and so is the gap.
-        before: of the event before each; of a user's first event its own, which makes the gap 0.
+    A user's first event has its own time before it, which makes the gap 0.
     """
     return (times - before).clamp(min=0).log1p()
 
@@ -134,11 +130,7 @@ def log_gaps(times: Tensor, before: Tensor) -> Tensor:
 def gaps_of(times_BT: Tensor, state: UserState, lengths_B: Tensor | None) -> Tensor:
     """Return the gap ahead of each event (B, T) of users in a state, in float64.
 
-    Args:
-        times_BT: UTC epoch seconds, int64; negative for none. None may be older than the one
-            before it.
-        state: of the users before these events.
-        lengths_B: events of each user, None for T of all.
+    Times are int64 UTC seconds, negative for none; no event may be older than the one before it.
     """
     before_BT = torch.cat([state.last_time[:, None], times_BT], 1)[:, :-1]
     older_BT = (times_BT >= 0) & (before_BT >= 0) & (times_BT < before_BT)
