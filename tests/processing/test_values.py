@@ -191,3 +191,9 @@ def test_offsets_that_do_not_fit_the_bytes_are_refused(offsets):
     packed = text_table(["abc"]).packed
     with pytest.raises(ValueError, match="table of texts is damaged"):
         TextTable(packed, np.array(offsets, dtype=np.int64))
+
+
+@pytest.mark.parametrize(("text", "offsets"), [(b"a\xff", [0, 1, 2]), ("Ä".encode(), [0, 1, 2])])
+def test_texts_that_are_not_utf8_are_refused_before_one_is_read(text, offsets):
+    with pytest.raises(ValueError, match=r"utf-8|inside a character"):
+        TextTable(np.frombuffer(text, dtype=np.uint8), np.array(offsets, dtype=np.int64))
