@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ftmamba.__main__ import main
-from ftmamba.streaming.opening import open_source, open_store
+from ftmamba.commands.stream import open_source, open_store
 
 from .history_checkpoint import make_events, write_events
 
