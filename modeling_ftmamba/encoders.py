@@ -272,6 +272,9 @@ class TextTable(Sequence[str]):
         if not fits or offsets[-1] != len(packed) or (offsets[1:] < offsets[:-1]).any():
             rule = f"its offsets must rise from 0 to its number of bytes, {packed.size}"
             raise ValueError(f"a table of texts is damaged: {rule}; {_AGAIN}")
+        str(packed.data, "utf-8", "surrogatepass")
+        if (packed[offsets[offsets < len(packed)]] & 0xC0 == 0x80).any():
+            raise ValueError("a table of texts is damaged: a text begins inside a character")
         self.packed, self.offsets = packed, offsets
 
     def __len__(self) -> int:
@@ -364,7 +367,6 @@ class CategoryEncoder(ColumnEncoder):
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
-        str(self.texts.packed.data, "utf-8", "surrogatepass")
         self.first_bucket = N_SPECIAL_IDS + len(self.texts)
         size = self.first_bucket + self.column.hash_buckets
         return size == self.column.vocabulary_size and self.column.width > 0

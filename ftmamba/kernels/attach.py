@@ -81,7 +81,8 @@ def attach(network: nn.Module, scan: str) -> None:
     for tower in network.modules():
         if _is(tower, "TowerNetwork"):
             _bind(tower, FastTower, choice)
-            _bind(tower.tokenizer.dropout, FastDropout, choice)
+            if isinstance(dropout := getattr(tower.tokenizer, "dropout", None), nn.Module):
+                _bind(dropout, FastDropout, choice)
 
 
 @functools.cache
