@@ -13,7 +13,7 @@ from pathlib import Path
 NAME, VERSION = "ftmamba-kernels", 1
 BACKENDS = ("cpu", "cuda", "rocm")
 MODULES = (
-    "library", "linears", "ssd_chunks", "ssd_row_blocks", "triton_backward", "triton_conv",
+    "library", "linears", "ssd_row_blocks", "triton_backward", "triton_conv",
     "triton_launch", "triton_layer", "triton_scan",
 )  # fmt: skip
 INIT = '''"""Kernels of FT-Mamba: the selective scan by Triton, the SSD mixer in blocks of rows."""
