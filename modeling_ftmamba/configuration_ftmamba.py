@@ -195,8 +195,8 @@ def check_columns(columns: Sequence[Column], tower: str) -> None:
     if (n_slots := sum(column.width for column in columns)) > MOST_SLOTS:
         widest = max(columns, key=lambda column: column.width)
         raise ValueError(
-            f"the {tower} columns have {n_slots} slots together, {MOST_SLOTS} at most; the widest "
-            f"is {widest.name!r} with {widest.width}: shorten it with max_length or leave it out"
+            f"the {tower} columns have {n_slots} slots, {MOST_SLOTS} at most; the widest is "
+            f"{widest.name!r} with {widest.width}: set its max_length or leave it out"
         )
 
 
@@ -302,9 +302,8 @@ class FTMambaArchitecture(PreTrainedConfig):
             known = [name for name in type(self).__dataclass_fields__ if not name.startswith("_")]
             for key in kwargs:
                 if not key.startswith("_") and key not in _TRANSFORMERS_KEYS:
-                    raise ValueError(
-                        f"{type(self).__name__} has no field {key!r}{near(key, known)}"
-                    )
+                    name = type(self).__name__
+                    raise ValueError(f"{name} has no field {key!r}{near(key, known)}")
         super().__post_init__(**kwargs)
         if not saved:
             self.refuse_unread()
@@ -437,15 +436,13 @@ class FTMambaTowerConfig(FTMambaArchitecture):
             remedy = "set bidirectional to False" if self.bidirectional else "set causal_attention"
             raise ValueError(f"layers must read from left to right {where}; {remedy}")
         if self.time_decay and (attention or GAP not in history.event_features):
+            found = f"{self.mixer!r} and event_features {list(history.event_features)}"
             raise ValueError(
-                f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got mixer "
-                f"{self.mixer!r} and event_features {list(history.event_features)}"
+                f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got {found}"
             )
         if self.max_positions and not 0 < history.max_length <= self.max_positions:
-            raise ValueError(
-                f"max_length must be in 1..max_positions {where}, got {history.max_length} of "
-                f"{self.max_positions}"
-            )
+            rule = f"max_length must be in 1..max_positions {where}"
+            raise ValueError(f"{rule}, got {history.max_length} of {self.max_positions}")
 
     @property
     def decays_with_time(self) -> bool:
@@ -481,14 +478,9 @@ class FTMambaTowerConfig(FTMambaArchitecture):
 class FTMambaConfig(FTMambaArchitecture):
     """Configuration of the two-tower recommender.
 
-    The architecture stands here once, for both towers. A section, `user_tower` or `item_tower`,
-    holds the tower's `columns` and, if it departs from the shared values, fields of its own:
-
-        FTMambaConfig(
-            user_tower={"columns": [{"name": "age", "kind": "numeric"}]},
-            item_tower={"columns": [...], "num_hidden_layers": 4},
-            hidden_size=128,
-        )
+    Its architecture is that of both towers. A section, `user_tower` or `item_tower`, holds the
+    tower's `columns` and fields that depart from the shared values, for example
+    `item_tower={"columns": [...], "num_hidden_layers": 4}`.
     """
 
     model_type = "ftmamba"
@@ -512,23 +504,25 @@ class FTMambaConfig(FTMambaArchitecture):
         **architecture: Any,
     ) -> "FTMambaConfig":
         """Build a config from both towers' columns, fields of their own, and shared fields."""
-        user, item = user_tower or {}, item_tower or {}
-        for name, section in (("user_tower", user), ("item_tower", item)):
-            if "columns" in section:
+        sections = {
+            "user_tower": (user_tower, user_columns),
+            "item_tower": (item_tower, item_columns),
+        }
+        for name, (section, _) in sections.items():
+            if "columns" in (section or {}):
                 raise ValueError(f"{name} holds columns beside those of from_columns; give one")
-        return cls(
-            user_tower={**user, "columns": user_columns},
-            item_tower={**item, "columns": item_columns},
-            **architecture,
-        )
+        towers = {
+            name: {**(own or {}), "columns": given} for name, (own, given) in sections.items()
+        }
+        return cls(**towers, **architecture)
 
     def tower(self, name: str) -> FTMambaTowerConfig:
         """Return the config of the `user` or `item` tower, shared values filled in."""
         if name not in TOWERS:
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {name!r}")
-        shared = {field: getattr(self, field) for field in _SHARED_FIELDS}
+        section = {field: getattr(self, field) for field in _SHARED_FIELDS} | self._section(name)
         try:
-            tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict(shared | self._section(name))
+            tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict(section)
         except Exception as error:
             raise ValueError(f"{name}_tower: {error}") from error
         return tower
@@ -581,10 +575,8 @@ def _check(field: str, value: object, ok: bool, rule: str, known: Iterable[str] 
 def _refuse(where: str, field: str, value: object, need: str) -> None:
     default = FTMambaArchitecture.__dataclass_fields__[field].default
     if value != default:
-        raise ValueError(
-            f"{where} has no effect here, got {value!r}: it needs {need}; remove it, or leave it "
-            f"at {default!r}"
-        )
+        text = f"{where} has no effect here, got {value!r}: it needs {need}"
+        raise ValueError(f"{text}; remove it, or leave it at {default!r}")
 
 
 def _refuse_unread_of_columns(columns: Iterable[Column]) -> None:

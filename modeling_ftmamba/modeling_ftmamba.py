@@ -6,7 +6,6 @@ Shapes: U users, I items, E embedding (`projection_size`).
 """
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +33,9 @@ from .network import (
 
 # The modules that initialise their own parameters and buffers.
 OWN_MODULES: tuple[type[Any], ...] = (
-    MambaMixer,
-    SSDMixer,
-    FeatureTokenizer,
-    HistoryTokens,
-    *TOKENS_OF_TENSOR.values(),
+    MambaMixer, SSDMixer, FeatureTokenizer, HistoryTokens, *TOKENS_OF_TENSOR.values(),
     NumericEmbedding,
-)
+)  # fmt: skip
 
 
 @dataclass
@@ -75,20 +70,14 @@ class FTMambaPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["FTMambaCheckpointingLayer"]  # noqa: RUF012 - Transformers declares it so
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
-        *model_args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint, from safetensors alone: other formats can run code when read."""
         for name in ("use_safetensors", "gguf_file"):
             if kwargs.get(name) not in (None, name == "use_safetensors"):
                 raise ValueError(
                     f"only safetensors are loaded, got {name}={kwargs[name]!r}; leave it out"
                 )
-        options = {**kwargs, "use_safetensors": True}
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **options)
+        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -123,21 +112,9 @@ class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
         self.post_init()
         attach_kernels(self)
 
-    def forward(
-        self,
-        numeric: Tensor | None = None,
-        category_ids: Tensor | None = None,
-        set_ids: Tensor | None = None,
-        dense: Tensor | None = None,
-        history: Tensor | None = None,
-        history_lengths: Tensor | None = None,
-        event_features: Tensor | None = None,
-    ) -> FTMambaTowerOutput:
+    def forward(self, **tensors: Tensor | None) -> FTMambaTowerOutput:
         """Embed encoded records; see `TowerInputs` for the tensors."""
-        inputs = TowerInputs(
-            numeric, category_ids, set_ids, dense, history, history_lengths, event_features
-        )
-        pooled_BD = self.pooled(inputs)
+        pooled_BD = self.pooled(TowerInputs(**tensors))
         return FTMambaTowerOutput(embeds=self.embedding_of(pooled_BD), pooled=pooled_BD)
 
 

@@ -158,14 +158,14 @@ class NumericEmbedding(nn.Module):
         if self.kind != "ple":
             return
         bins = torch.zeros(4, *self.start.shape, dtype=torch.float64)
+        bins[2, :, 0] = -math.inf
         for row, edges in enumerate(self.edges):
             edge_K = torch.tensor(edges, dtype=torch.float64)
-            last = len(edges) - 2
-            bins[0, row, : last + 1] = edge_K[:-1]
-            bins[1, row, : last + 1] = 1 / edge_K.diff()
-            bins[2, row, 0] = -math.inf
-            bins[3, row, :last] = 1.0
-            bins[3, row, last] = math.inf
+            n_bins = len(edges) - 1
+            bins[0, row, :n_bins] = edge_K[:-1]
+            bins[1, row, :n_bins] = 1 / edge_K.diff()
+            bins[3, row, : n_bins - 1] = 1.0
+            bins[3, row, n_bins - 1] = math.inf
         buffers = self.start, self.slope, self.lowest, self.highest
         for buffer, values in zip(buffers, bins, strict=True):
             init.copy_(buffer, values)
@@ -232,9 +232,7 @@ class CategoricalTokens(nn.Module):
 
     def forward(self, ids_BC: Tensor) -> Tensor:
         """Return the tokens (B, C, D)."""
-        if self.training and self.unseen_probability:
-            ids_BC = _hide(ids_BC, self.unseen_probability)
-        tokens_BCD = self.table(ids_BC + self.offsets)
+        tokens_BCD = self.table(_hide(self, ids_BC) + self.offsets)
         return tokens_BCD if self.bias is None else tokens_BCD + self.bias
 
 
@@ -261,17 +259,17 @@ class SetTokens(nn.Module):
 
     def forward(self, ids_BM: Tensor) -> Tensor:
         """Return the tokens (B, columns, D)."""
-        if self.training and self.unseen_probability:
-            padding_BM = ids_BM == PADDING_ID
-            ids_BM = _hide(ids_BM, self.unseen_probability).masked_fill(padding_BM, PADDING_ID)
-        sets = ids_BM.split(self.widths, -1)
+        sets = _hide(self, ids_BM).split(self.widths, -1)
         means = [table(ids) for table, ids in zip(self.tables, sets, strict=True)]
         return torch.stack(means, 1) + self.bias
 
 
-def _hide(ids: Tensor, probability: float) -> Tensor:
-    """Replace ids by the unseen id, each with the given probability."""
-    return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < probability, UNSEEN_ID)
+def _hide(tokens: Any, ids: Tensor) -> Tensor:
+    """Replace ids by the unseen id in training, each with the configured probability."""
+    if not tokens.training or not tokens.unseen_probability:
+        return ids
+    hidden = torch.rand(ids.shape, device=ids.device) < tokens.unseen_probability
+    return ids.masked_fill(hidden & (ids != PADDING_ID), UNSEEN_ID)
 
 
 class DenseTokens(nn.Module):
@@ -318,10 +316,9 @@ class HistoryTokens(nn.Module):
         self.features = column.event_features
         self.scales = column.event_scales
         self.embedding_size = config.projection_size
-        same = config.projection_size == size
-        self.projection = (
-            nn.Identity() if same else nn.Linear(config.projection_size, size, bias=False)
-        )
+        self.projection: nn.Module = nn.Identity()
+        if config.projection_size != size:
+            self.projection = nn.Linear(config.projection_size, size, bias=False)
         # A missing feature counts as 0, plus a vector of its own.
         self.feature_weight = nn.Parameter(torch.empty(n_features, size)) if n_features else None
         self.missing = nn.Parameter(torch.empty(n_features, size)) if n_features else None
@@ -355,12 +352,10 @@ class HistoryTokens(nn.Module):
                 tokens_BTD = tokens_BTD + values_BTF.to(tokens_BTD.dtype) @ self.feature_weight
                 tokens_BTD = tokens_BTD + missing_BTF.to(tokens_BTD.dtype) @ self.missing
         if self.positions is not None:
-            if (n_events := tokens_BTD.shape[1]) > self.positions.num_embeddings:
-                most = self.positions.num_embeddings
-                raise ValueError(
-                    f"a history of {n_events} events is longer than max_positions, {most}; give "
-                    f"the newest {most}, or train with more positions"
-                )
+            n_events, most = tokens_BTD.shape[1], self.positions.num_embeddings
+            if n_events > most:
+                rule = f"a history of {n_events} events is longer than max_positions, {most}"
+                raise ValueError(f"{rule}; give the newest {most}, or train with more positions")
             tokens_BTD = tokens_BTD + self.positions.weight[:n_events]
         if self.gap_slot is None or given_BTF is None:
             return tokens_BTD, None
@@ -381,31 +376,25 @@ class HistoryTokens(nn.Module):
         assert history is not None
         size = self.embedding_size
         if history.ndim != 3 or history.shape[2] != size or not history.is_floating_point():
-            raise ValueError(
-                f"a history must be floats of shape (users, events, {size}), made by "
-                f"get_item_embeddings(...), got {history.dtype} of {tuple(history.shape)}"
-            )
+            rule = f"a history must be floats of shape (users, events, {size})"
+            raise ValueError(f"{rule}, got {history.dtype} of {tuple(history.shape)}")
         rows, n_events, _ = history.shape
         shape = (rows, n_events, len(self.features))
         if features is not None and features.shape != shape:
             raise ValueError(f"event_features must have shape {shape}, got {tuple(features.shape)}")
         if lengths is None:
             return inputs
-        whole = not lengths.is_floating_point() and lengths.dtype is not torch.bool
-        if lengths.shape != (rows,) or not whole:
-            raise ValueError(
-                f"history_lengths must be whole numbers of shape ({rows},), got {lengths.dtype} of "
-                f"{tuple(lengths.shape)}"
-            )
+        floats = lengths.is_floating_point() or lengths.dtype is torch.bool
+        if floats or lengths.shape != (rows,):
+            rule = f"history_lengths must be whole numbers of shape ({rows},)"
+            raise ValueError(f"{rule}, got {lengths.dtype} of {tuple(lengths.shape)}")
         # Not on a GPU, which would have to be waited for.
         if not lengths.is_cpu or torch.compiler.is_compiling():
             return inputs
         wrong = ((lengths < 0) | (lengths > n_events)).nonzero().flatten().tolist()
         if wrong:
-            got = f"{int(lengths[wrong[0]])} in row {wrong[0]} (the first is 0)"
-            raise ValueError(
-                f"history_lengths must be in 0..{n_events}, the padded width, got {got}"
-            )
+            got = f"{int(lengths[wrong[0]])} in row {wrong[0]}"
+            raise ValueError(f"history_lengths must be in 0..{n_events}, the width, got {got}")
         full = bool((lengths == n_events).all())
         return replace(inputs, history_lengths=None) if full else inputs
 
@@ -495,20 +484,14 @@ class FeatureTokenizer(nn.Module):
             got = None if tensor is None else tuple(tensor.shape)
             if (got is None and width) or (got is not None and (len(got) != 2 or got[1] != width)):
                 names = ", ".join(column.name for column in columns) or "none"
-                raise ValueError(
-                    f"the {tower} tower's tensor {name!r} must have shape (records, {width}) for "
-                    f"the columns: {names}; got {got}"
-                )
+                rule = f"the {tower} tower's tensor {name!r} must have shape (records, {width})"
+                raise ValueError(f"{rule} for the columns: {names}; got {got}")
 
 
 class FTMambaLayer(nn.Module):
-    """One residual layer: a mixer, then for attention, or if asked for, a feed-forward.
+    """One residual layer: a mixer, then for attention, or if asked for, a feed-forward."""
 
-    Attributes:
-        kernel_contract: version of the methods and attributes of layers, mixers and feed-forwards
-            that packages with kernels rely on.
-    """
-
+    # Version of the methods and attributes of layers and their parts that kernels rely on.
     kernel_contract = 1
 
     def __init__(self, config: FTMambaTowerConfig, index: int) -> None:
@@ -577,27 +560,21 @@ def _attach_functions() -> tuple[Callable[[nn.Module, str], None], ...]:
         try:
             functions.append(entry.load())
         except ImportError as error:
-            logger.warning_once(
-                f"{entry.value} does not import ({error}); plain torch runs instead"
-            )
+            logger.warning_once(f"{entry.value} does not import ({error}); plain torch runs")
     return tuple(functions)
 
 
 def attach_kernels(network: nn.Module, scan: str = "auto") -> None:
-    """Let installed packages, such as `ftmamba`, speed a network up; without any, it stays as is.
+    """Let installed packages, such as `ftmamba`, bind faster forwards of the same values.
 
-    Args:
-        network: whose modules may get other forwards of the same values.
-        scan: `auto`, `sequential` or `reference`, both in plain torch, or a name of a package's; a
-            name that nobody has, or that has no effect on the network, is refused.
+    The scan is `auto`, `sequential` or `reference`, both in plain torch, or a name of a package's;
+    a name that is unknown, or has no effect on the network, is refused.
     """
     functions = _attach_functions()
     known = ("auto", *PLAIN_SCANS)
     if scan not in known and not functions:
-        raise ValueError(
-            f"scan must be one of {', '.join(known)}, got {scan!r}{near(scan, known)}; the package "
-            "ftmamba has others"
-        )
+        rule = f"scan must be one of {', '.join(known)}, or ftmamba be installed"
+        raise ValueError(f"{rule}, got {scan!r}{near(scan, known)}")
     mixers = [module for module in network.modules() if isinstance(module, MambaMixer)]
     if scan == "reference" and not mixers:
         raise ValueError("scan 'reference' has no effect here: no layer has mixer 'mamba'")
@@ -638,18 +615,14 @@ class TowerNetwork(ScanChoice):
         self.tokenizer = FeatureTokenizer(config)
         n_layers, size = config.num_hidden_layers, config.hidden_size
         self.layers = nn.ModuleList(layer_class(config, index) for index in range(n_layers))
-        self.norm: nn.Module = nn.Identity()
-        if config.final_norm:
-            self.norm = nn.LayerNorm(size, config.layer_norm_eps)
+        norm = nn.LayerNorm(size, config.layer_norm_eps) if config.final_norm else nn.Identity()
+        self.norm: nn.Module = norm
         self.head: nn.Module = nn.Identity()
-        if config.with_head and config.head_hidden_size:
-            self.head = nn.Sequential(
-                nn.Linear(size, config.head_hidden_size),
-                nn.GELU(),
-                nn.Linear(config.head_hidden_size, config.projection_size),
-            )
+        first, last = config.head_hidden_size, config.projection_size
+        if config.with_head and first:
+            self.head = nn.Sequential(nn.Linear(size, first), nn.GELU(), nn.Linear(first, last))
         elif config.with_head:
-            self.head = nn.Linear(size, config.projection_size)
+            self.head = nn.Linear(size, last)
 
     @property
     def reads_before_events(self) -> bool:
@@ -667,11 +640,9 @@ class TowerNetwork(ScanChoice):
         return self.pool(self.tokenizer(*self._checked(inputs)))
 
     def positions(self, inputs: TowerInputs) -> Tensor:
-        """Embed each user as of every event: all prefixes of a history at once.
+        """Embed each user as of every event (B, S, E): slot t is `encode` of the first t events.
 
-        Returns:
-            (B, S, E): slot t is what `encode` makes of the first t events. The slots beyond a
-            row's own events are to be ignored.
+        The slots beyond a row's own events are to be ignored.
         """
         self._history_tokens("the embeddings of all positions", ("last",))
         inputs, n_rows = self._checked(inputs)
@@ -903,10 +874,8 @@ def _with_gaps(
     assert events.history is not None
     rows, n_events, _ = events.history.shape
     if times_BT.shape != (rows, n_events) or times_BT.dtype is not torch.int64:
-        raise ValueError(
-            f"times must be int64 of shape ({rows}, {n_events}), seconds since 1970 in UTC, got "
-            f"{times_BT.dtype} of {tuple(times_BT.shape)}"
-        )
+        rule = f"times must be int64 of shape ({rows}, {n_events}), seconds since 1970 in UTC"
+        raise ValueError(f"{rule}, got {times_BT.dtype} of {tuple(times_BT.shape)}")
     gaps_BT = gaps_of(times_BT, state, events.history_lengths)
     if GAP not in features:
         return events
@@ -950,11 +919,8 @@ class TwoTowerNetwork(ScanChoice):
     ) -> Tensor:
         """Score users against items (U, I): (inner product + bias of a repeat) / temperature.
 
-        Args:
-            users_UE: embeddings of users.
-            items_IE: embeddings of items.
-            seen: rows of users and of items, the pairs of which the item is in the user's history,
-                repeats allowed; they get the `repeat_bias`, where the model has one.
+        `seen` are rows of users and of items, pairs of which the item is in the user's history,
+        repeats allowed; they get the `repeat_bias`, where the model has one.
         """
         products_UI = users_UE @ items_IE.T
         temperature = self.temperature.to(products_UI.dtype)
