@@ -436,10 +436,9 @@ class FTMambaTowerConfig(FTMambaArchitecture):
             remedy = "set bidirectional to False" if self.bidirectional else "set causal_attention"
             raise ValueError(f"layers must read from left to right {where}; {remedy}")
         if self.time_decay and (attention or GAP not in history.event_features):
-            found = f"{self.mixer!r} and event_features {list(history.event_features)}"
-            raise ValueError(
-                f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got {found}"
-            )
+            rule = "time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap'"
+            found = f"mixer {self.mixer!r} and event_features {list(history.event_features)}"
+            raise ValueError(f"{rule}, got {found}")
         if self.max_positions and not 0 < history.max_length <= self.max_positions:
             rule = f"max_length must be in 1..max_positions {where}"
             raise ValueError(f"{rule}, got {history.max_length} of {self.max_positions}")
