@@ -51,7 +51,7 @@ TESTS: Mapping[str, Sequence[str]] = {
     "ftmamba/data/histories.py": ["tests/data/test_histories.py"],
     "ftmamba/training/losses.py": ["tests/training/test_losses.py"],
     "ftmamba/training/negatives.py": ["tests/training/test_negatives.py"],
-    "ftmamba/training/fused_cross_entropy.py": ["tests/training/test_fused_cross_entropy.py"],
+    "ftmamba/training/fused_cross_entropy.py": ["tests/training/test_losses.py"],
 }
 """Module -> the tests that must fail on its mutants."""
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -490,7 +491,8 @@ def _scalar(value: Any, kind: type) -> Any:
     return number if kind is float else value if isinstance(value, int) else int(number)
 
 
-def _options_of(section: Any) -> dict[str, Any]:
+@cache
+def _options_of(section: Any) -> Mapping[str, Any]:
     hints = get_type_hints(section)
     return {f.name: hints[f.name] for f in fields(section)}
 

@@ -697,7 +697,8 @@ class TowerNetwork(ScanChoice):
         )
         with torch.no_grad():
             tokens_BLD = self.tokenizer.ahead_of_cls(inputs, n_rows).hidden
-            return self._read(nothing, self.tokenizer.finish(tokens_BLD), Part())
+            read = self._read(nothing, self.tokenizer.finish(tokens_BLD), Part())
+        return UserState(*read, nothing.n_events, nothing.last_time)
 
     def observe(
         self, state: UserState, events: TowerInputs, times: Tensor | None = None
@@ -723,23 +724,25 @@ class TowerNetwork(ScanChoice):
             if times is not None:
                 events = _with_gaps(state, events, times, tokenizer.features)
                 last_time_B = _newest(times, lengths, state.last_time).clamp(min=NO_TIME)
-            events = replace(events, history=history.to(next(self.parameters()).dtype))
+            if history.dtype is not self._dtype:
+                events = replace(events, history=history.to(self._dtype))
             tokens_BTD, gaps_BT = tokenizer(events)
             read = self._read(state, self.tokenizer.finish(tokens_BTD), Part(lengths, gaps_BT))
         if lengths is not None:
             last_time_B = torch.where(lengths > 0, last_time_B, state.last_time)
         n_more = history.shape[1] if lengths is None else lengths
-        return replace(read, n_events=state.n_events + n_more, last_time=last_time_B)
+        return UserState(*read, state.n_events + n_more, last_time_B)
 
     def embed(self, state: UserState) -> Tensor:
         """Return the embeddings (B, E) of users as of their state: those of `encode`."""
         self._check_streaming()
         self._check_state(state, len(state))
         with torch.no_grad():
+            last_BD = state.last
             if self.tokenizer.cls is not None:
                 cls_B1D = self.tokenizer.cls.expand(len(state), 1, -1)
-                state = self._read(state, self.tokenizer.finish(cls_B1D), Part())
-            return self.embedding_of(state.last.to(next(self.parameters()).dtype))
+                last_BD = self._read(state, self.tokenizer.finish(cls_B1D), Part())[2]
+            return self.embedding_of(last_BD.to(self._dtype))
 
     def _through(self, layers: Iterable[nn.Module], rows: TokenRows) -> Tensor:
         """Return the tokens (B, L, D) that layers make of tokens."""
@@ -820,11 +823,19 @@ class TowerNetwork(ScanChoice):
                 "is of other users or of another model: start it again"
             )
 
-    def _read(self, state: UserState, tokens_BLD: Tensor, part: Part) -> UserState:
-        """Carry the states on over tokens, for as many users at a time as fit the cache."""
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Type of the parameters of a tower with a scan, found sooner than the first of them."""
+        dtype: torch.dtype = self.layers[0].mixer.D.dtype  # type: ignore[union-attr]
+        return dtype
+
+    def _read(
+        self, state: UserState, tokens_BLD: Tensor, part: Part
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return conv, scan and last after more tokens, for as many users at a time as fit."""
         n_rows, n_tokens, _ = tokens_BLD.shape
         if n_tokens == 0 or n_rows == 0:
-            return state
+            return state.conv, state.scan, state.last
         numbers = self._state_sizes[3] * self._state_sizes[4]
         size = max(1, _NUMBERS_AT_A_TIME // (min(n_tokens, _LEAST_TOKENS_AT_A_TIME) * numbers))
         wide = torch.promote_types(tokens_BLD.dtype, torch.float32)
@@ -833,14 +844,15 @@ class TowerNetwork(ScanChoice):
         for first in range(0, n_rows, size):
             rows = slice(first, first + size)
             some = Part(*(None if values is None else values[rows] for values in part))
-            hidden = tokens_BLD[rows]
-            for index, layer in enumerate(self.layers):
-                kept = state.conv[index, rows].to(wide), state.scan[index, rows].to(wide)
+            hidden, states = tokens_BLD[rows], []
+            before = (x[:, rows].to(wide).unbind() for x in (state.conv, state.scan))
+            for layer, *kept in zip(self.layers, *before, strict=True):
                 hidden, after = layer.advance(hidden, MixerState(*kept), some)  # type: ignore[operator]
-                conv[index, rows], scan[index, rows] = after
+                states.append(after)
+            torch.stack([after.conv for after in states], out=conv[:, rows])
+            torch.stack([after.scan for after in states], out=scan[:, rows])
             newest.append(_newest(hidden, some.lengths, state.last[rows].to(hidden.dtype)))
-        last = newest[0] if len(newest) == 1 else torch.cat(newest)
-        return replace(state, conv=conv, scan=scan, last=last)
+        return conv, scan, newest[0] if len(newest) == 1 else torch.cat(newest)
 
 
 def _index(hidden_BLD: Tensor) -> Tensor:

@@ -186,10 +186,19 @@ def _is_whole(mixer: Any, gaps_BL: Tensor | None) -> bool:
 
 
 def _parameters(mixer: Any) -> MambaParameters:
-    return MambaParameters(
-        mixer.in_proj.weight, mixer.conv1d.weight, mixer.conv1d.bias, mixer.x_proj.weight,
-        mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.A_log, mixer.D, mixer.out_proj.weight,
-    )  # fmt: skip
+    parts, own = mixer._modules, mixer._parameters  # noqa: SLF001 - as above
+    conv, dt = parts["conv1d"]._parameters, parts["dt_proj"]._parameters  # noqa: SLF001
+    try:
+        return MambaParameters(
+            parts["in_proj"]._parameters["weight"], conv["weight"], conv["bias"],  # noqa: SLF001
+            parts["x_proj"]._parameters["weight"], dt["weight"], dt["bias"], own["A_log"],  # noqa: SLF001
+            own["D"], parts["out_proj"]._parameters["weight"],  # noqa: SLF001
+        )  # fmt: skip
+    except KeyError:  # FSDP keeps them elsewhere.
+        return MambaParameters(
+            mixer.in_proj.weight, mixer.conv1d.weight, mixer.conv1d.bias, mixer.x_proj.weight,
+            mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.A_log, mixer.D, mixer.out_proj.weight,
+        )  # fmt: skip
 
 
 def _fuses_with_norm(layer: Any) -> bool:
@@ -337,16 +346,22 @@ class FastSSD:
             return type(self).advance(self, hidden_BLD, state, part)
         gate, xBC, raw = self.in_proj(hidden_BLD[:, 0]).split(self.splits, -1)
         window = torch.cat([state.conv.to(xBC.dtype), xBC[..., None]], 2)
-        total = (window * self.conv1d.weight[:, 0]).sum(2) + self.conv1d.bias
-        u, B, C = F.silu(total).to(state.scan.dtype).split(self.xBC_splits, -1)
+        inputs, taps = window.unbind(2), self.conv1d.weight[:, 0].unbind(1)
+        total = torch.addcmul(self.conv1d.bias, inputs[0], taps[0])
+        for x, tap in zip(inputs[1:], taps[1:], strict=True):
+            total.addcmul_(x, tap)
+        u, B, C = F.silu(total, inplace=True).to(state.scan.dtype).split(self.xBC_splits, -1)
         dt = F.softplus(raw + self.dt_bias)
         if part.gaps is not None and self.gap_weight is not None:
             dt = dt * torch.exp(part.gaps.to(dt.dtype) * self.gap_weight)
-        width = u.shape[1] // self.n_heads
-        decay = torch.exp(-dt * self.A_log.exp()).repeat_interleave(width, 1)[..., None]
-        dtu = dt.repeat_interleave(width, 1) * u
-        scan = torch.addcmul(decay * state.scan, dtu[..., None], B[:, None])
-        y = torch.bmm(scan, C[..., None])[..., 0] + self.D.repeat_interleave(width) * u
+        decay = torch.exp(-dt * self.A_log.exp())[..., None]
+        by_head = (len(u), self.n_heads, -1)
+        u = u.view(by_head)
+        dtu = (dt[..., None] * u).view(len(u), -1, 1)
+        scan = (decay * state.scan.reshape(by_head)).view(state.scan.shape)
+        scan.addcmul_(dtu, B[:, None])
+        y = torch.bmm(scan, C[..., None]).view(by_head)
+        y = torch.addcmul(y, self.D[:, None], u).flatten(1)
         mixed = self.out_proj(self.norm(y.to(gate.dtype), gate))
         return mixed[:, None], type(state)(window[..., 1:], scan)
 
@@ -441,7 +456,7 @@ class FastTower:
     """Methods of `TowerNetwork`."""
 
     def embedding_of(self: Any, pooled: Tensor) -> Tensor:
-        if self.config.normalize_embeddings and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.config.normalize_embeddings:
             embeds: Tensor = self.head(self.norm(pooled))
             if (
                 embeds.dtype == torch.float32

@@ -5,9 +5,13 @@ import pyarrow as pa
 import pytest
 from accelerate import Accelerator
 
+from ftmamba.checkpoint import save_checkpoint
+from ftmamba.comparison import compare, held_out_scorer
 from ftmamba.data.tables import load_tables
+from ftmamba.evaluation import evaluate
 from ftmamba.recipe import recipe_from_dict
-from ftmamba.training.run import split_tables, train
+from ftmamba.results import make_checkpoint
+from ftmamba.training.run import make_protocol, split_tables, train
 
 N_USERS, N_ITEMS, LENGTH = 60, 12, 14
 SMALL = {"hidden_size": 16, "projection_size": 16, "intermediate_size": 32, "state_size": 4}
@@ -71,10 +75,28 @@ def ring_recipe(folder, **training):
     )  # fmt: skip
 
 
+def trained_on(recipe, tables):
+    """Return the split and the trained model."""
+    split = split_tables(tables, recipe)
+    return split, train(recipe, tables, split, Accelerator(cpu=True))
+
+
+def hit_rate(recipe, split, trained):
+    scorer = held_out_scorer(trained, split)
+    protocol = make_protocol(recipe.evaluation)
+    return evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol).mean("HR@1")
+
+
+def saved(folder, recipe, tables, split, trained):
+    """Save the checkpoint of a run; return its folder."""
+    comparison = compare(recipe, tables, split, trained, Accelerator(cpu=True))
+    save_checkpoint(folder, make_checkpoint(recipe, tables, split, trained, comparison))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def walked(tmp_path_factory):
     """A model trained on the ring, with what it was trained from."""
     tables = ring_tables(features=("gap", "weight"))
     recipe = ring_recipe(tmp_path_factory.mktemp("ring"))
-    split = split_tables(tables, recipe)
-    return recipe, tables, split, train(recipe, tables, split, Accelerator(cpu=True))
+    return recipe, tables, *trained_on(recipe, tables)

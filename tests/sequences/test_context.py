@@ -8,24 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from accelerate import Accelerator
 
 from ftmamba import Recommender
-from ftmamba.checkpoint import load_checkpoint, save_checkpoint
-from ftmamba.comparison import compare, held_out_scorer
+from ftmamba.checkpoint import load_checkpoint
 from ftmamba.data.encoded import encode
 from ftmamba.data.histories import histories_of
 from ftmamba.data.tables import load_tables
-from ftmamba.evaluation import evaluate
-from ftmamba.results import make_checkpoint
 from ftmamba.streaming import CheckpointObserver, UserEvent
 from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
-from ftmamba.training.run import make_protocol, split_tables, train
+from ftmamba.training.run import split_tables
 from modeling_ftmamba.configuration_ftmamba import history_of
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 from modeling_ftmamba.processing_ftmamba import Event
 
-from .conftest import ring_recipe
+from .conftest import hit_rate, ring_recipe, saved, trained_on
 
 N_USERS, N_ITEMS, LENGTH = 80, 10, 16
 CHEAP, DEAR = 1000.0, 1500.0
@@ -59,32 +55,16 @@ def forked_tables(features=FEATURES, *, spoil=None):
     )
 
 
-def trained_on(tables, folder, **training):
-    recipe = ring_recipe(folder, **training)
-    split = split_tables(tables, recipe)
-    return recipe, split, train(recipe, tables, split, Accelerator(cpu=True))
-
-
-def hit_rate(recipe, split, trained):
-    scorer = held_out_scorer(trained, split)
-    protocol = make_protocol(recipe.evaluation)
-    return evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol).mean("HR@1")
-
-
 @pytest.fixture(scope="module")
 def forked(tmp_path_factory):
     tables = forked_tables()
-    recipe, split, trained = trained_on(tables, tmp_path_factory.mktemp("forked"))
-    return recipe, tables, split, trained
+    recipe = ring_recipe(tmp_path_factory.mktemp("forked"))
+    return recipe, tables, *trained_on(recipe, tables)
 
 
 @pytest.fixture(scope="module")
 def checkpoint_folder(forked, tmp_path_factory):
-    recipe, tables, split, trained = forked
-    comparison = compare(recipe, tables, split, trained, Accelerator(cpu=True))
-    folder = tmp_path_factory.mktemp("forked") / "run"
-    save_checkpoint(folder, make_checkpoint(recipe, tables, split, trained, comparison))
-    return folder
+    return saved(tmp_path_factory.mktemp("forked") / "run", *forked)
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +85,13 @@ def test_what_comes_next_is_learnt_from_the_context_of_the_last_event(forked):
 
 
 def test_without_the_context_it_is_a_guess_between_two(tmp_path):
-    recipe, split, trained = trained_on(forked_tables(features=("gap",)), tmp_path)
-    assert 0.3 < hit_rate(recipe, split, trained) < 0.7
+    recipe = ring_recipe(tmp_path)
+    assert 0.3 < hit_rate(recipe, *trained_on(recipe, forked_tables(features=("gap",)))) < 0.7
 
 
 def test_rows_with_the_history_before_them_learn_it_too(tmp_path):
-    tables = forked_tables()
-    options = {"sequences": "", "batch_size": 64, "num_epochs": 12}
-    recipe, split, trained = trained_on(tables, tmp_path, **options)
-    assert hit_rate(recipe, split, trained) > 0.9
+    recipe = ring_recipe(tmp_path, sequences="", batch_size=64, num_epochs=12)
+    assert hit_rate(recipe, *trained_on(recipe, forked_tables())) > 0.9
 
 
 def test_scales_are_of_the_training_part_and_travel_with_the_model(forked, checkpoint_folder):

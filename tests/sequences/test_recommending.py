@@ -4,25 +4,15 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
 
 from ftmamba import Recommender
-from ftmamba.checkpoint import save_checkpoint
-from ftmamba.comparison import compare
-from ftmamba.results import make_checkpoint
-from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 
-from .conftest import N_ITEMS
+from .conftest import N_ITEMS, saved
 
 
 @pytest.fixture(scope="module")
 def recommender(walked, tmp_path_factory):
-    recipe, tables, split, trained = walked
-    comparison = compare(recipe, tables, split, trained, Accelerator(cpu=True))
-    folder = tmp_path_factory.mktemp("walked") / "run"
-    save_checkpoint(folder, make_checkpoint(recipe, tables, split, trained, comparison))
-    return Recommender.from_pretrained(folder)
+    return Recommender.from_pretrained(saved(tmp_path_factory.mktemp("walked") / "run", *walked))
 
 
 def best(recommender, history, **columns):
@@ -42,17 +32,6 @@ def test_what_comes_next_follows_from_a_records_history(recommender):
     for item in range(N_ITEMS):
         walk = walked_from(item)
         assert best(recommender, walk, age=30) == f"i{(item + 5) % N_ITEMS:02}"
-
-
-def test_a_known_user_is_read_with_what_was_taken(recommender, walked):
-    _, tables, split, _ = walked
-    users = [tables.user_keys[user] for user in split.test.user_ids]
-    items = [tables.item_keys[item] for item in split.test.item_ids]
-    lists = recommender.recommend_batch(user_keys=users, k=1, exclude_seen=False)
-    assert np.mean([one[0].item_key == item for one, item in zip(lists, items, strict=True)]) > 0.95
-    (one,) = recommender.recommend(user_key=users[0], k=1, exclude_seen=False)
-    assert one.item_key == lists[0][0].item_key
-    assert one.score == pytest.approx(lists[0][0].score, rel=1e-4)
 
 
 def test_events_with_times_are_put_in_their_order_and_others_stay(recommender):
@@ -118,19 +97,6 @@ def test_a_history_that_is_none_is_told(recommender, history, message):
         recommender.recommend(record={"history": history}, k=1)
 
 
-def test_the_pipeline_reads_the_same_histories(recommender):
-    pipe = FTMambaRecommendationPipeline(
-        recommender._model, recommender._extractor, recommender.catalogue, device="cpu",
-        task="recommendation",
-    )  # fmt: skip
-    records = [{"age": 30, "history": ["i03", "i04"]}, {"history": []}, {"age": 41}]
-    expected = recommender.recommend_batch(records=records, k=3)
-    for found, wanted in zip(pipe(records, top_k=3), expected, strict=True):
-        assert [one["item_key"] for one in found] == [one.item_key for one in wanted]
-        scores = [one["score"] for one in found]
-        np.testing.assert_allclose(scores, [one.score for one in wanted], rtol=1e-5)
-
-
 def test_a_history_has_its_share_in_a_score(recommender):
     found = recommender.explain({"age": 30, "history": ["i03", "i04"]}, "i05")
     total = found.baseline_score + sum(found.user.values()) + sum(found.item.values())
@@ -139,17 +105,3 @@ def test_a_history_has_its_share_in_a_score(recommender):
     known = recommender.explain("u1", "i05")
     assert set(known.user) == {"age", "history"}
     assert not math.isnan(known.user["history"])
-
-
-def test_streaming_states_give_the_embeddings_of_histories(recommender):
-    model = recommender._model
-    items_IE = torch.from_numpy(recommender.catalogue.embeddings)
-    walk = torch.arange(6)
-    inputs = recommender._extractor(users=[{"age": 30}])
-    with torch.inference_mode():
-        state = model.start(**inputs)
-        for item in walk:
-            state = model.observe(state, items_IE[item][None, None])
-        streamed = model.embed(state)[0].numpy()
-    whole = recommender.user_embedding({"age": 30, "history": [f"i{item:02}" for item in walk]})
-    np.testing.assert_allclose(streamed, whole, atol=1e-5)

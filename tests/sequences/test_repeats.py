@@ -10,19 +10,18 @@ import torch
 from accelerate import Accelerator
 
 from ftmamba import Recommender
-from ftmamba.checkpoint import load_checkpoint, save_checkpoint
+from ftmamba.checkpoint import load_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
-from ftmamba.comparison import compare, held_out_scorer
+from ftmamba.comparison import held_out_scorer
 from ftmamba.data.interactions import ItemsByUser
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
 from ftmamba.recipe import recipe_from_dict
-from ftmamba.results import make_checkpoint
-from ftmamba.training.run import read_tables, split_tables, train
+from ftmamba.training.run import read_tables
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 from tests.modeling.conftest import COLUMNS, HISTORY, make_batch, make_config, make_events, shake
 
-from .conftest import MODEL, ring_recipe
+from .conftest import MODEL, ring_recipe, saved, trained_on
 
 N_USERS, N_ITEMS, LENGTH, LONGEST = 80, 20, 8, 5
 SCHEMA = {
@@ -62,22 +61,17 @@ def recipe_of(folder, *, repeats, **training):
     return recipe_from_dict(values)
 
 
-def trained_on(recipe):
-    accelerator = Accelerator(cpu=True)
-    tables = read_tables(recipe.data, recipe.schema, accelerator)
-    split = split_tables(tables, recipe)
-    return tables, split, train(recipe, tables, split, accelerator)
+def trained_from_files(recipe):
+    tables = read_tables(recipe.data, recipe.schema, Accelerator(cpu=True))
+    return recipe, tables, *trained_on(recipe, tables)
 
 
 @pytest.fixture(scope="module")
 def unrepeated(tmp_path_factory):
     """A model of people who never take a thing again, with what it was trained from."""
     folder = tmp_path_factory.mktemp("unrepeated")
-    recipe = recipe_of(folder, repeats=False)
-    tables, split, trained = trained_on(recipe)
-    comparison = compare(recipe, tables, split, trained, Accelerator(cpu=True))
-    save_checkpoint(folder / "run", make_checkpoint(recipe, tables, split, trained, comparison))
-    return split, trained, folder / "run"
+    run = trained_from_files(recipe_of(folder, repeats=False))
+    return *run[2:], saved(folder / "run", *run)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +91,8 @@ def test_it_is_below_zero_where_nothing_is_taken_again(unrepeated):
 
 
 def test_it_is_above_zero_where_the_same_is_taken_again_and_again(tmp_path):
-    _, _, trained = trained_on(recipe_of(tmp_path, repeats=True, num_epochs=4, evaluate_every=4))
+    recipe = recipe_of(tmp_path, repeats=True, num_epochs=4, evaluate_every=4)
+    *_, trained = trained_from_files(recipe)
     assert trained.model.repeat_bias > 0.02
 
 
@@ -196,7 +191,7 @@ def test_a_recipe_of_a_model_that_cannot_be_is_refused_in_words(tmp_path, overri
     recipe = recipe_of(tmp_path, repeats=False)
     model = replace(recipe.model, overrides={**recipe.model.overrides, **overrides})
     with pytest.raises(ValueError, match=message):
-        trained_on(replace(recipe, model=model))
+        trained_from_files(replace(recipe, model=model))
 
 
 def test_a_model_without_histories_cannot_have_it():

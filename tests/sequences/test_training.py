@@ -5,25 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ftmamba.comparison import held_out_scorer
 from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import popularity_column
-from ftmamba.evaluation import evaluate
 from ftmamba.training import loop
 from ftmamba.training import objective as objective_module
 from ftmamba.training.fused_cross_entropy import fused_linear_cross_entropy
-from ftmamba.training.run import make_accelerator, make_protocol, split_tables, train
+from ftmamba.training.run import make_accelerator, split_tables, train
 
-from .conftest import N_ITEMS, ring_recipe, ring_tables
-
-
-def hit_rate(recipe, split, trained):
-    scorer = held_out_scorer(trained, split)
-    protocol = make_protocol(recipe.evaluation)
-    return evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol).mean("HR@1")
+from .conftest import N_ITEMS, hit_rate, ring_recipe, ring_tables, trained_on
 
 
 @pytest.mark.parametrize(
@@ -42,9 +33,7 @@ def hit_rate(recipe, split, trained):
 def test_what_comes_next_is_learnt_and_foretold(tmp_path, training):
     tables = ring_tables(with_profile="sequences" in training)
     recipe = ring_recipe(tmp_path, **training)
-    split = split_tables(tables, recipe)
-    trained = train(recipe, tables, split, Accelerator(cpu=True))
-    assert hit_rate(recipe, split, trained) > 0.95
+    assert hit_rate(recipe, *trained_on(recipe, tables)) > 0.95
 
 
 @pytest.fixture
@@ -93,7 +82,7 @@ def test_what_is_left_out_is_what_was_taken_before_each_target(tmp_path, monkeyp
         num_epochs=1,
         evaluate_every=1,
     )
-    train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+    trained_on(recipe, tables)
     assert found
     for targets_M, before in found:
         for target, window, n_before in zip(targets_M, before.lists, before.lengths, strict=True):
@@ -135,27 +124,29 @@ def test_a_loss_that_is_not_finite_stops_with_the_users_whose_histories_made_it(
     tables = ring_tables()
     recipe = ring_recipe(tmp_path, learning_rate=1e30, max_grad_norm=0.0, warmup_fraction=0.0)
     with pytest.raises(ValueError, match=r"not finite .*the embeddings of user rows"):
-        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+        trained_on(recipe, tables)
+
+
+def with_columns(**columns):
+    """Return the ring with other columns of a table."""
+    tables = ring_tables()
+    changed = {
+        name: dataclasses.replace(getattr(tables.schema, name), columns=one)
+        for name, one in columns.items()
+    }
+    return dataclasses.replace(tables, schema=dataclasses.replace(tables.schema, **changed))
 
 
 def test_sequences_learn_beside_popularity_as_of_their_own_times(tmp_path):
-    tables = ring_tables()
-    items = tables.schema.items
-    columns = (*items.columns, popularity_column(7))
-    schema = dataclasses.replace(tables.schema, items=dataclasses.replace(items, columns=columns))
-    tables = dataclasses.replace(tables, schema=schema)
+    columns = (*ring_tables().schema.items.columns, popularity_column(7))
+    tables = with_columns(items=columns)
     recipe = ring_recipe(tmp_path, loss={"name": "full_softmax", "time_buckets": 3})
-    split = split_tables(tables, recipe)
-    trained = train(recipe, tables, split, Accelerator(cpu=True))
-    assert hit_rate(recipe, split, trained) > 0.9
+    assert hit_rate(recipe, *trained_on(recipe, tables)) > 0.9
 
 
 def test_sequences_without_a_history_are_told(tmp_path):
-    tables = ring_tables()
-    users = tables.schema.users
-    kept = tuple(column for column in users.columns if column.kind != "history")
-    schema = dataclasses.replace(tables.schema, users=dataclasses.replace(users, columns=kept))
-    tables = dataclasses.replace(tables, schema=schema)
+    columns = ring_tables().schema.users.columns
+    tables = with_columns(users=tuple(one for one in columns if one.kind != "history"))
     recipe = ring_recipe(tmp_path)
     with pytest.raises(ValueError, match="needs a column of kind 'history'"):
-        train(recipe, tables, split_tables(tables, recipe), Accelerator(cpu=True))
+        trained_on(recipe, tables)

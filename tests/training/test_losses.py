@@ -1,10 +1,14 @@
-"""Losses of positions: equal to their definitions in float64, in memory for a chunk."""
+"""Losses of positions: equal to their definitions in float64, in memory for a chunk.
+
+The softmax over all items comes last: fused, and equal to the plain one.
+"""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ftmamba.training import losses as losses_module
 from ftmamba.training.fused_cross_entropy import fused_linear_cross_entropy
@@ -18,7 +22,7 @@ from ftmamba.training.losses import (
     sampled_softmax_loss,
     squared_loss,
 )
-from ftmamba.training.negatives import NegativeSampler
+from ftmamba.training.negatives import NegativeSampler, SeenItems
 
 M, N, D, S = 23, 11, 5, 6
 
@@ -38,6 +42,30 @@ def case(generator):
     return queries_MD, items_ND, torch.randint(N, (M,), generator=generator)
 
 
+@pytest.fixture(name="weights_M")
+def _weights_of_positions(generator):
+    """Weights of the positions, one of them 0."""
+    weights_M = torch.rand(M, generator=generator, dtype=torch.float64)
+    weights_M[4] = 0
+    return weights_M
+
+
+@pytest.fixture
+def seen(generator):
+    """Items that positions have seen, some of them twice; of which their targets are some."""
+    items_BT = torch.randint(N, (4, 6), generator=generator)
+    items_BT[0, :3] = items_BT[0, 0]
+    return SeenItems(items_BT, torch.arange(M) % 4, torch.arange(M) % 7)
+
+
+def seen_mask(seen, targets_M):
+    mask_MN = torch.zeros(M, N, dtype=torch.bool)
+    for m in range(M):
+        mask_MN[m, seen.items[seen.lists[m], : seen.lengths[m]]] = True
+    assert mask_MN[torch.arange(M), targets_M].any()
+    return mask_MN
+
+
 @pytest.fixture(params=["shared", "of each position"])
 def rows(request, generator):
     shape = (S,) if request.param == "shared" else (M, S)
@@ -50,6 +78,7 @@ def numbers_at_once(request, monkeypatch):
 
 
 def assert_same_with_gradients(found, wanted, tensors, **tolerance):
+    tolerance = tolerance or {"rtol": 1e-12, "atol": 1e-14}
     torch.testing.assert_close(found, wanted, **tolerance)
     for one, other in zip(
         torch.autograd.grad(3 * found, tensors),
@@ -135,9 +164,7 @@ def test_in_batch_is_a_softmax_over_the_other_positions_targets(
     logits_MM = queries_MD @ items_ND[targets_M].T - log_q_N[targets_M]
     excluded_MM = (targets_M[:, None] == targets_M) | seen_MN[:, targets_M]
     excluded_MM.fill_diagonal_(False)
-    wanted = torch.nn.functional.cross_entropy(
-        logits_MM.masked_fill(excluded_MM, -torch.inf), torch.arange(M)
-    )
+    wanted = F.cross_entropy(logits_MM.masked_fill(excluded_MM, -torch.inf), torch.arange(M))
     distinct_S, counts_S = targets_M.unique(return_counts=True)
     negatives = Negatives(
         distinct_S,
@@ -246,6 +273,169 @@ def test_no_position_is_no_loss_and_no_gradient(name):
 
 
 def test_a_mean_in_chunks_takes_gradients_only_where_they_are_wanted():
-    rows_MD, shared_D = torch.randn(7, 3), torch.randn(3, requires_grad=True)
+    rows_MD = torch.randn(7, 3, dtype=torch.float64)
+    shared_D = torch.randn(3, dtype=torch.float64, requires_grad=True)
     found = mean_in_chunks(lambda x, w: (x * w).sum(1) ** 2, (rows_MD,), (shared_D,), chunk=3)
     assert_same_with_gradients(found, ((rows_MD * shared_D).sum(1) ** 2).mean(), (shared_D,))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, 23, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_fused_loss_is_the_plain_one_with_its_gradients(
+    case, weights_M, chunk, smoothing, weighted
+):
+    queries_MD, items_ND, targets_M = case
+    plain_M = F.cross_entropy(
+        queries_MD @ items_ND.T, targets_M, label_smoothing=smoothing, reduction="none"
+    )
+    wanted = (plain_M * weights_M if weighted else plain_M).mean()
+    options = {"label_smoothing": smoothing, "weights_M": weights_M if weighted else None}
+    found = fused_linear_cross_entropy(queries_MD, targets_M, items_ND, chunk=chunk, **options)
+    assert_same_with_gradients(found, wanted, (queries_MD, items_ND))
+
+
+def test_items_may_stand_for_several(case, generator):
+    queries_MD, items_ND, targets_M = case
+    log_weights_N = torch.randn(N, generator=generator, dtype=torch.float64)
+    wanted = F.cross_entropy(queries_MD @ items_ND.T + log_weights_N, targets_M)
+    found = fused_linear_cross_entropy(
+        queries_MD, targets_M, items_ND, log_weights_I=log_weights_N, chunk=6
+    )
+    assert_same_with_gradients(found, wanted, (queries_MD, items_ND))
+
+
+def test_large_logits_do_not_overflow(case):
+    queries_MD, items_ND, targets_M = (one.detach() for one in case)
+    queries_MD = (queries_MD * 1e4).float().requires_grad_()
+    items_ND = items_ND.float().requires_grad_()
+    found = fused_linear_cross_entropy(queries_MD, targets_M, items_ND)
+    wanted = F.cross_entropy(queries_MD @ items_ND.T, targets_M)
+    assert_same_with_gradients(found, wanted, (queries_MD, items_ND), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_is_computed_in_float32_also_under_autocast(case):
+    queries_MD, items_ND, targets_M = (one.detach() for one in case)
+    halves = [one.bfloat16().requires_grad_() for one in (queries_MD, items_ND)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused_linear_cross_entropy(halves[0], targets_M, halves[1])
+    wanted = F.cross_entropy(halves[0].float() @ halves[1].float().T, targets_M)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert [one.dtype for one in torch.autograd.grad(found, halves)] == [torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_seen_items_are_left_out_and_a_target_stays(case, weights_M, seen, chunk, weighted):
+    queries_MD, items_ND, targets_M = case
+    excluded_MN = seen_mask(seen, targets_M)
+    assert not excluded_MN[seen.lengths == 0].any()
+    excluded_MN[torch.arange(M), targets_M] = False
+    logits_MN = (queries_MD @ items_ND.T).masked_fill(excluded_MN, -torch.inf)
+    plain_M = F.cross_entropy(logits_MN, targets_M, reduction="none")
+    weights_M = weights_M if weighted else torch.ones_like(weights_M)
+    found = fused_linear_cross_entropy(
+        queries_MD, targets_M, items_ND, weights_M=weights_M, seen=seen, chunk=chunk
+    )
+    assert_same_with_gradients(found, (plain_M * weights_M).mean(), (queries_MD, items_ND))
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("start", [0.0, -2.5])
+def test_seen_items_get_a_bias_which_is_learned(case, weights_M, seen, chunk, smoothing, start):
+    queries_MD, items_ND, targets_M = case
+    bias = torch.tensor([start], dtype=torch.float64, requires_grad=True)
+    seen_MN = seen_mask(seen, targets_M)
+    logits_MN = queries_MD @ items_ND.T + bias * seen_MN
+    plain_M = F.cross_entropy(logits_MN, targets_M, reduction="none", label_smoothing=smoothing)
+    options = {"label_smoothing": smoothing, "weights_M": weights_M, "chunk": chunk}
+    found = fused_linear_cross_entropy(
+        queries_MD, targets_M, items_ND, seen=seen, repeat_bias=bias, **options
+    )
+    assert_same_with_gradients(found, (plain_M * weights_M).mean(), (queries_MD, items_ND, bias))
+
+
+def test_windows_without_events_leave_nothing_out(case):
+    queries_MD, items_ND, targets_M = case
+    nothing = SeenItems(
+        torch.empty(4, 0, dtype=torch.int64), targets_M % 4, torch.zeros_like(targets_M)
+    )
+    assert fused_linear_cross_entropy(
+        queries_MD, targets_M, items_ND, seen=nothing
+    ) == fused_linear_cross_entropy(queries_MD, targets_M, items_ND)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.3}, {"log_weights_I": -1.0}])
+@pytest.mark.parametrize("bias", ["nothing seen", None, -1.5])
+@pytest.mark.parametrize("chunk", [None, 128])
+def test_products_in_bfloat16_are_right_but_for_rounding(generator, options, bias, chunk):
+    queries_MD, items_ND = (
+        torch.randn(*shape, generator=generator).requires_grad_()
+        for shape in ((400, 16), (300, 16))
+    )
+    tensors, options = [queries_MD, items_ND], dict(options)
+    targets_M = torch.randint(300, (400,), generator=generator)
+    if "log_weights_I" in options:
+        options["log_weights_I"] = torch.linspace(-1, 1, 300)
+    if bias != "nothing seen":
+        lists = torch.randint(300, (8, 50), generator=generator)
+        options["seen"] = SeenItems(lists, torch.arange(400) // 50, torch.arange(400) % 50)
+    if isinstance(bias, float):
+        options["repeat_bias"] = torch.tensor([bias], requires_grad=True)
+        tensors.append(options["repeat_bias"])
+    wanted, found = (
+        fused_linear_cross_entropy(
+            queries_MD, targets_M, items_ND, products_in=kind, chunk=size, **options
+        )
+        for kind, size in ((None, None), (torch.bfloat16, chunk))
+    )
+    assert found.dtype == torch.float32
+    assert found != wanted
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+    gradients = (torch.autograd.grad(loss, tensors) for loss in (found, wanted))
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+def test_without_gradients_the_loss_is_the_same_and_nothing_is_kept(case):
+    queries_MD, items_ND, targets_M = case
+    with_gradient = fused_linear_cross_entropy(queries_MD, targets_M, items_ND)
+    with torch.no_grad():
+        without = fused_linear_cross_entropy(queries_MD, targets_M, items_ND)
+    assert without.grad_fn is None
+    assert without.item() == with_gradient.item()
+
+
+def test_no_tensor_is_as_large_as_all_logits():
+    """Seen through the allocations that torch's profiler counts."""
+    queries_MD = torch.randn(4000, 8, requires_grad=True)
+    items_ND = torch.randn(1000, 8, requires_grad=True)
+    targets_M = torch.randint(1000, (4000,))
+
+    def largest(loss_of):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            loss_of().backward()
+        return max(event.cpu_memory_usage for event in profile.events())
+
+    n_bytes = 4000 * 1000 * 4
+    assert largest(lambda: F.cross_entropy(queries_MD @ items_ND.T, targets_M)) >= n_bytes
+    fused = largest(lambda: fused_linear_cross_entropy(queries_MD, targets_M, items_ND, chunk=400))
+    assert fused <= n_bytes / 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
+        ({"chunk": 0}, "chunk must be at least 1 position, got 0"),
+        ({"repeat_bias": torch.zeros(1)}, "needs `seen`"),
+        ({"label_smoothing": 0.1, "log_weights_I": torch.zeros(N)}, "and log_weights_I over some"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(case, options, message):
+    queries_MD, items_ND, targets_M = case
+    with pytest.raises(ValueError, match=message):
+        fused_linear_cross_entropy(queries_MD, targets_M, items_ND, **options)
