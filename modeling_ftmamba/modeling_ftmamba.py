@@ -125,11 +125,7 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
 
     def __init__(self, config: FTMambaConfig) -> None:
         super().__init__(config)
-        self.user_tower = FTMambaTowerModel(config.tower("user"), "user")
-        self.item_tower = FTMambaTowerModel(config.tower("item"), "item")
-        # Shape (1,): FSDP2 refuses parameters without a dimension.
-        self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
-        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
+        self._build(config, FTMambaTowerModel)
         self.post_init()
         attach_kernels(self)
 
@@ -156,9 +152,8 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
     ) -> FTMambaTwoTowerOutput:
         """Score every given user against every given item.
 
-        `TowerInputs` describes the tensors. The labels, int64 (U,), are the rows of the given items
-        that the users took; with them the loss is the softmax cross-entropy over these items. The
-        training library has other objectives, and corrects this one for how items were drawn.
+        The labels, int64 (U,), are the rows of the given items that the users took; with them the
+        loss is the softmax cross-entropy over these items. The training library has others.
         """
         items_IE = self.get_item_embeddings(
             item_numeric=item_numeric, item_category_ids=item_category_ids,

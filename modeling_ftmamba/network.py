@@ -675,12 +675,7 @@ class TowerNetwork(ScanChoice):
         return F.normalize(embeds, dim=-1) if self.config.normalize_embeddings else embeds
 
     def start(self, inputs: TowerInputs, n_rows: int | None = None) -> UserState:
-        """Return the state of users before any event.
-
-        Args:
-            inputs: the users' records.
-            n_rows: number of users, where the tower has no columns but the history; 1 by default.
-        """
+        """Return the state of users, of one or `n_rows` without columns, before any event."""
         self._check_streaming()
         if n_rows is not None:
             inputs = replace(inputs, history=self._no_events(n_rows))
@@ -703,14 +698,11 @@ class TowerNetwork(ScanChoice):
     def observe(
         self, state: UserState, events: TowerInputs, times: Tensor | None = None
     ) -> UserState:
-        """Return the state of users after more events.
+        """Return the state of users after more events; a user may have none.
 
-        Args:
-            state: before them.
-            events: history, history_lengths (a user may have none) and event_features.
-            times: int64 (B, T), UTC epoch seconds, negative for none. The feature `gap` is made of
-                them, from the state on; an event older than the one before it is refused. Without
-                them the state forgets the time of its last event.
+        `times`, int64 (B, T), are UTC epoch seconds, negative for none. The feature `gap` is made
+        of them; an event older than the one before it is refused. Without them the state forgets
+        the time of its last event.
         """
         tokenizer = self._check_streaming()
         events = tokenizer.checked(events)
@@ -752,10 +744,7 @@ class TowerNetwork(ScanChoice):
         return hidden_BLD
 
     def _checked(self, inputs: TowerInputs) -> tuple[TowerInputs, int]:
-        """Return inputs that fit the columns, and the number of rows.
-
-        No history becomes an empty one; a history takes the type of the parameters.
-        """
+        """Return inputs that fit the columns, an empty history for none, and the number of rows."""
         self.tokenizer.check(inputs, self.name)
         sizes = {name: len(getattr(inputs, name)) for name in self.tokenizer.columns}
         history, lengths = inputs.history, inputs.history_lengths
@@ -789,17 +778,12 @@ class TowerNetwork(ScanChoice):
 
     @cached_property
     def _state_sizes(self) -> tuple[int, int, int, int, int]:
-        """Layers, convolved channels, tokens kept, inner channels and numbers of state of each.
-
-        Looked up once, for a config is slow to read.
-        """
+        """Layers, convolved channels, tokens kept, inner channels, state of each; read once."""
         config = self.config
         self._history_tokens("streaming states", ("cls", "last"))
         if config.mixer == "attention" or config.max_positions:
-            raise ValueError(
-                f"a state of one size needs mixer 'mamba' or 'ssd' and no max_positions, got "
-                f"{config.mixer!r} and {config.max_positions}"
-            )
+            rule = "a state of one size needs mixer 'mamba' or 'ssd' and no max_positions"
+            raise ValueError(f"{rule}, got {config.mixer!r} and {config.max_positions}")
         inner, n_state = config.inner_size, config.state_size
         convolved = inner + 2 * n_state if config.mixer == "ssd" else inner
         return config.num_hidden_layers, convolved, config.conv_kernel - 1, inner, n_state
@@ -818,15 +802,14 @@ class TowerNetwork(ScanChoice):
     def _check_state(self, state: UserState, n_rows: int) -> None:
         found = tuple(state.conv.shape), tuple(state.scan.shape)
         if found != (wanted := self._state_shapes(n_rows)):
-            raise ValueError(
-                f"a state of {n_rows} users of this model has tensors of {wanted}, got {found}; it "
-                "is of other users or of another model: start it again"
-            )
+            rule = f"a state of {n_rows} users of this model has tensors of {wanted}, got {found}"
+            raise ValueError(f"{rule}; it is of other users or of another model: start it again")
 
     @property
     def _dtype(self) -> torch.dtype:
         """Type of the parameters of a tower with a scan, found sooner than the first of them."""
-        dtype: torch.dtype = self.layers[0].mixer.D.dtype  # type: ignore[union-attr]
+        first: Any = self.layers[0]
+        dtype: torch.dtype = first.mixer.D.dtype
         return dtype
 
     def _read(
@@ -847,7 +830,7 @@ class TowerNetwork(ScanChoice):
             hidden, states = tokens_BLD[rows], []
             before = (x[:, rows].to(wide).unbind() for x in (state.conv, state.scan))
             for layer, *kept in zip(self.layers, *before, strict=True):
-                hidden, after = layer.advance(hidden, MixerState(*kept), some)  # type: ignore[operator]
+                hidden, after = layer.advance(hidden, MixerState(*kept), some)
                 states.append(after)
             torch.stack([after.conv for after in states], out=conv[:, rows])
             torch.stack([after.scan for after in states], out=scan[:, rows])
@@ -906,8 +889,13 @@ class TwoTowerNetwork(ScanChoice):
     config: Any
     user_tower: TowerNetwork
     item_tower: TowerNetwork
-    log_temperature: nn.Parameter
-    repeat_bias: nn.Parameter | None
+
+    def _build(self, config: FTMambaConfig, tower_class: type[Any]) -> None:
+        self.user_tower = tower_class(config.tower("user"), "user")
+        self.item_tower = tower_class(config.tower("item"), "item")
+        # Shape (1,): FSDP2 refuses parameters without a dimension.
+        self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
+        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
 
     @property
     def temperature(self) -> Tensor:
@@ -982,10 +970,7 @@ class TwoTowers(TwoTowerNetwork):
     def __init__(self, config: FTMambaConfig) -> None:
         super().__init__()
         self.config = config
-        self.user_tower = Tower(config.tower("user"), "user")
-        self.item_tower = Tower(config.tower("item"), "item")
-        self.log_temperature = nn.Parameter(torch.empty(1))
-        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
+        self._build(config, Tower)
         attach_kernels(self)
 
     @property
