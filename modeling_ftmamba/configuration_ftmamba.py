@@ -503,17 +503,11 @@ class FTMambaConfig(FTMambaArchitecture):
         **architecture: Any,
     ) -> "FTMambaConfig":
         """Build a config from both towers' columns, fields of their own, and shared fields."""
-        sections = {
-            "user_tower": (user_tower, user_columns),
-            "item_tower": (item_tower, item_columns),
-        }
-        for name, (section, _) in sections.items():
-            if "columns" in (section or {}):
-                raise ValueError(f"{name} holds columns beside those of from_columns; give one")
-        towers = {
-            name: {**(own or {}), "columns": given} for name, (own, given) in sections.items()
-        }
-        return cls(**towers, **architecture)
+        if "columns" in {**(user_tower or {}), **(item_tower or {})}:
+            raise ValueError("a tower holds columns beside those of from_columns; give one")
+        user = {**(user_tower or {}), "columns": user_columns}
+        item = {**(item_tower or {}), "columns": item_columns}
+        return cls(user_tower=user, item_tower=item, **architecture)
 
     def tower(self, name: str) -> FTMambaTowerConfig:
         """Return the config of the `user` or `item` tower, shared values filled in."""

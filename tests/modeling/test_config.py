@@ -134,7 +134,7 @@ def test_sections_of_their_own_join_the_columns_and_columns_come_once():
     config = FTMambaConfig.from_columns(COLUMNS, [], item_tower={"hidden_size": 24})
     assert config.user_tower == {"columns": COLUMNS}
     assert config.item_tower == {"hidden_size": 24, "columns": []}
-    with pytest.raises(ValueError, match="user_tower holds columns beside"):
+    with pytest.raises(ValueError, match="holds columns beside"):
         FTMambaConfig.from_columns([], [], user_tower={"columns": []})
 
 
