@@ -27,30 +27,23 @@ logger = logging.get_logger(__name__)
 
 PADDING_ID, MISSING_ID, UNSEEN_ID, N_SPECIAL_IDS = 0, 1, 2, 3
 HISTORY = "history"
-GAP = "gap"
-"""The event feature that a scan may decay with: log(1 + seconds since the event before)."""
+GAP = "gap"  # what a scan may decay with: log(1 + seconds since the event before)
 KINDS = ("numeric", "categorical", "categories", "timestamp", "vector", HISTORY)
 SCALINGS = ("standard", "quantile", "none")
-EVENT_FEATURES = (GAP, "weight")
-"""What an event feature may be; any other name is a numeric column of the interactions."""
-EVENT_KEYS = ("item", "time", "weight")
-"""The keys of any event given as a dict."""
+EVENT_FEATURES = (GAP, "weight")  # any other name is a numeric column of the interactions
+EVENT_KEYS = ("item", "time", "weight")  # of any event given as a dict
+# Standardised time, then sine and cosine of the hour of day, day of week and day of year.
 TIMESTAMP_DIMENSION = 7
-"""Standardised time, then sine and cosine of the hour of day, day of week and day of year."""
 TENSOR_OF_KIND = {
     "numeric": "numeric", "categorical": "category_ids", "categories": "set_ids",
     "timestamp": "dense", "vector": "dense",
 }  # fmt: skip
 
-LARGEST_CONTEXT = 1e30
-"""Bound of a number in a column of the interactions that is an event feature."""
-SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 2 * LARGEST_CONTEXT
-"""Bounds of a standard deviation that numbers are divided by, in 32 bits."""
-MOST_COLUMNS, MOST_SLOTS = 4096, 2**16
-"""Columns of a tower, and their slots together in the tensors of one record."""
+LARGEST_CONTEXT = 1e30  # of a number in a column of the interactions that is an event feature
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 2 * LARGEST_CONTEXT  # of a standard deviation, in 32 bits
+MOST_COLUMNS, MOST_SLOTS = 4096, 2**16  # of a tower; slots together in the tensors of a record
 MOST_IDS = 2**31 - 1
-MOST_NAME = 1000
-"""Characters of a column's name."""
+MOST_NAME = 1000  # characters of a column's name
 
 # Which kinds of column read an option; the others of a column are read by all.
 _KINDS_READING = {
@@ -523,20 +516,17 @@ class FTMambaConfig(FTMambaArchitecture):
     def _section(self, name: str) -> dict[str, Any]:
         return getattr(self, f"{name}_tower") or {}
 
-    def validate_scores(self) -> None:
-        """Check the temperature, and that there are histories where a repeat bias is learned."""
-        _check("temperature", self.temperature, self.temperature > 0, "> 0")
-        if self.repeat_bias and history_of(self.tower("user").parsed_columns()) is None:
-            raise ValueError("repeat_bias needs a column of kind 'history' in user_tower")
-
     def validate_towers(self) -> None:
-        """Check both sections; an error names the tower."""
+        """Check the temperature and both sections; an error names the tower."""
+        _check("temperature", self.temperature, self.temperature > 0, "> 0")
         for name in TOWERS:
             if "projection_size" in self._section(name):
                 raise ValueError(f"{name}_tower sets projection_size, which both towers share")
             history = history_of(self.tower(name).parsed_columns())
             if name == "item" and history is not None:
                 raise ValueError(f"item_tower: history {history.name!r} must be in user_tower")
+            if name == "user" and history is None and self.repeat_bias:
+                raise ValueError("repeat_bias needs a column of kind 'history' in user_tower")
 
     def refuse_unread(self) -> None:
         """Raise ValueError for an option that departs from its default and has no effect.

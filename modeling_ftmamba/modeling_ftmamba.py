@@ -18,24 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
-from .mixers import MambaMixer, SSDMixer
-from .network import (
-    TOKENS_OF_TENSOR,
-    FeatureTokenizer,
-    FTMambaLayer,
-    HistoryTokens,
-    NumericEmbedding,
-    TowerInputs,
-    TowerNetwork,
-    TwoTowerNetwork,
-    attach_kernels,
-)
-
-# The modules that initialise their own parameters and buffers.
-OWN_MODULES: tuple[type[Any], ...] = (
-    MambaMixer, SSDMixer, FeatureTokenizer, HistoryTokens, *TOKENS_OF_TENSOR.values(),
-    NumericEmbedding,
-)  # fmt: skip
+from .network import FTMambaLayer, TowerInputs, TowerNetwork, TwoTowerNetwork, attach_kernels
 
 
 @dataclass
@@ -80,10 +63,8 @@ class FTMambaPreTrainedModel(PreTrainedModel):
         return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, OWN_MODULES):
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear) and self.config.initializer_range:
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, nn.Linear) and self.config.initializer_range:
             init.normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -95,8 +76,10 @@ class FTMambaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, FTMambaTwoTowerModel):
-            module.reset_scores()
+        elif hasattr(module, "reset_parameters") and not isinstance(
+            module, nn.Embedding | nn.EmbeddingBag
+        ):  # The tables are drawn by the modules that hold them.
+            module.reset_parameters()
 
 
 class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
@@ -129,7 +112,7 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
         self.post_init()
         attach_kernels(self)
 
-    def reset_scores(self) -> None:
+    def reset_parameters(self) -> None:
         """Start from the config's temperature, and from no difference between items."""
         init.constant_(self.log_temperature, math.log(self.config.temperature))
         if self.repeat_bias is not None:

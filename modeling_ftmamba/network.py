@@ -113,10 +113,8 @@ def _init_table(table: Tensor, bias: Tensor | None, first_C: Tensor, std: float)
     weight = weight.normal_(std=std) if std else weight.uniform_(-bound, bound)
     weight[(first_C[:, None] + torch.arange(N_SPECIAL_IDS)).flatten()] = 0.0
     init.copy_(table, weight)
-    if bias is not None and std:
-        init.zeros_(bias)
-    elif bias is not None:
-        _init_uniform(bias.shape[-1], bias)
+    if bias is not None:
+        init.zeros_(bias) if std else _init_uniform(bias.shape[-1], bias)
 
 
 class NumericEmbedding(nn.Module):
@@ -476,17 +474,6 @@ class FeatureTokenizer(nn.Module):
         dropped: Tensor = self.dropout(tokens)
         return dropped if self.norm is None else self.norm(dropped)
 
-    def check(self, inputs: TowerInputs, tower: str) -> None:
-        """Raise ValueError for a tensor that is absent, superfluous or of another width."""
-        for name in TOKENS_OF_TENSOR:
-            columns, tensor = self.columns.get(name, []), getattr(inputs, name)
-            width = sum(column.width for column in columns)
-            got = None if tensor is None else tuple(tensor.shape)
-            if (got is None and width) or (got is not None and (len(got) != 2 or got[1] != width)):
-                names = ", ".join(column.name for column in columns) or "none"
-                rule = f"the {tower} tower's tensor {name!r} must have shape (records, {width})"
-                raise ValueError(f"{rule} for the columns: {names}; got {got}")
-
 
 class FTMambaLayer(nn.Module):
     """One residual layer: a mixer, then for attention, or if asked for, a feed-forward."""
@@ -745,7 +732,14 @@ class TowerNetwork(ScanChoice):
 
     def _checked(self, inputs: TowerInputs) -> tuple[TowerInputs, int]:
         """Return inputs that fit the columns, an empty history for none, and the number of rows."""
-        self.tokenizer.check(inputs, self.name)
+        for name in TOKENS_OF_TENSOR:
+            columns, tensor = self.tokenizer.columns.get(name, []), getattr(inputs, name)
+            width = sum(column.width for column in columns)
+            got = None if tensor is None else tuple(tensor.shape)
+            if width if got is None else len(got) != 2 or got[1] != width:
+                names = ", ".join(column.name for column in columns) or "none"
+                rule = f"the {self.name} tower's tensor {name!r} must have shape (records, {width})"
+                raise ValueError(f"{rule} for the columns: {names}; got {got}")
         sizes = {name: len(getattr(inputs, name)) for name in self.tokenizer.columns}
         history, lengths = inputs.history, inputs.history_lengths
         if self.tokenizer.history is None:
