@@ -88,13 +88,25 @@ def selective_scan(
     C_BLN: Tensor,
     state_BEN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `selective_scan_reference` in fewer and larger steps.
+    """Compute `selective_scan_reference`, decays and outputs of many tokens at once.
 
     On a GPU it is the kernel of the Hub or of mamba_ssm, where Transformers finds one.
     """
     if u_BLE.is_cuda and state_BEN is None and u_BLE.dtype is not torch.float64 and u_BLE.numel():
         return _scan_by_kernel(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN)
-    return _scan_in_parts(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
+    u, dt, A, B, C, state_BEN = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
+    size = max(16, _NUMBERS_AT_A_TIME // max(1, state_BEN.numel()))
+    outputs = [u[:, :0]]
+    for parts in zip(*(x.split(size, 1) for x in (dt, dt * u, B, C)), strict=True):
+        dt_LBE, dtu_LBE, B_LBN, C_LBN = (x.transpose(0, 1) for x in parts)
+        decay_LBEN = torch.exp(dt_LBE[..., None] * A)
+        added_LBEN = dtu_LBE[..., None] * B_LBN[:, :, None]
+        states = [added_LBEN[:0]]
+        for decay_BEN, added_BEN in zip(decay_LBEN.unbind(), added_LBEN.unbind(), strict=True):
+            state_BEN = torch.addcmul(added_BEN, decay_BEN, state_BEN)
+            states.append(state_BEN[None])
+        outputs.append((torch.cat(states) @ C_LBN[..., None])[..., 0].transpose(0, 1))
+    return torch.cat(outputs, 1).to(u_BLE.dtype), state_BEN
 
 
 @_in_wide_types
@@ -160,30 +172,6 @@ def _decay(exponent: Tensor) -> Tensor:
     return exponent.clamp(min=_LOWEST_EXPONENT).exp()
 
 
-def _scan_in_parts(
-    u_BLE: Tensor,
-    dt_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    state_BEN: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute decays and outputs of many tokens at once, and the states between them in turn."""
-    u, dt, A, B, C, state_BEN = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
-    size = max(16, _NUMBERS_AT_A_TIME // max(1, state_BEN.numel()))
-    outputs = [u[:, :0]]
-    for parts in zip(*(x.split(size, 1) for x in (dt, dt * u, B, C)), strict=True):
-        dt_LBE, dtu_LBE, B_LBN, C_LBN = (x.transpose(0, 1) for x in parts)
-        decay_LBEN = torch.exp(dt_LBE[..., None] * A)
-        added_LBEN = dtu_LBE[..., None] * B_LBN[:, :, None]
-        states = [added_LBEN[:0]]
-        for decay_BEN, added_BEN in zip(decay_LBEN.unbind(), added_LBEN.unbind(), strict=True):
-            state_BEN = torch.addcmul(added_BEN, decay_BEN, state_BEN)
-            states.append(state_BEN[None])
-        outputs.append((torch.cat(states) @ C_LBN[..., None])[..., 0].transpose(0, 1))
-    return torch.cat(outputs, 1).to(u_BLE.dtype), state_BEN
-
-
 def _scan_by_kernel(
     u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -198,7 +186,8 @@ def _scan_function() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return mamba_ssm's `selective_scan_fn` as Transformers finds it, or plain torch behind it."""
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **_: Any) -> Any:
-        y_BLE, state_BEN = _scan_in_parts(u.mT, delta.mT, A, B.mT, C.mT, None)
+        nothing = A.new_zeros(len(u), *A.shape)
+        y_BLE, state_BEN = selective_scan(u.mT, delta.mT, A, B.mT, C.mT, nothing)
         return y_BLE.mT, state_BEN
 
     try:
