@@ -25,8 +25,16 @@ from ftmamba.evaluation import (
     results_table,
     tune,
 )
-from ftmamba.evaluation.baselines import EASE, IALS, Baseline, FittedBaseline, ItemKNN, Markov
-from ftmamba.evaluation.tuning import BASELINES, GRIDS
+from ftmamba.evaluation.baselines import (
+    BASELINES,
+    EASE,
+    GRIDS,
+    IALS,
+    Baseline,
+    FittedBaseline,
+    ItemKNN,
+    Markov,
+)
 
 CHOSEN: Mapping[str, Mapping[str, Baseline]] = {
     "A": {"item-knn": ItemKNN(200, 50), "ease": EASE(500), "ials": IALS(32, 30.0, 5.0)},

@@ -28,9 +28,9 @@ from ftmamba.evaluation import (
     paired_test,
     tune,
 )
+from ftmamba.evaluation.baselines import GRIDS
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
-from ftmamba.evaluation.tuning import GRIDS
 from ftmamba.recipe import (
     ModelRecipe,
     Recipe,
@@ -72,14 +72,9 @@ class Comparison:
     seconds: Mapping[str, float]
 
     @property
-    def own(self) -> str:
-        """Name of the recipe's own model."""
-        return next(iter(self.evaluations))
-
-    @property
     def protocol(self) -> str:
         """The protocol in words."""
-        own = self.evaluations[self.own]
+        own = next(iter(self.evaluations.values()))
         return own.protocol.describe(own.n_items)
 
     def paired(self) -> dict[str, PairedComparison]:
@@ -233,6 +228,10 @@ def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
     afresh = {"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training}
     own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
     training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
+    if rival.columns == "ids":
+        # Its items have no popularity columns, and its users no history.
+        loss = replace(training.loss, time_buckets=None, mask_history=False)
+        training = replace(training, loss=loss)
     return replace(
         recipe, model=ModelRecipe(rival.preset, dict(rival.overrides)), training=training
     )

@@ -37,12 +37,15 @@ except ImportError:  # a checkpoint's user may not have it
 
 TEXT_RULE = "must be a single text, number, true/false or date"
 NUMBER_RULE = "must be a finite number"
+_SPLIT = "; to split a text, give the column a separator"
 TIME_RULE = (
     "must be a time between the years 1 and 9999: ISO 8601 text, a date, or seconds since 1970 in "
     "UTC (not milliseconds)"
 )
+_AGAIN = "download or save the checkpoint again"
 _YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Members = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str | None]]
 _NUMBERS = (int, float, Decimal, np.number, np.bool_)
 
 
@@ -50,9 +53,7 @@ class WrongValueError(ValueError):
     """The value in one row (the first is 0) of a column, by its name, breaks the column's rule."""
 
     def __init__(self, name: str, row: int, value: object, *, rule: str) -> None:
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {shown}")
+        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {value!r:.80}")
         self.name, self.row, self.value, self.rule = name, row, value, rule
 
 
@@ -66,9 +67,8 @@ def is_missing(value: object) -> bool:
 def text_of(value: object) -> str | None:
     """Return the one text of a key, a category or a member of a set; None where it is missing.
 
-    The same for a file, a record, a data frame and a stream: 36, 36.0, `np.int8(36)` and "36" are
-    "36"; other numbers are written as Python writes a float, truth as "true" or "false"; bytes are
-    UTF-8; dates are ISO 8601, times with an offset in UTC. None, NaN, NaT, NA and "" are missing.
+    36, 36.0, `np.int8(36)` and "36" are "36"; other numbers are written as Python writes a float,
+    truth as "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC.
     """
     if isinstance(value, str):
         return str(value) or None
@@ -90,10 +90,7 @@ def text_of(value: object) -> str | None:
 
 
 def seconds_of(value: object) -> float:
-    """Return the UTC seconds since 1970 of a time, NaN where it is missing; see `TIME_RULE`.
-
-    The same for a file, a record, a data frame and a stream. A time without an offset is in UTC.
-    """
+    """Return the UTC seconds of a time by `TIME_RULE`, NaN where missing; no offset means UTC."""
     value = _python_value(value)
     if is_missing(value) or (isinstance(value, str) and not value):
         return math.nan
@@ -102,8 +99,7 @@ def seconds_of(value: object) -> float:
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
-        value = (value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH
-        return value.total_seconds()
+        return ((value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError(f"{type(value).__name__} is no time")
     if not _YEAR_1 <= value < _YEAR_10_000:
@@ -160,8 +156,7 @@ def _column_floats(
         values = np.array(values, dtype=np.float64)
     if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf":
         floats_R = values.astype(np.float64)
-        wrong_R = (floats_R < bounds[0]) | (floats_R >= bounds[1])
-        if wrong_R.any():
+        if (wrong_R := (floats_R < bounds[0]) | (floats_R >= bounds[1])).any():
             row = int(np.argmax(wrong_R))
             raise WrongValueError(name, row, float(floats_R[row]), rule=rule)
         return floats_R
@@ -222,17 +217,17 @@ def _one_array(values: Any) -> Any:
     return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
 
-def _first_value(array: Any) -> tuple[int, object]:
-    """Return the row of the first value that is not null, and the value."""
+def _refused(array: Any, name: str, rule: str) -> WrongValueError:
+    """Return the error of an Arrow array none of whose values can be right."""
     row = int(np.argmax(array.is_valid().to_numpy(zero_copy_only=False)))
-    return row, array[row].as_py()
+    return WrongValueError(name, row, array[row].as_py(), rule=rule)
 
 
 def _arrow_distinct(array: Any, name: str, rule: str) -> tuple[NDArray[np.int64], list[Any]]:
     if array.null_count == len(array):
         return np.full(len(array), -1), []
     if pa.types.is_nested(array.type):
-        raise WrongValueError(name, *_first_value(array), rule=rule)
+        raise _refused(array, name, rule)
     encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     distinct, codes = encoded.dictionary, encoded.indices
     if pa.types.is_timestamp(distinct.type):
@@ -269,19 +264,17 @@ def _lists(
 
 
 class TextTable(Sequence[str]):
-    """Texts that stay packed until they are read, as safetensors hold them.
-
-    Their UTF-8 bytes stand end to end (Z,), and each begins and ends at its offsets (N + 1,).
-    """
+    """Texts packed as safetensors hold them: UTF-8 bytes end to end (Z,), offsets (N + 1,)."""
 
     def __init__(self, packed: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
         fits = packed.dtype == np.uint8 and offsets.dtype == np.int64 and len(offsets) > 0
         fits = fits and packed.ndim == offsets.ndim == 1 and offsets[0] == 0
         if not fits or offsets[-1] != len(packed) or (offsets[1:] < offsets[:-1]).any():
-            raise ValueError(
-                "a table of texts is damaged: its offsets must rise from 0 to its number of "
-                f"bytes, {packed.size}; download or save the file again"
-            )
+            rule = f"its offsets must rise from 0 to its number of bytes, {packed.size}"
+            raise ValueError(f"a table of texts is damaged: {rule}; {_AGAIN}")
+        str(packed.data, "utf-8", "surrogatepass")
+        if (packed[offsets[offsets < len(packed)]] & 0xC0 == 0x80).any():
+            raise ValueError("a table of texts is damaged: a text begins inside a character")
         self.packed, self.offsets = packed, offsets
 
     def __len__(self) -> int:
@@ -312,10 +305,7 @@ def text_table(texts: Sequence[str]) -> TextTable:
 
 
 class ColumnEncoder(ABC):
-    """A fitted column: R raw values in, an array of (R, `column.width`) out.
-
-    Its arrays are saved; those of another column are refused. Its name is for errors.
-    """
+    """A fitted column: R raw values in, (R, `column.width`) out. The name is for errors."""
 
     parts: ClassVar[Mapping[str, type]] = {}
 
@@ -323,10 +313,7 @@ class ColumnEncoder(ABC):
         self.column, self.name, self.arrays = column, name, arrays
         found = {part: array.dtype.type for part, array in arrays.items()}
         if found != self.parts or not self._fits():
-            raise ValueError(
-                f"{name}: its saved arrays are damaged or of another column; download or save the "
-                "checkpoint again"
-            )
+            raise ValueError(f"{name}: its saved arrays are damaged or of another column; {_AGAIN}")
 
     @abstractmethod
     def encode(self, values: Any) -> NDArray[Any]: ...
@@ -338,15 +325,15 @@ class ColumnEncoder(ABC):
 class NumericEncoder(ColumnEncoder):
     """One scaled number a row; NaN is missing.
 
-    The table is one line, `(x - mean) * slope`, or (2, T) numbers and their normal scores, between
-    which the scaled value is interpolated; beyond them it stays at the end values (`quantile`).
+    The table is a line, `(x - mean) * slope`, or (2, T) numbers and their normal scores, between
+    which it is interpolated; beyond them it is constant (`quantile`).
     """
 
     parts: ClassVar = {"table": np.float64}
 
     def _fits(self) -> bool:
         self.table = table = self.arrays["table"]
-        is_table = table.ndim == 2 and len(table) == 2 and table.shape[1] > 0
+        is_table = table.ndim == 2 and len(table) == 2 and table.size > 0
         rises = is_table and bool((table[:, 1:] >= table[:, :-1]).all())
         return (rises or table.shape == (2,)) and bool(np.isfinite(table).all())
 
@@ -354,10 +341,9 @@ class NumericEncoder(ColumnEncoder):
         numbers_R = column_numbers(values, self.name)
         with np.errstate(over="ignore"):
             scaled_R = self.scaled(numbers_R).astype(np.float32)
-        if np.isinf(scaled_R).any():
-            row = int(np.argmax(np.isinf(scaled_R)))
-            rule = "must fit in 32 bits once scaled"
-            raise WrongValueError(self.name, row, float(numbers_R[row]), rule=rule)
+        if (wrong_R := np.isinf(scaled_R)).any():
+            value, rule = float(numbers_R[wrong_R][0]), "must fit in 32 bits once scaled"
+            raise WrongValueError(self.name, int(np.argmax(wrong_R)), value, rule=rule)
         return scaled_R[:, None]
 
     def scaled(self, numbers_R: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -372,53 +358,44 @@ class CategoryEncoder(ColumnEncoder):
     """One id a row of a `categorical` column, or the ids of a set's members.
 
     Ids 0, 1 and 2 are padding, missing and unseen; then come the known texts, the most frequent
-    first; then, if asked for, the hash buckets that rare and unseen texts share. A set's ids
-    ascend, each once, with the unseen id last, then comes padding; what has no slot is left out. A
-    missing set is `[MISSING_ID]`, an empty one padding alone.
+    first; then the hash buckets, if any, that rare and unseen texts share. A set's ids ascend, each
+    once, the unseen id last, then padding; what has no slot is left out. A missing set is
+    `[MISSING_ID]`, an empty one padding alone.
     """
 
     parts: ClassVar = {"bytes": np.uint8, "offsets": np.int64}
 
     def _fits(self) -> bool:
         self.texts = TextTable(self.arrays["bytes"], self.arrays["offsets"])
-        str(self.texts.packed.data, "utf-8", "surrogatepass")
         self.first_bucket = N_SPECIAL_IDS + len(self.texts)
         size = self.first_bucket + self.column.hash_buckets
         return size == self.column.vocabulary_size and self.column.width > 0
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:
-        ids: dict[str | None, int] = {None: MISSING_ID}
-        ids.update(zip(self.texts, range(N_SPECIAL_IDS, self.first_bucket), strict=True))
-        return ids
+        return {None: MISSING_ID} | {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
 
     def encode(self, values: Any) -> NDArray[np.int64]:
-        return self.ids(*column_members(values, self.column, self.name))
+        return self.ids(column_members(values, self.column, self.name))
 
     def _text_ids(self, texts: list[str | None]) -> NDArray[np.int64]:
         ids = np.fromiter(map(self._id_of.get, texts, repeat(UNSEEN_ID)), np.int64, len(texts))
         if self.column.hash_buckets:
             for index in np.flatnonzero(ids == UNSEEN_ID).tolist():
-                bucket = stable_hash(str(texts[index])) % self.column.hash_buckets
-                ids[index] = self.first_bucket + bucket
+                hashed = stable_hash(str(texts[index]))
+                ids[index] = self.first_bucket + hashed % self.column.hash_buckets
         return ids
 
-    def ids(
-        self,
-        codes_R: NDArray[np.int64],
-        lengths_V: NDArray[np.int64],
-        codes_F: NDArray[np.int64],
-        texts: list[str | None],
-    ) -> NDArray[np.int64]:
+    def ids(self, members: Members) -> NDArray[np.int64]:
         """Return the ids (R, M) of what `column_members` returns."""
+        codes_R, lengths_V, codes_F, texts = members
         ids_F = self._text_ids(texts)[codes_F]
         if self.column.kind == "categorical":
             return ids_F[codes_R, None]
         last = self.column.vocabulary_size
         ids_F[ids_F == UNSEEN_ID] = last
         keys_F = np.repeat(np.arange(len(lengths_V)) * (last + 1), np.maximum(lengths_V, 0)) + ids_F
-        keys_F = np.sort(keys_F[ids_F != MISSING_ID])  # a member without a text is none
-        keys_F = keys_F[np.diff(keys_F, prepend=-1) != 0]
+        keys_F = np.unique(keys_F[ids_F != MISSING_ID])  # a member without a text is none
         rows_F, ids_F = np.divmod(keys_F, last + 1)
         ids_F[ids_F == last] = UNSEEN_ID
         first_V = np.searchsorted(rows_F, np.arange(len(lengths_V)))
@@ -436,20 +413,14 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def column_members(
-    values: Any, column: Column, name: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str | None]]:
-    """Return codes (R,) into V sets, their lengths (-1 for missing), and all members.
-
-    The members are codes (F,) into texts. A categorical value is a set of one member.
-    """
+def column_members(values: Any, column: Column, name: str) -> Members:
+    """Return codes (R,) into V sets, their lengths (-1: missing), codes (F,) into texts, texts."""
     if column.kind == "categorical":
         codes_R, texts = column_texts(values, name)
         return codes_R, np.ones(len(texts), np.int64), np.arange(len(texts)), texts
-    rule = "must be a list of texts; to split a text, give the column a separator"
-    if column.separator:
-        rule = f"must be a list of texts, or one text with {column.separator!r} between its members"
-    split = partial(_set_of, separator=column.separator)
+    separator, rule = column.separator, "must be a list of texts"
+    rule += f", or one text with {separator!r} between its members" if separator else _SPLIT
+    split = partial(_set_of, separator=separator)
     codes_R, lengths_V, lists = _lists(values, split, name, rule)
     is_array = len(lists) == 1 and is_arrow(lists[0])
     members = lists[0] if is_array else list(chain.from_iterable(lists))
@@ -473,10 +444,7 @@ def _set_of(value: Any, separator: str) -> Any:
 
 
 class TimestampEncoder(ColumnEncoder):
-    """Seven numbers a row: the standardised time, then sine and cosine of three calendar phases.
-
-    The phases are how much of its UTC day, week (from Monday) and year has passed.
-    """
+    """The standardised time, then sine and cosine of the share of the UTC day, week, year gone."""
 
     parts: ClassVar = {"mean_and_slope": np.float64}
 
@@ -493,17 +461,11 @@ class TimestampEncoder(ColumnEncoder):
         years_R = whole_R.view("datetime64[D]").astype("datetime64[Y]")
         start_R = years_R.astype("datetime64[D]").astype(np.int64)
         end_R = (years_R + 1).astype("datetime64[D]").astype(np.int64)
-        thursday = 3  # 1970 began on one
-        phases = (
-            days_R - whole_R,
-            np.mod(days_R + thursday, 7) / 7,
-            (days_R - start_R) / (end_R - start_R),
-        )
-        features = np.empty((len(seconds_R), TIMESTAMP_DIMENSION), dtype=np.float32)
-        features[:, 0] = (seconds_R - self.line[0]) * self.line[1]
-        for index, phase_R in enumerate(phases):
-            features[:, 1 + 2 * index] = np.sin(2 * np.pi * phase_R)
-            features[:, 2 + 2 * index] = np.cos(2 * np.pi * phase_R)
+        week_R = np.mod(days_R + 3, 7) / 7  # 1970 began on a Thursday
+        phases = (days_R - whole_R, week_R, (days_R - start_R) / (end_R - start_R))
+        waves = [wave(2 * np.pi * phase_R) for phase_R in phases for wave in (np.sin, np.cos)]
+        time_R = (seconds_R - self.line[0]) * self.line[1]
+        features = np.stack([time_R, *waves], axis=1).astype(np.float32)
         features[missing_R] = np.nan
         return features
 
@@ -540,7 +502,7 @@ def column_vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int
     if lists and is_arrow(lists[0]):
         numbers = _arrow_numbers(lists[0])
         if numbers is None and len(lists[0]):
-            raise WrongValueError(name, *_first_value(_one_array(values)), rule=rule)
+            raise _refused(_one_array(values), name, rule)
         lists = [] if numbers is None else [numbers]
     return np.concatenate(lists) if lists else np.empty(0), lengths_V[codes_R]
 

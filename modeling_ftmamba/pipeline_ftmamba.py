@@ -77,7 +77,14 @@ class FTMambaRecommendationPipeline(Pipeline):
         super().__init__(model=model, feature_extractor=feature_extractor, **options)
         model.train(False)
         if catalogue is None:
-            catalogue = _find_catalogue(model, feature_extractor)
+            catalogue = getattr(feature_extractor, "catalogue_path", None)
+        if catalogue is None and model.name_or_path:
+            options = {"revision": getattr(model.config, "_commit_hash", None)}
+            options["_raise_exceptions_for_missing_entries"] = False
+            catalogue = cached_file(model.name_or_path, CATALOGUE_NAME, **options)
+        if catalogue is None:
+            problem = f"{model.name_or_path or 'the model'!r} has no {CATALOGUE_NAME}"
+            raise FileNotFoundError(f"{problem}; give catalogue=..., its file or a `Catalogue`")
         if not isinstance(catalogue, Catalogue):
             catalogue = load_catalogue(Path(catalogue))
         if model.dtype == torch.float32 and catalogue.fingerprint != weights_fingerprint(model):
@@ -176,14 +183,13 @@ class FTMambaRecommendationPipeline(Pipeline):
         """Answer for records; `first` is the row of the first among all that were given."""
         names = sorted(self._columns.values())
         for row, record in enumerate(records, start=first):
-            problem = ""
             if not isinstance(record, Mapping):
                 problem = f" must be a dict of column name to value, got {record!r:.80}"
-            elif record and not any(name in record for name in names):
+                raise WrongInputError(problem, "inputs", row)
+            if record and not any(name in record for name in names):
                 given = sorted(map(str, record))[:10]
                 guess = next(filter(None, (near(name, names) for name in given)), "")
                 problem = f" has no column of the model, got {given}{guess}; the model has {names}"
-            if problem:
                 raise WrongInputError(problem, "inputs", row)
         try:
             inputs = self.preprocess(records)
@@ -232,15 +238,3 @@ def _check_count(name: str, value: object, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         rule = f"{name} must be a whole number from 1 to {most}"
         raise WrongInputError(f"{rule}; got {value!r:.80}", name)
-
-
-def _find_catalogue(model: Any, feature_extractor: Any) -> str:
-    path: str | None = getattr(feature_extractor, "catalogue_path", None)
-    if path is None and model.name_or_path:
-        options = {"revision": getattr(model.config, "_commit_hash", None)}
-        options["_raise_exceptions_for_missing_entries"] = False
-        path = cached_file(model.name_or_path, CATALOGUE_NAME, **options)
-    if path is None:
-        problem = f"{model.name_or_path or 'the model'!r} has no {CATALOGUE_NAME}"
-        raise FileNotFoundError(f"{problem}; give catalogue=..., its file or a `Catalogue`")
-    return path

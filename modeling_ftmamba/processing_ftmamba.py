@@ -75,6 +75,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
     Args:
         user_columns: dictionaries of `Column`, in the order of the tokens; `item_columns` alike.
         user_key: name of the column that identifies a user; `item_key` an item.
+        arrays: what was fitted; `catalogue_path` is for a pipeline.
     """
 
     # `save_pretrained` copies this folder's code beside the files for `AutoFeatureExtractor`.
@@ -86,14 +87,10 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         item_columns: Iterable[Mapping[str, Any]] = (),
         user_key: str = "",
         item_key: str = "",
-        **kwargs: Any,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        catalogue_path: str | None = None,
     ) -> None:
-        arrays = kwargs.pop("arrays", None)
-        self.catalogue_path: str | None = kwargs.pop("catalogue_path", None)
-        self.user_key, self.item_key = user_key, item_key
-        for key in kwargs:
-            hint = near(key, _ARGUMENTS)
-            raise ValueError(f"a feature extractor has no argument {key!r}{hint}")
+        self.catalogue_path, self.user_key, self.item_key = catalogue_path, user_key, item_key
         self._columns: dict[str, tuple[Column, ...]] = {}
         self._encoders: dict[str, dict[str, ColumnEncoder]] = {}
         super().__init__()
@@ -212,8 +209,18 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         The fingerprint shows if a crash fell between the two.
         """
         path = Path(json_file_path)
-        replace_file(path.with_name(VOCABULARY_NAME), save(self._arrays(), {"format": "np"}))
-        replace_file(path, json.dumps(self.to_dict(), indent=2).encode() + b"\n")
+        vocabularies = save(self._arrays(), {"format": "np"})
+        values = json.dumps(self.to_dict(), indent=2).encode() + b"\n"
+        for name, content in ((VOCABULARY_NAME, vocabularies), (path.name, values)):
+            temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path.with_name(name))
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @classmethod
     def get_feature_extractor_dict(
@@ -281,19 +288,6 @@ def fingerprint_of(arrays: Mapping[str, NDArray[Any]], columns: list[Any]) -> st
     return digest.hexdigest()
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under another name and rename it, so that it is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
     path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
     if path is None:
@@ -304,10 +298,7 @@ def _find(source: str, name: str, hub: dict[str, Any]) -> Path:
 def raw_columns(
     source: Any, columns: Sequence[Column], tower: str
 ) -> tuple[dict[str, Any], int, list[str]]:
-    """Return the known columns that are given, the rows of all (-1 if they differ), and all names.
-
-    Tables are those that offer Arrow data by the PyCapsule interface, and a `datasets.Dataset`.
-    """
+    """Return the known columns that are given, the rows of all (-1 if they differ), all names."""
     names = [column.name for column in columns if column.kind != HISTORY]
     if isinstance(source, list | tuple):
         for row, record in enumerate(source):
@@ -375,14 +366,11 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PaddedEvents:
-    """Some events of each of B users, oldest first, padded on the right.
-
-    `index` is each event's in its `EventTable`, 0 where padded; a feature is NaN where missing.
-    """
+    """Some events of each of B users, oldest first, padded on the right."""
 
     is_event: NDArray[np.bool_]  # (B, T)
-    index: NDArray[np.int64]  # (B, T)
-    features: NDArray[np.float32]  # (B, T, F)
+    index: NDArray[np.int64]  # (B, T), in the `EventTable`, 0 where padded
+    features: NDArray[np.float32]  # (B, T, F), NaN where missing
 
     def of(self, values_R: NDArray[Any]) -> NDArray[Any]:
         """Return one value of each event (B, T), 0 where padded."""
@@ -393,10 +381,7 @@ class PaddedEvents:
 
 @dataclass(frozen=True, eq=False)
 class EventTable:
-    """Events (R,) of U users end to end, each user's oldest first, from one start to the next.
-
-    What is unknown is NaN in an array, or all of it None.
-    """
+    """Events (R,) of U users end to end, each user's oldest first; unknown are NaN, or all None."""
 
     starts: NDArray[np.int64]  # (U + 1,)
     times: NDArray[Any] | None = None  # UTC seconds
@@ -418,10 +403,7 @@ class EventTable:
     def padded(
         self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], names: Sequence[str] = ()
     ) -> PaddedEvents:
-        """Return stretches of neighbouring events, by the first of each and how many.
-
-        Their features are named `gap`, `weight` or a column of the context.
-        """
+        """Return stretches by first event and length, with `gap`, `weight` or context columns."""
         known = {"gap": self.gaps, "weight": self.weights, **self.context}
         steps_T = np.arange(lengths_B.max(initial=0))
         is_event_BT = steps_T < lengths_B[:, None]
@@ -464,11 +446,9 @@ class HistoryReader:
             return [[] for _ in records]
         histories, name = [], name_of(self.column, "user")
         for row, record in enumerate(records):
-            given = record.get(self.column.name)
-            if is_missing(given):
-                given = ()
-            is_list = isinstance(given, Sequence | np.ndarray)
-            if not is_list or isinstance(given, str | bytes):
+            given: Any = record.get(self.column.name)
+            given = () if is_missing(given) else given
+            if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
                 rule = "must be a list of events, oldest first"
                 raise WrongValueError(name, row, given, rule=rule)
             events = [_event(one, self.column.context, name, row) for one in given]

@@ -32,21 +32,13 @@ _AGAIN = "start the user again and observe the events once more"
 
 @dataclass(frozen=True)
 class UserState:
-    """The state of a batch of users, after their profiles and so many events.
+    """The state of a batch of users, after their profiles and so many events."""
 
-    Attributes:
-        conv: newest inputs of each layer's convolution (layers, B, channels, kernel - 1).
-        scan: state of each layer's scan (layers, B, channels, numbers of state).
-        last: output of the last layer at the newest token (B, hidden), zeros before any.
-        n_events: int64 (B,).
-        last_time: of the newest event, in UTC epoch seconds, int64 (B,); `NO_TIME` for none.
-    """
-
-    conv: Tensor
-    scan: Tensor
-    last: Tensor
-    n_events: Tensor
-    last_time: Tensor
+    conv: Tensor  # newest inputs of each layer's convolution (layers, B, channels, kernel - 1)
+    scan: Tensor  # state of each layer's scan (layers, B, channels, numbers of state)
+    last: Tensor  # the last layer's output at the newest token (B, hidden), zeros before any
+    n_events: Tensor  # int64 (B,)
+    last_time: Tensor  # of the newest event, UTC seconds, int64 (B,); `NO_TIME` for none
 
     def __len__(self) -> int:
         return len(self.n_events)
@@ -80,11 +72,9 @@ class UserState:
         return {name: getattr(self, name) for name in USERS}
 
     def to_bytes(self, fingerprint: str, *, dtype: torch.dtype | None = None) -> bytes:
-        """Return the state of all its users as bytes that only the same weights can read.
+        """Return all its users as bytes that only weights with that `weights_fingerprint` read.
 
-        Args:
-            fingerprint: of the weights that made it (`weights_fingerprint`).
-            dtype: to write its numbers in, as by `to`; None keeps theirs.
+        Its numbers are written in `dtype`, as by `to`; None keeps theirs.
         """
         tensors = in_type(self, dtype).tensors()
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -109,8 +99,7 @@ class UserState:
         for name, x in tensors.items():
             allowed = _FLOATS if name in _NUMBERS else (torch.int64,)
             if x.dtype not in allowed or x.ndim != _DIMENSIONS.get(name):
-                problem = f"hold {name:.20} as {x.dtype} of {tuple(x.shape)}, as no state has"
-                raise _broken(problem)
+                raise _broken(f"hold {name:.20} as {x.dtype} of {tuple(x.shape)}, as no state has")
         counts = {x.shape[USERS[name]] for name, x in tensors.items()}
         if len(counts) != 1 or _layout(tensors) != facts.get("layout"):
             raise _broken("hold shapes that do not fit each other or their layout")
@@ -122,11 +111,9 @@ class UserState:
 
 
 def log_gaps(times: Tensor, before: Tensor) -> Tensor:
-    """Return log(1 + seconds) since the event before: the one formula of every gap.
+    """Return log(1 + seconds) since the event before, NaN where a time (UTC seconds) is unknown.
 
-    Args:
-        times: float64, UTC epoch seconds of events; NaN where unknown, and so is the gap.
-        before: of the event before each; of a user's first event its own, which makes the gap 0.
+    A user's first event has its own time before it, which makes the gap 0.
     """
     return (times - before).clamp(min=0).log1p()
 
@@ -134,11 +121,7 @@ def log_gaps(times: Tensor, before: Tensor) -> Tensor:
 def gaps_of(times_BT: Tensor, state: UserState, lengths_B: Tensor | None) -> Tensor:
     """Return the gap ahead of each event (B, T) of users in a state, in float64.
 
-    Args:
-        times_BT: UTC epoch seconds, int64; negative for none. None may be older than the one
-            before it.
-        state: of the users before these events.
-        lengths_B: events of each user, None for T of all.
+    Times are int64 UTC seconds, negative for none; no event may be older than the one before it.
     """
     before_BT = torch.cat([state.last_time[:, None], times_BT], 1)[:, :-1]
     older_BT = (times_BT >= 0) & (before_BT >= 0) & (times_BT < before_BT)

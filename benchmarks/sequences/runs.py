@@ -18,8 +18,8 @@ from benchmarks.sequences.study import Study
 from ftmamba.atomic import whole_file
 from ftmamba.comparison import held_out_scorer
 from ftmamba.evaluation import Evaluation, Protocol, Split, evaluate, make_baseline, tune
+from ftmamba.evaluation.baselines import GRIDS
 from ftmamba.evaluation.protocol import Scorer
-from ftmamba.evaluation.tuning import GRIDS
 from ftmamba.recipe import Recipe
 from ftmamba.results import hardware
 from ftmamba.training import FitResult

@@ -138,7 +138,8 @@ def _normal_scores(known: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _fit_categories(column: Column, name: str, values: Any) -> CategoryEncoder:
     """Fit a `categorical` column or a set, which is one of several members."""
-    members = codes_R, lengths_V, codes_F, texts = column_members(values, column, name)
+    members = column_members(values, column, name)
+    codes_R, lengths_V, codes_F, texts = members
     counts_V = np.bincount(codes_R % len(lengths_V), minlength=len(lengths_V))
     counts_F = np.repeat(counts_V, np.maximum(lengths_V, 0))
     counts = np.bincount(codes_F % len(texts), counts_F, len(texts)).astype(np.int64)
@@ -154,7 +155,7 @@ def _fit_categories(column: Column, name: str, values: Any) -> CategoryEncoder:
     if column.kind == "categories" and not column.max_length:
         column = replace(column, max_length=max(1, int(lengths_V.max(initial=1))))
     encoder = CategoryEncoder(column, name, {"bytes": table.packed, "offsets": table.offsets})
-    ids_RM = encoder.ids(*members)
+    ids_RM = encoder.ids(members)
     if (ids_RM == ids_RM[0]).all():
         is_missing = ids_RM[0, 0] == MISSING_ID
         _warn(name, "has no value at all" if is_missing else "is always the same", "it is kept")

@@ -1,10 +1,10 @@
 """Splits, protocol, metrics, intervals, tests and baselines: how every model is judged."""
 
+from ftmamba.evaluation.baselines import make_baseline, tune
 from ftmamba.evaluation.evaluate import evaluate
 from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol
 from ftmamba.evaluation.result import Evaluation, paired_test, pool, results_table
 from ftmamba.evaluation.splits import Split, make_split, rolling_cuts
-from ftmamba.evaluation.tuning import make_baseline, tune
 
 __all__ = [
     "EmbeddingScorer",

@@ -29,6 +29,7 @@ MOST_HITS = 1 / 16
 """For each rank of a tile; with more, the threshold is raised first."""
 
 LARGEST_SCORE = 1e30
+SPARE_TERMS = 8
 UNIT = 2.0**-24
 SMALLEST_STEP = 2.0**-149
 
@@ -90,11 +91,13 @@ def rounding_errors(users_UD: Tensor, longest: float) -> NDArray[np.float64]:
 
     An inner product of D terms is off by at most D units of |u| |v| (Higham, Accuracy and
     Stability of Numerical Algorithms, 2002, section 3.1). Rounding u, v, the exact score and the
-    threshold, and terms of second order, take less than eight more.
+    threshold, and terms of second order, take less than `SPARE_TERMS` more.
     """
     width = users_UD.shape[1]
     lengths_U = torch.linalg.vector_norm(users_UD, dim=1).numpy()
-    errors_U: NDArray[np.float64] = (width + 8) * (UNIT * longest * lengths_U + SMALLEST_STEP)
+    errors_U: NDArray[np.float64] = (width + SPARE_TERMS) * (
+        UNIT * longest * lengths_U + SMALLEST_STEP
+    )
     return errors_U
 
 

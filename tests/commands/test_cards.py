@@ -78,14 +78,17 @@ def test_card_judges_groups_of_users_by_evaluating_again(run, tmp_path):
     assert sum(group["n_users"] for group in groups) <= 12
 
 
-def test_card_refuses_a_column_that_the_users_lack(run, capsys):
-    assert main(["card", str(run), "--user_group", "gendre"]) == 2
-    assert "the users have no column 'gendre'; did you mean 'gender'" in capsys.readouterr().err
-
-
-def test_card_needs_a_folder(capsys):
-    assert main(["card", "somebody/films"]) == 2
-    assert "give the output_dir of a finished run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("card RUN --user_group gendre", "no column 'gendre'; did you mean 'gender'"),
+        ("card somebody/films", "give the output_dir of a finished run"),
+        ("space RUN --space me/demo", "push it first, then give its Hub id"),
+    ],
+)
+def test_wrong_arguments_are_named(run, capsys, command, message):
+    assert main(command.replace("RUN", str(run)).split()) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("of_run", [True, False])
@@ -118,8 +121,3 @@ def test_space_writes_a_page_that_names_the_checkpoint(run, tmp_path, capsys):
     launcher = (tmp_path / "out" / "app.py").read_text()
     assert f'"{run}"' in launcher
     assert '"gender": "F"' in launcher
-
-
-def test_a_space_on_the_hub_needs_a_model_there(run, capsys):
-    assert main(["space", str(run), "--space", "me/demo"]) == 2
-    assert "push it first, then give its Hub id" in capsys.readouterr().err

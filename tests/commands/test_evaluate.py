@@ -107,29 +107,21 @@ def test_a_catalogue_of_a_later_time_does_not_leak_into_it(folder):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_it_prints_split_protocol_and_table(folder, capsys):
+def test_it_prints_split_protocol_and_table_or_json(folder, capsys):
     assert main(["evaluate", str(folder)]) == 0
     text = capsys.readouterr().out
     assert "full ranking of 25 items, seen items masked" in text
     assert "| this checkpoint" in text
     assert "NDCG@5" in text
-
-
-def test_it_prints_json_on_request(folder, capsys):
     assert main(["evaluate", str(folder), "--json"]) == 0
     _, evaluation = repeat_evaluation(load_checkpoint(folder))
     assert json.loads(capsys.readouterr().out) == evaluation.to_dict()
 
 
-def test_a_missing_table_is_one_line(folder, capsys):
-    (folder.parent / "items.csv").unlink()
-    assert main(["evaluate", str(folder)]) == 2
-    error = capsys.readouterr().err
-    assert "items.csv" in error
-    assert error.count("\n") == 1
-
-
-def test_a_checkpoint_without_recipe_is_named(folder, capsys):
-    (folder / "recipe.yaml").unlink()
-    assert main(["evaluate", str(folder)]) == 2
-    assert "has no recipe.yaml" in capsys.readouterr().err
+def test_a_missing_table_or_recipe_is_one_line(folder, capsys):
+    for missing in (folder.parent / "items.csv", folder / "recipe.yaml"):
+        missing.unlink()
+        assert main(["evaluate", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert missing.name in error
+        assert error.count("\n") == 1

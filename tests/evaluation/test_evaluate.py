@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,8 @@ def test_seen_items_are_ranked_when_the_protocol_does_not_mask_them():
     protocol = Protocol(k=(2,), mask_seen=False)
     evaluation = evaluate(Table(SCORES), test=pairs((0, 2)), seen=seen, protocol=protocol)
     assert evaluation.recommended.tolist() == [[0, 1]]
+    # Item 0 has the first rank, the four others share those from 2 to 5.
+    assert evaluation.per_user["popularity_rank@2"].tolist() == [(1 + 3.5) / 2]
     without = evaluate(Table(SCORES), test=pairs((0, 2)), protocol=protocol)
     assert without.recommended.tolist() == [[0, 1]]
     assert evaluate(Table(SCORES), test=seen, protocol=protocol).mean("MRR@2") == 1
@@ -127,6 +131,17 @@ def test_the_size_of_a_block_and_the_order_of_interactions_change_nothing(users_
     np.testing.assert_array_equal(whole.recommended, blocked.recommended)
     for metric, values in whole.per_user.items():
         np.testing.assert_array_equal(values, blocked.per_user[metric])
+
+
+@pytest.mark.parametrize(("scores_at_once", "size"), [(61 * 7 + 60, 7), (60, 1)])
+def test_a_block_has_as_many_users_as_fit(monkeypatch, scores_at_once, size):
+    module = import_module("ftmamba.evaluation.evaluate")  # its package has a function of this name
+    monkeypatch.setattr(module, "N_SCORES_AT_ONCE", scores_at_once)
+    scorer, test, seen = random_problem()
+    sizes, scores = [], scorer.scores
+    scorer.scores = lambda user_ids: sizes.append(len(user_ids)) or scores(user_ids)
+    n_users = len(evaluate(scorer, test=test, seen=seen))
+    assert sizes == [size] * (n_users // size) + [n_users % size] * (n_users % size > 0)
 
 
 def test_equal_embeddings_tie_wherever_they_stand_and_however_many_users_are_asked():

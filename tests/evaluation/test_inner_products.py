@@ -92,6 +92,13 @@ def test_users_with_too_many_equal_scores_are_left_to_the_slow_way_and_no_others
     assert share_sure(users, items[:1].expand(1000, 16).contiguous(), 4) == 0
 
 
+def test_a_user_with_fewer_items_left_than_ranks_is_left_to_the_slow_way():
+    # All items of so small a catalogue may be candidates.
+    masked = (np.full(197, 7), np.arange(197))
+    _, is_sure = top_items(torch.randn(9, 16), torch.randn(200, 16), 4, masked)
+    assert is_sure.tolist() == [row != 7 for row in range(9)]
+
+
 @pytest.mark.parametrize("spoiled", [torch.inf, torch.nan, 3e38])
 def test_numbers_that_are_not_finite_or_too_large_are_left_to_the_slow_way(spoiled):
     users, items = torch.randn(3, 16), torch.randn(300, 16)

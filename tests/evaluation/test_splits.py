@@ -10,28 +10,17 @@ from ftmamba.evaluation.splits import SPLITS, GlobalTime, LeaveLastOut, RandomPe
 
 
 def interactions_of(users, items, times=None):
-    return Interactions(
-        np.array(users),
-        np.array(items),
-        None if times is None else np.array(times),
-        None,
-        max(users) + 1,
-        max(items) + 1,
-    )
+    times = None if times is None else np.array(times)
+    sizes = max(users) + 1, max(items) + 1
+    return Interactions(np.array(users), np.array(items), times, None, *sizes)
 
 
 @pytest.fixture
 def random_interactions():
     generator = np.random.default_rng(3)
     n = 400
-    return Interactions(
-        generator.integers(0, 23, n),
-        np.arange(n),
-        generator.integers(0, 150, n),
-        generator.random(n).astype(np.float32),
-        25,
-        n,
-    )
+    users, times = generator.integers(0, 23, n), generator.integers(0, 150, n)
+    return Interactions(users, np.arange(n), times, generator.random(n).astype(np.float32), 25, n)
 
 
 def rows_of(part):

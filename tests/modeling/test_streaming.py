@@ -133,7 +133,7 @@ def test_rows_are_chosen_and_put_together():
     assert len(again) == 5
     for name, tensor in state.tensors().items():
         assert torch.equal(getattr(again, name), tensor)
-    with pytest.raises(ValueError, match="of one model and type"):
+    with pytest.raises(ValueError, match=r"of one model and type, got .*float16"):
         UserState.concatenate([state, state.to(torch.float16)])
     with pytest.raises(ValueError, match="of one model and type"):
         UserState.concatenate([])

@@ -106,12 +106,8 @@ def test_an_empty_column_has_no_codes():
 
 
 def test_a_number_is_no_text_and_nothing_infinite():
-    assert [number_of(value) for value in (3, Decimal("1.5"), np.float32(2), True)] == [
-        3,
-        1.5,
-        2,
-        1,
-    ]
+    values = (3, Decimal("1.5"), np.float32(2), True)
+    assert [number_of(value) for value in values] == [3, 1.5, 2, 1]
     assert all(np.isnan(number_of(value)) for value in MISSING[:-1])
     for bad in ("3", float("-inf"), 10**400, [3], date(2020, 1, 1)):
         with pytest.raises((TypeError, ValueError, OverflowError)):
@@ -195,3 +191,9 @@ def test_offsets_that_do_not_fit_the_bytes_are_refused(offsets):
     packed = text_table(["abc"]).packed
     with pytest.raises(ValueError, match="table of texts is damaged"):
         TextTable(packed, np.array(offsets, dtype=np.int64))
+
+
+@pytest.mark.parametrize(("text", "offsets"), [(b"a\xff", [0, 1, 2]), ("Ä".encode(), [0, 1, 2])])
+def test_texts_that_are_not_utf8_are_refused_before_one_is_read(text, offsets):
+    with pytest.raises(ValueError, match=r"utf-8|inside a character"):
+        TextTable(np.frombuffer(text, dtype=np.uint8), np.array(offsets, dtype=np.int64))

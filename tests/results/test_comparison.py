@@ -9,7 +9,7 @@ import pytest
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
-from ftmamba.comparison import held_out_scorer, ids_only, parse_rivals, rival_recipe
+from ftmamba.comparison import Rival, held_out_scorer, ids_only, parse_rivals, rival_recipe
 from ftmamba.evaluation import Protocol, evaluate
 from ftmamba.recipe import ExamplesRecipe
 from ftmamba.results import make_checkpoint, show_examples
@@ -53,6 +53,14 @@ def test_an_id_only_rival_sees_keys_alone(run):
     assert [column.name for column in schema.users.columns] == [run.tables.schema.users.key]
     assert [column.name for column in schema.items.columns] == [run.tables.schema.items.key]
     assert len(run.tables.schema.users.columns) > 1
+
+
+def test_an_id_only_rivals_loss_asks_for_no_other_column(run):
+    loss = replace(run.recipe.training.loss, time_buckets=1, mask_history=True)
+    recipe = replace(run.recipe, training=replace(run.recipe.training, loss=loss))
+    rivals = [Rival("X", "mlp-small", {}, {}, columns) for columns in ("all", "ids")]
+    found = [rival_recipe(rival, recipe).training.loss for rival in rivals]
+    assert found == [loss, replace(loss, time_buckets=None, mask_history=False)]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import sys
 import torch
 
 from ftmamba.checkpoint import load_to_recommend
+from ftmamba.commands.stream import open_source, open_store
 from ftmamba.streaming import CheckpointObserver, Rules, consume
-from ftmamba.streaming.opening import open_source, open_store
 
 
 class Fused:

@@ -63,15 +63,10 @@ def full_embedding(checkpoint, events, record):
     rows = [catalogue.row(one.event.item) for one in events]
     times = torch.tensor([one.event.time for one in events], dtype=torch.float64)
     gaps = torch.cat([torch.zeros(1), times.diff().log1p()]).tolist()
-    features = [
-        [
-            one.event.context.get("price", math.nan),
-            gap,
-            one.event.context.get("on_sale", math.nan),
-            one.event.weight,
-        ]
-        for one, gap in zip(events, gaps, strict=True)
-    ]
+    features = []
+    for one, gap in zip(events, gaps, strict=True):
+        price, on_sale = (one.event.context.get(name, math.nan) for name in ("price", "on_sale"))
+        features.append([price, gap, on_sale, one.event.weight])
     with torch.no_grad():
         return checkpoint.model.get_user_embeddings(
             **checkpoint.extractor(users=[record]),
@@ -184,10 +179,8 @@ def test_an_event_that_arrives_late(observer, rule):
     }[rule]
     assert (counts.late, counts.recomputed) == (1, rule == "recompute")
     assert counts.observed == len(expected)
-    assert_near(
-        embedding_of(observer, store, "u0"),
-        embedding_of(observer, run(observer, expected)[0], "u0"),
-    )
+    in_order_of_time, _ = run(observer, expected)
+    assert_near(embedding_of(observer, store, "u0"), embedding_of(observer, in_order_of_time, "u0"))
     assert set(store.get(["u0"])[0].event_ids) == {one.event_id for one in expected}
     if rule == "refuse":
         run(observer, [changed(events[9], event_id=x) for x in "xy"], store, report=reports.append)
@@ -301,9 +294,8 @@ def test_what_another_process_writes_meanwhile_is_kept(observer):
         store.others = rest
 
     theirs = events[1::2]
-    store = Shared(
-        [lambda: write(theirs[:5]), lambda: write(theirs[:5]), lambda: write(theirs[5:])]
-    )
+    parts = (theirs[:5], theirs[:5], theirs[5:])
+    store = Shared([lambda part=part: write(part) for part in parts])
     _, counts = run(observer, events[::2], store, rules=rules)
     assert counts.conflicts > 0
     ids = {id_ for user in store for id_ in store.get([user])[0].event_ids}
@@ -354,9 +346,8 @@ def test_states_in_float16_and_float32_and_new_ones_meet_in_one_batch(checkpoint
 
 
 def test_a_model_of_a_history_without_features_is_observed():
-    checkpoint = make_checkpoint(
-        user_columns=(HISTORY | {"event_features": [], "event_scales": []},)
-    )
+    bare = HISTORY | {"event_features": [], "event_scales": []}
+    checkpoint = make_checkpoint(user_columns=(bare,))
     observer, events = CheckpointObserver(checkpoint), make_events(20, n_users=3)
     store, counts = run(observer, events)
     assert counts.observed == 20

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ftmamba.commands.stream import open_store
 from ftmamba.streaming import Rules, consume
-from ftmamba.streaming.opening import open_store
 from ftmamba.streaming.sources import JsonLinesSource
 from ftmamba.streaming.stores import MemoryStore
 
