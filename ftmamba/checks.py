@@ -183,7 +183,8 @@ def parse_json(text: str) -> dict[str, Any]:
     values = _JSON.decode(text)
     if not isinstance(values, dict):
         raise ValueError(f"must be an object, got {shown(values)}")
-    level, depth = [values], 0
+    level: list[Any] = [values]
+    depth = 0
     while level:
         depth += 1
         if depth > DEEPEST_JSON:

@@ -8,6 +8,7 @@ dataclasses only, without sections, near names or options that depend on a choic
 # `option` is `dataclasses.field` with the facts that reading and the command line need.
 # ruff: noqa: RUF009
 
+import functools
 import json
 import math
 import re
@@ -16,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -335,6 +335,9 @@ class ExamplesRecipe(_Options):
     record: dict[str, Any] = option({}, "raw columns of a user who is in no table")
 
 
+_of_hub = functools.partial(option, needs="push_to_hub")
+
+
 @dataclass(frozen=True)
 class Recipe(_Options):
     """Everything that rebuilds a run."""
@@ -352,19 +355,15 @@ class Recipe(_Options):
     max_shard_size: str = option("5GB", "largest file of weights, such as 500MB")
     push_to_hub: bool = option(False, "push to the Hub in the background, as hub_strategy says")
     hub_model_id: str = option("", "Hub repository of the push and the card, such as me/films")
-    hub_private: bool = option(False, "make the repository private if it is made",
-                               needs="push_to_hub")  # fmt: skip
-    hub_strategy: str = option(
+    hub_private: bool = _of_hub(False, "make the repository private if it is made")
+    hub_strategy: str = _of_hub(
         "end", "the finished model alone; also each training checkpoint, on the branch "
         "'checkpoints'; or also each of them, on 'main'",
-        choices=("end", "checkpoint", "every_save"), needs="push_to_hub",
+        choices=("end", "checkpoint", "every_save"),
     )  # fmt: skip
-    hub_catalogue: bool = option(True, "push the items' keys, titles and embeddings too",
-                                 needs="push_to_hub")  # fmt: skip
-    hub_training_state: bool = option(False, "checkpoint: push what resuming needs too",
-                                      needs="push_to_hub")  # fmt: skip
-    hub_patience: int = option(600, "seconds that the end of a run waits for the Hub", least=0,
-                               needs="push_to_hub")  # fmt: skip
+    hub_catalogue: bool = _of_hub(True, "push the items' keys, titles and embeddings too")
+    hub_training_state: bool = _of_hub(False, "checkpoint: push what resuming needs too")
+    hub_patience: int = _of_hub(600, "seconds that the end of a run waits for the Hub", least=0)
 
     def check(self) -> None:
         """Check the size of shards, and what is pushed."""
@@ -421,7 +420,7 @@ def build(section: type[Section], values: Mapping[str, Any], where: str = "") ->
     Raises:
         ValueError: an unknown key, a value of the wrong type, or one out of its range.
     """
-    hints = _options_of(section)
+    hints = _options_of(section)  # type: ignore[arg-type]  # classes are hashable
     converted = {}
     for key, value in values.items():
         if key not in hints:
@@ -491,7 +490,7 @@ def _scalar(value: Any, kind: type) -> Any:
     return number if kind is float else value if isinstance(value, int) else int(number)
 
 
-@cache
+@functools.cache
 def _options_of(section: Any) -> Mapping[str, Any]:
     hints = get_type_hints(section)
     return {f.name: hints[f.name] for f in fields(section)}

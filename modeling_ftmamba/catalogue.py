@@ -74,23 +74,14 @@ def _hashes(keys: TextTable) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Every item that can be recommended; row i is the item with the dense id i.
+    """Every item that can be recommended; row i is the item with the dense id i."""
 
-    Attributes:
-        keys: the item's key in the raw table, unique.
-        titles: what to show a person; empty texts where the table has no title.
-        embeddings: float32 (I, E), of the item tower.
-        as_of: UTC seconds at which the items' popularity was counted, or None.
-        fingerprint: of the weights that made the embeddings (`weights_fingerprint`).
-        records: the encoded items (I, S) by the extractor's names (`item_numeric`, ...), which
-            explanations need; empty where they are not kept.
-    """
-
-    keys: Sequence[str]
-    titles: Sequence[str]
-    embeddings: NDArray[np.float32]
-    as_of: int | None = None
-    fingerprint: str = ""
+    keys: Sequence[str]  # in the raw table, unique
+    titles: Sequence[str]  # what to show a person; empty texts where the table has no title
+    embeddings: NDArray[np.float32]  # (I, E), of the item tower
+    as_of: int | None = None  # UTC seconds at which the items' popularity was counted
+    fingerprint: str = ""  # of the weights that made the embeddings (`weights_fingerprint`)
+    # The encoded items (I, S) by the extractor's names, if they are kept for explanations.
     records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

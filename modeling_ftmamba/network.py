@@ -841,8 +841,9 @@ class TowerNetwork(ScanChoice):
         _ = self._state_sizes
         if self.training:
             raise RuntimeError("states need a model at rest; call model.eval() first")
-        assert self.tokenizer.history is not None
-        return self.tokenizer.history
+        history: HistoryTokens | None = self.tokenizer.history
+        assert history is not None
+        return history
 
     def _check_state(self, state: UserState, n_rows: int) -> None:
         found = tuple(state.conv.shape), tuple(state.scan.shape)

@@ -32,21 +32,13 @@ _AGAIN = "start the user again and observe the events once more"
 
 @dataclass(frozen=True)
 class UserState:
-    """The state of a batch of users, after their profiles and so many events.
+    """The state of a batch of users, after their profiles and so many events."""
 
-    Attributes:
-        conv: newest inputs of each layer's convolution (layers, B, channels, kernel - 1).
-        scan: state of each layer's scan (layers, B, channels, numbers of state).
-        last: output of the last layer at the newest token (B, hidden), zeros before any.
-        n_events: int64 (B,).
-        last_time: of the newest event, in UTC epoch seconds, int64 (B,); `NO_TIME` for none.
-    """
-
-    conv: Tensor
-    scan: Tensor
-    last: Tensor
-    n_events: Tensor
-    last_time: Tensor
+    conv: Tensor  # newest inputs of each layer's convolution (layers, B, channels, kernel - 1)
+    scan: Tensor  # state of each layer's scan (layers, B, channels, numbers of state)
+    last: Tensor  # the last layer's output at the newest token (B, hidden), zeros before any
+    n_events: Tensor  # int64 (B,)
+    last_time: Tensor  # of the newest event, UTC seconds, int64 (B,); `NO_TIME` for none
 
     def __len__(self) -> int:
         return len(self.n_events)
@@ -107,8 +99,7 @@ class UserState:
         for name, x in tensors.items():
             allowed = _FLOATS if name in _NUMBERS else (torch.int64,)
             if x.dtype not in allowed or x.ndim != _DIMENSIONS.get(name):
-                problem = f"hold {name:.20} as {x.dtype} of {tuple(x.shape)}, as no state has"
-                raise _broken(problem)
+                raise _broken(f"hold {name:.20} as {x.dtype} of {tuple(x.shape)}, as no state has")
         counts = {x.shape[USERS[name]] for name, x in tensors.items()}
         if len(counts) != 1 or _layout(tensors) != facts.get("layout"):
             raise _broken("hold shapes that do not fit each other or their layout")

@@ -358,7 +358,7 @@ def without_duplicates(events: Sequence[UserEvent], event_ids: Sequence[str]) ->
 
 
 def _by_key(keys: Sequence[str], state: UserState) -> dict[str, UserState]:
-    parts = [x.split(1, USERS[name]) for name, x in state.tensors().items()]
+    parts = [x.tensor_split(len(keys), USERS[name]) for name, x in state.tensors().items()]
     return {key: UserState(*own) for key, *own in zip(keys, *parts, strict=True)}
 
 

@@ -32,8 +32,7 @@ def folder(fitted, tmp_path):
 def other():
     extractor = FTMambaFeatureExtractor(USER_COLUMNS, ITEM_COLUMNS)
     rng = np.random.default_rng(99)
-    extractor = fit_extractor(extractor, make_users(rng, 50), make_items(rng, 50))
-    return extractor
+    return fit_extractor(extractor, make_users(rng, 50), make_items(rng, 50))
 
 
 def encoded(extractor):
@@ -57,12 +56,10 @@ def test_saving_again_writes_the_same_bytes(folder, tmp_path):
 
 
 def test_the_files_are_readable_as_any_other(folder):
-    assert (folder / CONFIG).stat().st_mode & 0o777 == (
-        folder / VOCABULARIES
-    ).stat().st_mode & 0o777
     umask = os.umask(0)
     os.umask(umask)
-    assert (folder / CONFIG).stat().st_mode & 0o777 == 0o666 & ~umask
+    modes = {(folder / name).stat().st_mode & 0o777 for name in (CONFIG, VOCABULARIES)}
+    assert modes == {0o666 & ~umask}
 
 
 def test_it_loads_from_the_hub_cache_at_a_revision_and_in_a_subfolder(fitted, folder, tmp_path):
@@ -183,11 +180,8 @@ def test_both_auto_classes_load_it_without_this_project_and_without_arrow(fitted
     (tmp_path / "records.json").write_text(json.dumps(records))
     code = [sys.executable, "-I", "-c", IN_A_BARE_PROCESS]
     paths = [folder, tmp_path / "records.json", tmp_path / "saved.npz", tmp_path / "again"]
-    environment = {
-        **os.environ,
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HUB_OFFLINE": "1",
-    }
+    own = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | own
     done = subprocess.run(
         [*code, *map(str, paths)], env=environment, cwd=tmp_path, capture_output=True, text=True,
         check=False,

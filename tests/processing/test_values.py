@@ -106,12 +106,8 @@ def test_an_empty_column_has_no_codes():
 
 
 def test_a_number_is_no_text_and_nothing_infinite():
-    assert [number_of(value) for value in (3, Decimal("1.5"), np.float32(2), True)] == [
-        3,
-        1.5,
-        2,
-        1,
-    ]
+    values = (3, Decimal("1.5"), np.float32(2), True)
+    assert [number_of(value) for value in values] == [3, 1.5, 2, 1]
     assert all(np.isnan(number_of(value)) for value in MISSING[:-1])
     for bad in ("3", float("-inf"), 10**400, [3], date(2020, 1, 1)):
         with pytest.raises((TypeError, ValueError, OverflowError)):

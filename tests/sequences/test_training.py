@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import popularity_column
@@ -13,6 +12,7 @@ from ftmamba.training import loop
 from ftmamba.training import objective as objective_module
 from ftmamba.training.fused_cross_entropy import fused_linear_cross_entropy
 from ftmamba.training.run import make_accelerator, split_tables, train
+from tests.training.conftest import forget_accelerate
 
 from .conftest import N_ITEMS, hit_rate, ring_recipe, ring_tables, trained_on
 
@@ -39,12 +39,9 @@ def test_what_comes_next_is_learnt_and_foretold(tmp_path, training):
 @pytest.fixture
 def fresh_accelerate():
     """Forget, before and after, which precision Accelerate was started with."""
-    states = (AcceleratorState, GradientState, PartialState)
-    for state in states:
-        state._reset_state()
+    forget_accelerate()
     yield
-    for state in states:
-        state._reset_state()
+    forget_accelerate()
 
 
 def test_in_bfloat16_the_loss_is_too_and_what_comes_next_is_learnt(

@@ -80,24 +80,21 @@ def test_a_stream_is_taken_in(checkpoint_folder, redis_server, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source", "none.jsonl", "--store", "memory:"], "no file of events 'none.jsonl'"),
-        (["--source", "-", "--store", "memory:x"], "a store must be memory:, file:PATH or redis"),
-        (["--source", "-", "--store", "states.bin"], "a store must be memory:, file:PATH or redis"),
-        (["--source", "redis://h/s", "--store", "memory:"], "loses at its end"),
-        (["--source", "redis://h/a/b/c", "--store", "file:x"], "must end in its name"),
-        (["--source", "redis://h/", "--store", "file:x"], "must end in its name"),
-        (["--source", "-", "--store", "memory:", "--batch", "0"], "batch_size must be 1"),
-        (["--source", "-", "--store", "memory:", "--ttl", "-1"], "ttl_seconds must be 0"),
-        (
-            ["--source", "-", "--store", "memory:", "--late", "recompute"],
-            "needs the users' earlier",
-        ),
-        (["--source", "-", "--store", "memory:", "--recommend", "99"], "must be 20 or less"),
-        (["--source", "-", "--store", "memory:", "--recommend", "-1"], "must be 0 (none) or more"),
+        ("none.jsonl --store memory:", "no file of events 'none.jsonl'"),
+        ("- --store memory:x", "a store must be memory:, file:PATH or redis"),
+        ("- --store states.bin", "a store must be memory:, file:PATH or redis"),
+        ("redis://h/s --store memory:", "loses at its end"),
+        ("redis://h/a/b/c --store file:x", "must end in its name"),
+        ("redis://h/ --store file:x", "must end in its name"),
+        ("- --store memory: --batch 0", "batch_size must be 1"),
+        ("- --store memory: --ttl -1", "ttl_seconds must be 0"),
+        ("- --store memory: --late recompute", "needs the users' earlier"),
+        ("- --store memory: --recommend 99", "must be 20 or less"),
+        ("- --store memory: --recommend -1", "must be 0 (none) or more"),
     ],
 )
 def test_wrong_arguments_are_told(checkpoint_folder, arguments, message, capsys):
-    assert main(["stream", str(checkpoint_folder), *arguments]) == 2
+    assert main(["stream", str(checkpoint_folder), "--source", *arguments.split()]) == 2
     assert message in capsys.readouterr().err
 
 

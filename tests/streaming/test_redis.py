@@ -27,6 +27,21 @@ def store(redis_server):
     store.close()
 
 
+@pytest.fixture
+def open_source(redis_server):
+    """Return a function that opens the stream `events` for a consumer of the group."""
+    opened = []
+
+    def make(consumer="", reclaim_seconds=60, **options):
+        member = Member(consumer=consumer, reclaim_seconds=reclaim_seconds)
+        opened.append(RedisStreamSource(redis_server.url, "events", member, **options))
+        return opened[-1]
+
+    yield make
+    for source in opened:
+        source.close()
+
+
 def add(client, events, stream="events"):
     return [client.xadd(stream, {"event": event.to_json()}) for event in events]
 
@@ -138,14 +153,14 @@ def test_other_urls_and_a_missing_client_are_explained(monkeypatch):
         RedisConnection("redis://localhost")
 
 
-def test_a_stream_gives_every_event_once_in_order_and_what_is_wrong(redis_server, client):
+def test_a_stream_gives_every_event_once_in_order_and_what_is_wrong(open_source, client):
     events = make_events(7)
     add(client, events[:4])
     client.xadd("events", {"event": "{"})
     client.xadd("events", {"other": "x"})
     add(client, events[4:])
     entry = client.xadd("events", {"event": '{"user_key": 1, "item_key": "i"}'})
-    source = RedisStreamSource(redis_server.url, "events")
+    source = open_source()
     first = source.read(4)
     assert (list(first.events), first.problems) == (events[:4], [])
     source.acknowledge(first)
@@ -157,68 +172,60 @@ def test_a_stream_gives_every_event_once_in_order_and_what_is_wrong(redis_server
     source.acknowledge(second)
     assert source.read(4) is None
     assert client.xpending("events", "ftmamba")["pending"] == 0
-    source.close()
 
 
-def test_what_was_not_acknowledged_comes_again_to_the_same_consumer(redis_server, client):
+def test_what_was_not_acknowledged_comes_again_to_the_same_consumer(open_source, client):
     events = make_events(6)
     add(client, events)
-    before = RedisStreamSource(redis_server.url, "events", Member(consumer="a"))
+    before = open_source(consumer="a")
     before.acknowledge(before.read(2))
     before.read(3)
     before.close()
-    after = RedisStreamSource(redis_server.url, "events", Member(consumer="a"))
+    after = open_source(consumer="a")
     again = after.read(2)
     assert list(again.events) == events[2:4]
     after.acknowledge(again)
     assert list(after.read(9).events) == events[4:5]
     assert list(after.read(9).events) == events[5:]
-    after.close()
 
 
-def test_what_a_dead_consumer_left_is_taken_over_after_a_while(redis_server, client):
+def test_what_a_dead_consumer_left_is_taken_over_after_a_while(open_source, client):
     events = make_events(3)
     add(client, events)
-    dead = RedisStreamSource(redis_server.url, "events", Member(consumer="dead"))
+    dead = open_source(consumer="dead")
     dead.read(2)
     dead.close()
-    other = RedisStreamSource(
-        redis_server.url, "events", Member(consumer="other", reclaim_seconds=0.05)
-    )
+    other = open_source(consumer="other", reclaim_seconds=0.05)
     time.sleep(0.1)
     assert list(other.read(9).events) == events[:2]
-    other.close()
-    patient = RedisStreamSource(redis_server.url, "events", Member(consumer="patient"))
+    patient = open_source(consumer="patient")
     assert list(patient.read(9).events) == events[2:]
-    patient.close()
 
 
-def test_two_consumers_share_a_stream_without_overlap(redis_server, client):
+def test_two_consumers_share_a_stream_without_overlap(open_source, client):
     events = make_events(10)
     add(client, events)
     for consumer, expected in (("a", events[:5]), ("b", events[5:])):
-        source = RedisStreamSource(redis_server.url, "events", Member(consumer=consumer))
+        source = open_source(consumer=consumer)
         assert list(source.read(5).events) == expected
-        source.close()
 
 
-def test_an_entry_that_was_removed_unread_does_not_stop_the_stream(redis_server, client):
+def test_an_entry_that_was_removed_unread_does_not_stop_the_stream(open_source, client):
     entries = add(client, make_events(2))
-    RedisStreamSource(redis_server.url, "events").close()
-    dead = RedisStreamSource(redis_server.url, "events")
+    open_source().close()
+    dead = open_source()
     dead.read(2)
     dead.close()
     client.xdel("events", entries[0])
-    source = RedisStreamSource(redis_server.url, "events")
+    source = open_source()
     batch = source.read(9)
     assert (len(batch.events), len(batch.problems)) == (1, 1)
     source.acknowledge(batch)
     assert source.read(9) is None
-    source.close()
 
 
-def test_following_waits_for_more(redis_server, client):
-    source = RedisStreamSource(redis_server.url, "events", follow=True)
+def test_following_waits_for_more(open_source, client):
+    source = open_source(follow=True)
     event = make_events(1)[0]
     later = threading.Timer(0.2, add, [client, [event]])
     later.start()
@@ -227,7 +234,6 @@ def test_following_waits_for_more(redis_server, client):
     assert list(batch.events) == [event]
     source.acknowledge(batch)
     assert len(source.read(5)) == 0
-    source.close()
 
 
 def test_a_key_that_holds_no_stream_is_refused(redis_server, client):

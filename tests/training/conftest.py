@@ -32,8 +32,13 @@ def data(tmp_path):
     return toy_module.encoded(tmp_path / "data")
 
 
+def forget_accelerate():
+    """Forget what a process sets once, such as the precision."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
 @pytest.fixture
 def accelerator():
     yield Accelerator(cpu=True)
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_accelerate()

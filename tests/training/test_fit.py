@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from ftmamba.recipe import TrainingRecipe
@@ -13,6 +12,7 @@ from ftmamba.training import catalogue_embeddings, fit, loop, user_embeddings
 from ftmamba.training.checkpoints import FREE_TO_CHANGE, CheckpointStore
 from ftmamba.training.optimizer import decay_groups, learning_rate_at, make_optimizer
 
+from .conftest import forget_accelerate
 from .toy import training_recipe
 
 LOSSES = ["in_batch", "full_softmax", "bce", "mse"]
@@ -298,8 +298,7 @@ def test_latest_without_a_checkpoint_starts_afresh(data, run):
 def bf16_accelerator():
     """Accelerate for `mixed_precision: bf16`, which a process sets once."""
     yield Accelerator(cpu=True, mixed_precision="bf16")
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_accelerate()
 
 
 def bf16_run(data, toy, accelerator, folder, **options):

@@ -43,6 +43,15 @@ def made(toy):
     return make
 
 
+@pytest.fixture
+def loop_of(toy, tmp_path, accelerator):
+    def make(data, accelerator=accelerator, **options):
+        recipe = training_recipe(num_epochs=1, **options)
+        return TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
+
+    return make
+
+
 def value(objective, batch, step=0):
     return objective(objective.prepare(batch, step))
 
@@ -358,7 +367,7 @@ def test_preparing_draws_no_random_numbers_keeps_no_gradient_and_can_be_repeated
 
 @pytest.mark.parametrize("start", [0, 2])
 def test_every_batch_is_prepared_in_a_thread_for_the_step_that_takes_it(
-    start, either_data, toy, accelerator, tmp_path, monkeypatch
+    start, either_data, loop_of, monkeypatch
 ):
     notes = []
 
@@ -374,9 +383,7 @@ def test_every_batch_is_prepared_in_a_thread_for_the_step_that_takes_it(
     prepare, forward = Objective.prepare, Objective.forward
     monkeypatch.setattr(Objective, "prepare", noting("prepare", prepare, lambda _, step: step))
     monkeypatch.setattr(Objective, "forward", noting("step", forward, lambda one: one.step))
-    recipe = training_recipe(batch_size=16, num_epochs=1, gradient_accumulation_steps=2)
-    model = toy.model(either_data)
-    loop = TrainingLoop(model, either_data, recipe, accelerator, folder=tmp_path, seed=0)
+    loop = loop_of(either_data, batch_size=16, gradient_accumulation_steps=2)
     loop.progress.step, loop.progress.batch = start, 2 * start
     loop.run(None)
     n_batches = loop.batches.n_batches - 2 * start
@@ -387,21 +394,18 @@ def test_every_batch_is_prepared_in_a_thread_for_the_step_that_takes_it(
     assert not any("read_ahead" in thread.name for thread in threading.enumerate())
 
 
-def test_a_step_that_fails_ends_the_thread_as_well(data, toy, accelerator, tmp_path, monkeypatch):
+def test_a_step_that_fails_ends_the_thread_as_well(data, loop_of, monkeypatch):
     def failing(self, prepared):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Objective, "forward", failing)
-    recipe = training_recipe(batch_size=16, num_epochs=1)
-    loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
     with pytest.raises(RuntimeError, match="out of memory"):
-        loop.run(None)
+        loop_of(data, batch_size=16).run(None)
     assert not any("read_ahead" in thread.name for thread in threading.enumerate())
 
 
-def test_the_gradient_is_clipped_to_the_norm(data, toy, accelerator, tmp_path):
-    recipe = training_recipe(batch_size=32, max_grad_norm=0.005)
-    loop = TrainingLoop(toy.model(data), data, recipe, accelerator, folder=tmp_path, seed=0)
+def test_the_gradient_is_clipped_to_the_norm(data, loop_of, accelerator):
+    loop = loop_of(data, batch_size=32, max_grad_norm=0.005)
     prepared = loop.objective.prepare(next(iter(loop.batches.epoch(0))), 0)
     accelerator.backward(loop.wrapped(prepared))
     before = torch.nn.utils.get_total_norm([p.grad for p in loop.parameters]).item()

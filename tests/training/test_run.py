@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from pyarrow import csv
 
 from ftmamba.training.run import check_processes
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 from tests.made_up_tables import checkerboard
+
+from .conftest import forget_accelerate
 
 SCRIPT = Path(__file__).parents[2] / "train_accelerate.py"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection_size": 16}
@@ -22,8 +23,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection
 @pytest.fixture
 def main():
     yield runpy.run_path(str(SCRIPT))["main"]
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_accelerate()
 
 
 @pytest.fixture
