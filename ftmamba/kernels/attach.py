@@ -23,7 +23,7 @@ from . import elementwise
 from .layer import WIDEST_CONV, carried_layer, fused_layer
 from .library import KernelLibrary, MambaParameters, Norm, installed_library
 from .linears import apply_linear, apply_linear_in_chunks, is_untouched
-from .scan import cpu_scan, mamba_ssm_missing, mamba_ssm_scan
+from .scan import cpu_scan
 from .ssd_row_blocks import SSDParameters, can_mix_in_row_blocks, mix_in_row_blocks
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,7 @@ CONTRACT = 1
 """Version of the methods and attributes of the network's modules that this file relies on."""
 PLAIN = ("sequential", "reference")
 """Scans that run as the network's own code has them."""
-KERNELS = ("cpu", "triton", "mamba_ssm")
+KERNELS = ("cpu", "triton")
 
 
 class Choice(NamedTuple):
@@ -57,7 +57,7 @@ def attach(network: nn.Module, scan: str) -> None:
     Args:
         network: with layers of the class `FTMambaLayer` of any copy of the model's code.
         scan: `auto`, the fastest for each tensor; `sequential` or `reference`, nothing but plain
-            torch; or the implementation of the selective scan: `cpu`, `triton` or `mamba_ssm`.
+            torch; or the implementation of the selective scan: `cpu` or `triton`.
 
     Raises:
         ValueError: no implementation has that name, or no layer has a selective scan.
@@ -93,11 +93,11 @@ def missing(scan: str) -> str | None:
         return (
             None if isinstance(found, KernelLibrary) else f"the cpu scan cannot run here: {found}"
         )
-    if scan == "triton":
-        from .triton_launch import why_not
+    if scan != "triton":
+        return None
+    from .triton_launch import why_not
 
-        return why_not()
-    return mamba_ssm_missing() if scan == "mamba_ssm" else None
+    return why_not()
 
 
 def _choice(scan: str, *, scans: bool) -> Choice:
@@ -265,7 +265,7 @@ def _layer_at_once(
     layer: Any, hidden_BLD: Tensor, gaps_BL: Tensor | None, *, last: bool
 ) -> Tensor | None:
     """Return mixer, norm and sum from one fused call, or None where it takes several."""
-    if not _fuses_with_norm(layer):
+    if type(layer.mixer).__name__ != "MambaMixer" or not _fuses_with_norm(layer):
         return None
     rate = layer.dropout.p if layer.training else 0.0
     if (run := _fused(layer.mixer, hidden_BLD, gaps_BL, rate)) is None:
@@ -321,9 +321,7 @@ def _triton_scan(*tensors: Tensor) -> Tensor:
     return triton_scan(*tensors)
 
 
-SCANS: dict[str, Callable[..., Tensor]] = {
-    "cpu": cpu_scan, "triton": _triton_scan, "mamba_ssm": mamba_ssm_scan,
-}  # fmt: skip
+SCANS: dict[str, Callable[..., Tensor]] = {"cpu": cpu_scan, "triton": _triton_scan}
 
 
 class FastSSD:
@@ -361,7 +359,7 @@ class FastSSD:
         dtu = (dt[..., None] * u).view(len(u), -1, 1)
         scan = (decay * state.scan.reshape(by_head)).view(state.scan.shape)
         scan.addcmul_(dtu, B[:, None])
-        y = torch.bmm(scan, C[..., None]).view(by_head)
+        y = torch.bmm(C[:, None], scan.mT).view(by_head)
         y = torch.addcmul(y, self.D[:, None], u).flatten(1)
         mixed = self.out_proj(self.norm(y.to(gate.dtype), gate))
         return mixed[:, None], type(state)(window[..., 1:], scan)
@@ -417,7 +415,7 @@ class FastAttention:
 def _attend(mixer: Any, asking_BTD: Tensor, hidden_BLD: Tensor, *, causal: bool) -> Tensor:
     key_value = apply_linear_in_chunks(mixer.key_value, hidden_BLD, 2)
     query, key, value = (
-        x.unflatten(-1, (mixer.n_heads, -1)).transpose(1, 2)
+        x.view(*x.shape[:2], mixer.n_heads, -1).transpose(1, 2)
         for x in (apply_linear(mixer.query, asking_BTD), *key_value)
     )
     rate = mixer.dropout if mixer.training else 0.0

@@ -38,7 +38,8 @@ def apply_linear_in_chunks(module: nn.Linear, x: Tensor, n_chunks: int) -> tuple
     """
     n_tokens = x.numel() // max(1, x.shape[-1])
     with_bias = module.bias is not None
-    if _is_plain(x, module) and onednn_is_faster(n_tokens, with_bias=with_bias):
+    eager = not torch.compiler.is_compiling()
+    if eager and onednn_is_faster(n_tokens, with_bias=with_bias) and _is_plain(x, module):
         chunks: tuple[Tensor, ...] = _Linear.apply(x, module.weight, module.bias, n_chunks)
         return chunks
     whole = module(x)
@@ -87,8 +88,7 @@ def cpu_vendor() -> str:
 def _is_plain(x: Tensor, module: nn.Linear) -> bool:
     """Return whether an eager float32 product on the CPU is asked for."""
     return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == torch.float32
         and is_untouched(module, nn.Linear)
         and module.weight.dtype == torch.float32

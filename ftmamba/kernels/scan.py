@@ -1,13 +1,10 @@
-"""The selective scan alone: by the C kernel on CPUs, and by mamba_ssm's on GPUs that have it.
+"""The selective scan alone by the C kernel, for mixers that the fused layer does not take.
 
-For mixers that a fused layer does not take: a part has a hook or an adapter, or steps depend on
-gaps. Each has the signature of the model's `selective_scan`, without a state ahead.
+A part has a hook or an adapter, or steps depend on gaps.
 
 Shapes: B batch, L tokens, E inner channels, N state.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +13,6 @@ from torch import Tensor
 from .library import ScanCall, as_pointers, check_scan, float32, is_kept, library, state_shape
 
 NAMES = ("u", "dt", "A", "B", "C")
-HOW = "pip install mamba-ssm, with a CUDA toolkit, and MAMBA_FORCE_BUILD=TRUE where no wheel fits"
 
 
 @torch.library.custom_op("ftmamba::selective_scan", mutates_args=(), device_types="cpu")
@@ -96,43 +92,3 @@ def cpu_scan(u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: 
     tensors = [float32(tensor) for tensor in (u_BLE, dt_BLE, A_EN, B_BLN, C_BLN)]
     y_BLE: Tensor = scan_op(*tensors, is_kept(*tensors))[0]
     return y_BLE.to(u_BLE.dtype)
-
-
-def mamba_ssm_missing() -> str | None:
-    """Return why mamba_ssm's scan cannot run on this machine, with the remedy, or None."""
-    try:
-        _mamba_ssm_kernel()
-    except ImportError as error:
-        return f"the mamba_ssm scan cannot run here: {error}; {HOW}, or model.set_scan('auto')"
-    if not torch.cuda.is_available():
-        return "the mamba_ssm scan cannot run here: it needs a GPU; model.set_scan('auto')"
-    return None
-
-
-def mamba_ssm_scan(
-    u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor
-) -> Tensor:
-    """Return y (B, L, E) of u's type by mamba_ssm's kernel, with the state in float32.
-
-    Raises:
-        ValueError: shapes or devices do not fit each other.
-        ImportError: mamba_ssm, or its kernel, is not installed.
-    """
-    tensors = (u_BLE, dt_BLE, B_BLN, C_BLN)
-    check_scan((u_BLE, dt_BLE, A_EN, B_BLN, C_BLN))
-    # Their kernel takes channels and states ahead of tokens, and one type for all but A.
-    common = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-    u_BEL, dt_BEL, B_BNL, C_BNL = (x.to(common).mT.contiguous() for x in tensors)
-    y_BEL: Tensor = _mamba_ssm_kernel()(u_BEL, dt_BEL, A_EN.float(), B_BNL, C_BNL)
-    return y_BEL.mT.to(u_BLE.dtype)
-
-
-def _mamba_ssm_kernel() -> Callable[..., Tensor]:
-    try:
-        from mamba_ssm.ops import selective_scan_interface
-    except ImportError as error:
-        raise ImportError(f"mamba_ssm does not import ({error})") from error
-    if getattr(selective_scan_interface, "selective_scan_cuda", True) is None:
-        raise ImportError("mamba_ssm is installed without its kernel selective_scan_cuda")
-    kernel: Callable[..., Tensor] = selective_scan_interface.selective_scan_fn
-    return kernel

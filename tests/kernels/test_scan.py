@@ -1,19 +1,15 @@
-"""The scan alone, compiled or of mamba_ssm, equals the definition in float64, gradients too."""
-
-import sys
-from types import ModuleType
+"""The compiled scan alone equals the definition in float64, gradients too."""
 
 import pytest
 import torch
 from torch.library import opcheck
 
-from ftmamba.kernels.scan import cpu_scan, mamba_ssm_missing, mamba_ssm_scan, scan_op
-from modeling_ftmamba.mixers import selective_scan, selective_scan_reference
+from ftmamba.kernels.scan import cpu_scan, scan_op
+from modeling_ftmamba.mixers import selective_scan_reference
 
 from .conftest import gradients, relative_error
 
 SHAPES = [(1, 1, 1, 1), (3, 21, 32, 16), (2, 33, 5, 3), (4, 64, 16, 8), (1, 200, 17, 32)]
-INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 
 
 def inputs(B, L, E, N, dt=None):
@@ -31,19 +27,15 @@ def defined(tensors):
     return selective_scan_reference(*exact)[0], exact
 
 
-def assert_equals_definition(scan, shape):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_equal_the_definition(variant, shape):
     tensors = [tensor.requires_grad_() for tensor in inputs(*shape)]
-    (expected, slow), got = defined(tensors), scan(*tensors)
+    (expected, slow), got = defined(tensors), cpu_scan(*tensors)
     assert relative_error(got, expected) < 1e-6
     pairs = zip(gradients(got, tensors), gradients(expected, slow), strict=True)
     errors = [relative_error(a, b) for a, b in pairs if b.abs().max() > 0]
     assert len(errors) >= 4
     assert max(errors) < 1e-5, errors
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients_equal_the_definition(variant, shape):
-    assert_equals_definition(cpu_scan, shape)
 
 
 @pytest.mark.parametrize("dt", [1e-7, 30.0, -0.01, float("nan")])
@@ -92,46 +84,3 @@ def test_wrong_inputs_are_refused(index, spoil, error, match):
     tensors[index] = spoil(tensors[index])
     with pytest.raises(error, match=match):
         cpu_scan(*tensors)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Install a stand-in for mamba_ssm, whose kernels need a GPU, and return its calls."""
-    seen = []
-
-    def selective_scan_fn(u, delta, A, B, C):
-        seen.append((u, delta, A, B, C))
-        return selective_scan(u.mT, delta.mT, A, B.mT, C.mT)[0].mT
-
-    modules = {name: ModuleType(name) for name in ("mamba_ssm", "mamba_ssm.ops", INTERFACE)}
-    modules["mamba_ssm.ops"].selective_scan_interface = modules[INTERFACE]
-    modules[INTERFACE].selective_scan_fn = selective_scan_fn
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return seen
-
-
-def test_mamba_ssm_gets_channels_before_tokens_in_one_type(calls):
-    assert_equals_definition(mamba_ssm_scan, (2, 33, 5, 3))
-    calls.clear()
-    u, dt, A, B, C = inputs(2, 5, 3, 4)
-    y = mamba_ssm_scan(u.bfloat16(), dt, A.bfloat16(), B.bfloat16(), C.bfloat16())
-    assert y.dtype is torch.bfloat16
-    ((their_u, delta, their_A, their_B, their_C),) = calls
-    assert [x.shape for x in (their_u, delta, their_A)] == [(2, 3, 5), (2, 3, 5), (3, 4)]
-    assert [x.shape for x in (their_B, their_C)] == [(2, 4, 5), (2, 4, 5)]
-    assert {x.dtype for x in calls[0]} == {torch.float32}
-    assert all(x.is_contiguous() for x in calls[0])
-
-
-def test_a_missing_mamba_ssm_kernel_or_gpu_is_named(calls, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert mamba_ssm_missing() is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "needs a GPU" in mamba_ssm_missing()
-    monkeypatch.setattr(sys.modules[INTERFACE], "selective_scan_cuda", None, raising=False)
-    assert "without its kernel" in mamba_ssm_missing()
-    for name in ("mamba_ssm", "mamba_ssm.ops"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert "does not import" in mamba_ssm_missing()
-    assert "pip install mamba-ssm" in mamba_ssm_missing()

@@ -133,9 +133,9 @@ def test_rows_are_chosen_and_put_together():
     assert len(again) == 5
     for name, tensor in state.tensors().items():
         assert torch.equal(getattr(again, name), tensor)
-    with pytest.raises(ValueError, match="of one model and type, got 2 states of 2 shapes"):
+    with pytest.raises(ValueError, match=r"of one model and type, got .*float16"):
         UserState.concatenate([state, state.to(torch.float16)])
-    with pytest.raises(ValueError, match="got 0 states"):
+    with pytest.raises(ValueError, match="of one model and type"):
         UserState.concatenate([])
 
 
