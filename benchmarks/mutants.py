@@ -65,6 +65,7 @@ OPPOSITES: Mapping[type[ast.AST], type[ast.AST]] = {
 BOUNDS = {
     "np.abs(exact_P - rough_P) > error_U[rows_P]",
     "np.count_nonzero(is_hit_UG) > MOST_HITS * self._best_UK.size",
+    "error_U < LARGEST_SCORE * UNIT",
     "highest_UG >= self._threshold_U1",
     "members >= self._threshold_U1[rows]",
     "scores >= self._threshold_U1[rows, 0]",

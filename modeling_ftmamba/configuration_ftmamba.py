@@ -27,30 +27,23 @@ logger = logging.get_logger(__name__)
 
 PADDING_ID, MISSING_ID, UNSEEN_ID, N_SPECIAL_IDS = 0, 1, 2, 3
 HISTORY = "history"
-GAP = "gap"
-"""The event feature that a scan may decay with: log(1 + seconds since the event before)."""
+GAP = "gap"  # what a scan may decay with: log(1 + seconds since the event before)
 KINDS = ("numeric", "categorical", "categories", "timestamp", "vector", HISTORY)
 SCALINGS = ("standard", "quantile", "none")
-EVENT_FEATURES = (GAP, "weight")
-"""What an event feature may be; any other name is a numeric column of the interactions."""
-EVENT_KEYS = ("item", "time", "weight")
-"""The keys of any event given as a dict."""
+EVENT_FEATURES = (GAP, "weight")  # any other name is a numeric column of the interactions
+EVENT_KEYS = ("item", "time", "weight")  # of any event given as a dict
+# Standardised time, then sine and cosine of the hour of day, day of week and day of year.
 TIMESTAMP_DIMENSION = 7
-"""Standardised time, then sine and cosine of the hour of day, day of week and day of year."""
 TENSOR_OF_KIND = {
     "numeric": "numeric", "categorical": "category_ids", "categories": "set_ids",
     "timestamp": "dense", "vector": "dense",
 }  # fmt: skip
 
-LARGEST_CONTEXT = 1e30
-"""Bound of a number in a column of the interactions that is an event feature."""
-SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 2 * LARGEST_CONTEXT
-"""Bounds of a standard deviation that numbers are divided by, in 32 bits."""
-MOST_COLUMNS, MOST_SLOTS = 4096, 2**16
-"""Columns of a tower, and their slots together in the tensors of one record."""
+LARGEST_CONTEXT = 1e30  # of a number in a column of the interactions that is an event feature
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 2 * LARGEST_CONTEXT  # of a standard deviation, in 32 bits
+MOST_COLUMNS, MOST_SLOTS = 4096, 2**16  # of a tower; slots together in the tensors of a record
 MOST_IDS = 2**31 - 1
-MOST_NAME = 1000
-"""Characters of a column's name."""
+MOST_NAME = 1000  # characters of a column's name
 
 # Which kinds of column read an option; the others of a column are read by all.
 _KINDS_READING = {
@@ -195,8 +188,8 @@ def check_columns(columns: Sequence[Column], tower: str) -> None:
     if (n_slots := sum(column.width for column in columns)) > MOST_SLOTS:
         widest = max(columns, key=lambda column: column.width)
         raise ValueError(
-            f"the {tower} columns have {n_slots} slots together, {MOST_SLOTS} at most; the widest "
-            f"is {widest.name!r} with {widest.width}: shorten it with max_length or leave it out"
+            f"the {tower} columns have {n_slots} slots, {MOST_SLOTS} at most; the widest is "
+            f"{widest.name!r} with {widest.width}: set its max_length or leave it out"
         )
 
 
@@ -302,9 +295,8 @@ class FTMambaArchitecture(PreTrainedConfig):
             known = [name for name in type(self).__dataclass_fields__ if not name.startswith("_")]
             for key in kwargs:
                 if not key.startswith("_") and key not in _TRANSFORMERS_KEYS:
-                    raise ValueError(
-                        f"{type(self).__name__} has no field {key!r}{near(key, known)}"
-                    )
+                    name = type(self).__name__
+                    raise ValueError(f"{name} has no field {key!r}{near(key, known)}")
         super().__post_init__(**kwargs)
         if not saved:
             self.refuse_unread()
@@ -437,15 +429,12 @@ class FTMambaTowerConfig(FTMambaArchitecture):
             remedy = "set bidirectional to False" if self.bidirectional else "set causal_attention"
             raise ValueError(f"layers must read from left to right {where}; {remedy}")
         if self.time_decay and (attention or GAP not in history.event_features):
-            raise ValueError(
-                f"time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap', got mixer "
-                f"{self.mixer!r} and event_features {list(history.event_features)}"
-            )
+            rule = "time_decay needs mixer 'mamba' or 'ssd' and the event feature 'gap'"
+            found = f"mixer {self.mixer!r} and event_features {list(history.event_features)}"
+            raise ValueError(f"{rule}, got {found}")
         if self.max_positions and not 0 < history.max_length <= self.max_positions:
-            raise ValueError(
-                f"max_length must be in 1..max_positions {where}, got {history.max_length} of "
-                f"{self.max_positions}"
-            )
+            rule = f"max_length must be in 1..max_positions {where}"
+            raise ValueError(f"{rule}, got {history.max_length} of {self.max_positions}")
 
     @property
     def decays_with_time(self) -> bool:
@@ -481,14 +470,9 @@ class FTMambaTowerConfig(FTMambaArchitecture):
 class FTMambaConfig(FTMambaArchitecture):
     """Configuration of the two-tower recommender.
 
-    The architecture stands here once, for both towers. A section, `user_tower` or `item_tower`,
-    holds the tower's `columns` and, if it departs from the shared values, fields of its own:
-
-        FTMambaConfig(
-            user_tower={"columns": [{"name": "age", "kind": "numeric"}]},
-            item_tower={"columns": [...], "num_hidden_layers": 4},
-            hidden_size=128,
-        )
+    Its architecture is that of both towers. A section, `user_tower` or `item_tower`, holds the
+    tower's `columns` and fields that depart from the shared values, for example
+    `item_tower={"columns": [...], "num_hidden_layers": 4}`.
     """
 
     model_type = "ftmamba"
@@ -512,23 +496,19 @@ class FTMambaConfig(FTMambaArchitecture):
         **architecture: Any,
     ) -> "FTMambaConfig":
         """Build a config from both towers' columns, fields of their own, and shared fields."""
-        user, item = user_tower or {}, item_tower or {}
-        for name, section in (("user_tower", user), ("item_tower", item)):
-            if "columns" in section:
-                raise ValueError(f"{name} holds columns beside those of from_columns; give one")
-        return cls(
-            user_tower={**user, "columns": user_columns},
-            item_tower={**item, "columns": item_columns},
-            **architecture,
-        )
+        if "columns" in {**(user_tower or {}), **(item_tower or {})}:
+            raise ValueError("a tower holds columns beside those of from_columns; give one")
+        user = {**(user_tower or {}), "columns": user_columns}
+        item = {**(item_tower or {}), "columns": item_columns}
+        return cls(user_tower=user, item_tower=item, **architecture)
 
     def tower(self, name: str) -> FTMambaTowerConfig:
         """Return the config of the `user` or `item` tower, shared values filled in."""
         if name not in TOWERS:
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {name!r}")
-        shared = {field: getattr(self, field) for field in _SHARED_FIELDS}
+        section = {field: getattr(self, field) for field in _SHARED_FIELDS} | self._section(name)
         try:
-            tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict(shared | self._section(name))
+            tower: FTMambaTowerConfig = FTMambaTowerConfig.from_dict(section)
         except Exception as error:
             raise ValueError(f"{name}_tower: {error}") from error
         return tower
@@ -536,20 +516,17 @@ class FTMambaConfig(FTMambaArchitecture):
     def _section(self, name: str) -> dict[str, Any]:
         return getattr(self, f"{name}_tower") or {}
 
-    def validate_scores(self) -> None:
-        """Check the temperature, and that there are histories where a repeat bias is learned."""
-        _check("temperature", self.temperature, self.temperature > 0, "> 0")
-        if self.repeat_bias and history_of(self.tower("user").parsed_columns()) is None:
-            raise ValueError("repeat_bias needs a column of kind 'history' in user_tower")
-
     def validate_towers(self) -> None:
-        """Check both sections; an error names the tower."""
+        """Check the temperature and both sections; an error names the tower."""
+        _check("temperature", self.temperature, self.temperature > 0, "> 0")
         for name in TOWERS:
             if "projection_size" in self._section(name):
                 raise ValueError(f"{name}_tower sets projection_size, which both towers share")
             history = history_of(self.tower(name).parsed_columns())
             if name == "item" and history is not None:
                 raise ValueError(f"item_tower: history {history.name!r} must be in user_tower")
+            if name == "user" and history is None and self.repeat_bias:
+                raise ValueError("repeat_bias needs a column of kind 'history' in user_tower")
 
     def refuse_unread(self) -> None:
         """Raise ValueError for an option that departs from its default and has no effect.
@@ -581,10 +558,8 @@ def _check(field: str, value: object, ok: bool, rule: str, known: Iterable[str] 
 def _refuse(where: str, field: str, value: object, need: str) -> None:
     default = FTMambaArchitecture.__dataclass_fields__[field].default
     if value != default:
-        raise ValueError(
-            f"{where} has no effect here, got {value!r}: it needs {need}; remove it, or leave it "
-            f"at {default!r}"
-        )
+        text = f"{where} has no effect here, got {value!r}: it needs {need}"
+        raise ValueError(f"{text}; remove it, or leave it at {default!r}")
 
 
 def _refuse_unread_of_columns(columns: Iterable[Column]) -> None:

@@ -5,7 +5,7 @@ gradients, and keeps its state in float32 at least.
 
 Shapes: B batch, L tokens, D hidden, E inner channels, N numbers of state a channel, R rank of dt,
 X convolved channels, J tokens that the convolution keeps (its kernel's width less one), O window
-(J + L), H heads, P channels a head, G chunks of T tokens, S states (L + 1), Q chunk starts (G + 1).
+(J + L), H heads, P channels a head, G chunks of T tokens.
 """
 
 import functools
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import initialization as init
 
@@ -68,18 +67,8 @@ def selective_scan_reference(
     """Run h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t h_t, as the definition reads.
 
     Gu & Dao 2023, equations 1 and 2; Algorithm 2. The skip connection D u and the gate belong to
-    the mixer.
-
-    Args:
-        u_BLE: input, after convolution and SiLU.
-        dt_BLE: time steps, after softplus, so not negative; a step of 0 leaves the state alone.
-        A_EN: negative decay rates.
-        B_BLN: input matrix of each token.
-        C_BLN: output matrix of each token.
-        state_BEN: ahead of the first token, None for zeros.
-
-    Returns:
-        y (B, L, E) of u's type, and the state (B, E, N) after the last token.
+    the mixer. A step is not negative; one of 0 leaves the state alone. Returns y (B, L, E) of u's
+    type, and the state (B, E, N) after the last token, from zeros on where none is given.
     """
     u, dt, A, B, C, state_BEN = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
     outputs = [u[:, :0]]
@@ -99,13 +88,25 @@ def selective_scan(
     C_BLN: Tensor,
     state_BEN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `selective_scan_reference` in time and memory linear in L, backward too.
+    """Compute `selective_scan_reference`, decays and outputs of many tokens at once.
 
     On a GPU it is the kernel of the Hub or of mamba_ssm, where Transformers finds one.
     """
     if u_BLE.is_cuda and state_BEN is None and u_BLE.dtype is not torch.float64 and u_BLE.numel():
         return _scan_by_kernel(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN)
-    return _scan_in_parts(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
+    u, dt, A, B, C, state_BEN = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
+    size = max(16, _NUMBERS_AT_A_TIME // max(1, state_BEN.numel()))
+    outputs = [u[:, :0]]
+    for parts in zip(*(x.split(size, 1) for x in (dt, dt * u, B, C)), strict=True):
+        dt_LBE, dtu_LBE, B_LBN, C_LBN = (x.transpose(0, 1) for x in parts)
+        decay_LBEN = torch.exp(dt_LBE[..., None] * A)
+        added_LBEN = dtu_LBE[..., None] * B_LBN[:, :, None]
+        states = [added_LBEN[:0]]
+        for decay_BEN, added_BEN in zip(decay_LBEN.unbind(), added_LBEN.unbind(), strict=True):
+            state_BEN = torch.addcmul(added_BEN, decay_BEN, state_BEN)
+            states.append(state_BEN[None])
+        outputs.append((torch.cat(states) @ C_LBN[..., None])[..., 0].transpose(0, 1))
+    return torch.cat(outputs, 1).to(u_BLE.dtype), state_BEN
 
 
 @_in_wide_types
@@ -120,9 +121,7 @@ def ssd(
     """Scan with one decay a head by matrix products over chunks (Dao & Gu 2024, section 6).
 
     It equals `selective_scan_reference` with each head's dt and A repeated for its channels.
-
-    Returns:
-        y (B, L, H, P) of u's type, and the state (B, E, N) after the last token.
+    Returns y (B, L, H, P) of u's type, and the state (B, E, N) after the last token.
     """
     rows, length, heads, width = u_BLHP.shape
     u, dt, A, B, C, start = _widened(u_BLHP, dt_BLH, A_H, B_BLN, C_BLN, state_BEN)
@@ -173,25 +172,6 @@ def _decay(exponent: Tensor) -> Tensor:
     return exponent.clamp(min=_LOWEST_EXPONENT).exp()
 
 
-def _scan_in_parts(
-    u_BLE: Tensor,
-    dt_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    state_BEN: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    u, dt, A, B, C, state_BEN = _widened(u_BLE, dt_BLE, A_EN, B_BLN, C_BLN, state_BEN)
-    size = max(16, _NUMBERS_AT_A_TIME // max(1, state_BEN.numel()))
-    outputs = [u[:, :0]]
-    for parts in zip(*(x.split(size, 1) for x in (u, dt, B, C)), strict=True):
-        if parts[0].shape[1]:
-            y, state_BEN = _Scan.apply(*parts[:2], A, *parts[2:], state_BEN)
-            outputs.append(y)
-    y_BLE = outputs[-1] if len(outputs) == 2 else torch.cat(outputs, 1)
-    return y_BLE.to(u_BLE.dtype), state_BEN
-
-
 def _scan_by_kernel(
     u_BLE: Tensor, dt_BLE: Tensor, A_EN: Tensor, B_BLN: Tensor, C_BLN: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -206,7 +186,8 @@ def _scan_function() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return mamba_ssm's `selective_scan_fn` as Transformers finds it, or plain torch behind it."""
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **_: Any) -> Any:
-        y_BLE, state_BEN = _scan_in_parts(u.mT, delta.mT, A, B.mT, C.mT, None)
+        nothing = A.new_zeros(len(u), *A.shape)
+        y_BLE, state_BEN = selective_scan(u.mT, delta.mT, A, B.mT, C.mT, nothing)
         return y_BLE.mT, state_BEN
 
     try:
@@ -217,67 +198,6 @@ def _scan_function() -> Callable[..., tuple[Tensor, Tensor]]:
     return cast(Callable[..., tuple[Tensor, Tensor]], found)
 
 
-class _Scan(torch.autograd.Function):
-    """The selective scan with its gradient written out.
-
-    Autograd through the definition keeps every intermediate of every step. Here all decays are
-    computed at once, the recurrence runs in place over time-major memory, of which the channels are
-    the vector axis, and the backward runs the adjoint recurrence
-    g_t = C_t dy_t + decay_{t+1} g_{t+1} in place in turn.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u_BLE: Tensor,
-        dt_BLE: Tensor,
-        A_EN: Tensor,
-        B_BLN: Tensor,
-        C_BLN: Tensor,
-        state_BEN: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        u_LBE, dt_LBE, B_LBN, C_LBN = (x.transpose(0, 1) for x in (u_BLE, dt_BLE, B_BLN, C_BLN))
-        A_NE = A_EN.t().contiguous()
-        decay_LBNE = torch.exp_(dt_LBE[:, :, None, :] * A_NE)
-        state_SBNE = u_BLE.new_empty(len(u_LBE) + 1, *decay_LBNE.shape[1:])
-        state_SBNE[0] = state_BEN.mT
-        torch.mul((dt_LBE * u_LBE)[:, :, None, :], B_LBN[..., None], out=state_SBNE[1:])
-        for t in range(len(decay_LBNE)):
-            state_SBNE[t + 1].addcmul_(decay_LBNE[t], state_SBNE[t])
-        y_LBE = torch.matmul(C_LBN[:, :, None, :], state_SBNE[1:]).squeeze(2)
-        ctx.save_for_backward(u_BLE, dt_BLE, A_NE, B_BLN, C_BLN, decay_LBNE, state_SBNE)
-        return y_LBE.transpose(0, 1), state_SBNE[-1].mT.contiguous()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_BLE: Tensor, d_state_BEN: Tensor) -> tuple[Tensor, ...]:
-        u_BLE, dt_BLE, A_NE, B_BLN, C_BLN, decay_LBNE, state_SBNE = ctx.saved_tensors
-        u_LBE, dt_LBE, B_LBN, C_LBN, dy_LBE = (
-            x.transpose(0, 1) for x in (u_BLE, dt_BLE, B_BLN, C_BLN, dy_BLE)
-        )
-        dC_LBN = torch.matmul(state_SBNE[1:], dy_LBE[..., None]).squeeze(3)
-        adjoint_LBNE = dy_LBE[:, :, None, :] * C_LBN[..., None]
-        adjoint_LBNE[-1] += d_state_BEN.mT
-        for t in range(len(adjoint_LBNE) - 2, -1, -1):
-            adjoint_LBNE[t].addcmul_(decay_LBNE[t + 1], adjoint_LBNE[t + 1])
-        dB_LBN = torch.matmul(adjoint_LBNE, (dt_LBE * u_LBE)[..., None]).squeeze(3)
-        d_dtu_LBE = torch.matmul(B_LBN[:, :, None, :], adjoint_LBNE).squeeze(2)
-        d_before_BNE = decay_LBNE[0] * adjoint_LBNE[0]
-        # d loss / d (dt_t A)
-        exponent_LBNE = adjoint_LBNE.mul_(decay_LBNE).mul_(state_SBNE[:-1])
-        d_dt_LBE = (exponent_LBNE * A_NE).sum(2).addcmul_(d_dtu_LBE, u_LBE)
-        dA_NE = torch.einsum("lbne,lbe->ne", exponent_LBNE, dt_LBE)
-        # Contiguous: compiled graphs trust that a gradient has its input's strides.
-        return (
-            (d_dtu_LBE * dt_LBE).transpose(0, 1).contiguous(),
-            d_dt_LBE.transpose(0, 1).contiguous(),
-            dA_NE.t(),
-            dB_LBN.transpose(0, 1),
-            dC_LBN.transpose(0, 1),
-            d_before_BNE.mT,
-        )
-
-
 def causal_conv_silu(
     x_BLX: Tensor,
     conv1d: nn.Conv1d,
@@ -286,14 +206,8 @@ def causal_conv_silu(
 ) -> tuple[Tensor, Tensor]:
     """Convolve each channel over the tokens up to the present one, then apply SiLU.
 
-    Args:
-        x_BLX: tokens.
-        conv1d: with as many groups as channels.
-        kept_BXJ: inputs ahead of the first token, None for zeros.
-        lengths_B: tokens of each row, None for all.
-
-    Returns:
-        The outputs (B, L, X), and each row's newest inputs (B, X, J), to go on from.
+    `kept_BXJ` are the inputs ahead of the first token, None for zeros. Returns the outputs
+    (B, L, X), and each row's newest inputs (B, X, J), to go on from.
     """
     n_kept = conv1d.kernel_size[0] - 1
     x_BXL = x_BLX.transpose(1, 2)
@@ -346,9 +260,7 @@ def _initial_steps(config: FTMambaTowerConfig, size: int) -> Tensor:
 class ScanMixer(nn.Module):
     """Mix tokens from left to right: linear, causal convolution, a scan, a gate, linear.
 
-    Attributes:
-        config: of the tower.
-        in_proj, conv1d, A_log, D, out_proj: as in mamba-ssm, whose weights fit unchanged.
+    The parameters are named as in mamba-ssm, whose weights fit unchanged.
     """
 
     config: FTMambaTowerConfig
@@ -356,6 +268,10 @@ class ScanMixer(nn.Module):
     A_log: nn.Parameter
     D: nn.Parameter
     gap_weight: nn.Parameter | None
+    # The gate, what is scanned (u, dt, B and C), and what the convolution keeps, of tokens.
+    inputs: Callable[..., tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], Tensor]]
+    scan: Callable[..., tuple[Tensor, Tensor]]  # see `selective_scan_reference`
+    output: Callable[[Tensor, Tensor, Tensor], Tensor]  # mixed tokens of y, u and the gate
 
     def forward(self, hidden_BLD: Tensor, gaps_BL: Tensor | None = None) -> Tensor:
         """Return the mixed tokens (B, L, D); see `time_steps` for the gaps."""
@@ -373,20 +289,6 @@ class ScanMixer(nn.Module):
         gate_BLE, (u, dt, B, C), conv_BXJ = self.inputs(hidden_BLD, kept_BXJ, part)
         y, after_BEN = self.scan(u, dt, decay_rates(self.A_log), B, C, before_BEN)
         return self.output(y, u, gate_BLE), MixerState(conv_BXJ, after_BEN)
-
-    def inputs(
-        self, hidden_BLD: Tensor, kept_BXJ: Tensor | None, part: Part
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Return the gate, what is scanned (u, dt, B and C), and what the convolution keeps."""
-        raise NotImplementedError
-
-    def scan(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run the scan; see `selective_scan_reference`."""
-        raise NotImplementedError
-
-    def output(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
-        """Return mixed tokens (..., D) from those that were scanned."""
-        raise NotImplementedError
 
 
 class MambaMixer(ScanMixer):

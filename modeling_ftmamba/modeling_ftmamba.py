@@ -6,7 +6,6 @@ Shapes: U users, I items, E embedding (`projection_size`).
 """
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,28 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from .configuration_ftmamba import FTMambaConfig, FTMambaTowerConfig
-from .mixers import MambaMixer, SSDMixer
-from .network import (
-    TOKENS_OF_TENSOR,
-    FeatureTokenizer,
-    FTMambaLayer,
-    HistoryTokens,
-    NumericEmbedding,
-    TowerInputs,
-    TowerNetwork,
-    TwoTowerNetwork,
-    attach_kernels,
-)
-
-# The modules that initialise their own parameters and buffers.
-OWN_MODULES: tuple[type[Any], ...] = (
-    MambaMixer,
-    SSDMixer,
-    FeatureTokenizer,
-    HistoryTokens,
-    *TOKENS_OF_TENSOR.values(),
-    NumericEmbedding,
-)
+from .network import FTMambaLayer, TowerInputs, TowerNetwork, TwoTowerNetwork, attach_kernels
 
 
 @dataclass
@@ -75,26 +53,18 @@ class FTMambaPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["FTMambaCheckpointingLayer"]  # noqa: RUF012 - Transformers declares it so
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
-        *model_args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint, from safetensors alone: other formats can run code when read."""
         for name in ("use_safetensors", "gguf_file"):
             if kwargs.get(name) not in (None, name == "use_safetensors"):
                 raise ValueError(
                     f"only safetensors are loaded, got {name}={kwargs[name]!r}; leave it out"
                 )
-        options = {**kwargs, "use_safetensors": True}
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **options)
+        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, OWN_MODULES):
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear) and self.config.initializer_range:
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, nn.Linear) and self.config.initializer_range:
             init.normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -106,8 +76,10 @@ class FTMambaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, FTMambaTwoTowerModel):
-            module.reset_scores()
+        elif hasattr(module, "reset_parameters") and not isinstance(
+            module, nn.Embedding | nn.EmbeddingBag
+        ):  # The tables are drawn by the modules that hold them.
+            module.reset_parameters()
 
 
 class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
@@ -123,21 +95,9 @@ class FTMambaTowerModel(TowerNetwork, FTMambaPreTrainedModel):
         self.post_init()
         attach_kernels(self)
 
-    def forward(
-        self,
-        numeric: Tensor | None = None,
-        category_ids: Tensor | None = None,
-        set_ids: Tensor | None = None,
-        dense: Tensor | None = None,
-        history: Tensor | None = None,
-        history_lengths: Tensor | None = None,
-        event_features: Tensor | None = None,
-    ) -> FTMambaTowerOutput:
+    def forward(self, **tensors: Tensor | None) -> FTMambaTowerOutput:
         """Embed encoded records; see `TowerInputs` for the tensors."""
-        inputs = TowerInputs(
-            numeric, category_ids, set_ids, dense, history, history_lengths, event_features
-        )
-        pooled_BD = self.pooled(inputs)
+        pooled_BD = self.pooled(TowerInputs(**tensors))
         return FTMambaTowerOutput(embeds=self.embedding_of(pooled_BD), pooled=pooled_BD)
 
 
@@ -148,15 +108,11 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
 
     def __init__(self, config: FTMambaConfig) -> None:
         super().__init__(config)
-        self.user_tower = FTMambaTowerModel(config.tower("user"), "user")
-        self.item_tower = FTMambaTowerModel(config.tower("item"), "item")
-        # Shape (1,): FSDP2 refuses parameters without a dimension.
-        self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
-        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
+        self._build(config, FTMambaTowerModel)
         self.post_init()
         attach_kernels(self)
 
-    def reset_scores(self) -> None:
+    def reset_parameters(self) -> None:
         """Start from the config's temperature, and from no difference between items."""
         init.constant_(self.log_temperature, math.log(self.config.temperature))
         if self.repeat_bias is not None:
@@ -179,9 +135,8 @@ class FTMambaTwoTowerModel(TwoTowerNetwork, FTMambaPreTrainedModel):
     ) -> FTMambaTwoTowerOutput:
         """Score every given user against every given item.
 
-        `TowerInputs` describes the tensors. The labels, int64 (U,), are the rows of the given items
-        that the users took; with them the loss is the softmax cross-entropy over these items. The
-        training library has other objectives, and corrects this one for how items were drawn.
+        The labels, int64 (U,), are the rows of the given items that the users took; with them the
+        loss is the softmax cross-entropy over these items. The training library has others.
         """
         items_IE = self.get_item_embeddings(
             item_numeric=item_numeric, item_category_ids=item_category_ids,

@@ -113,10 +113,8 @@ def _init_table(table: Tensor, bias: Tensor | None, first_C: Tensor, std: float)
     weight = weight.normal_(std=std) if std else weight.uniform_(-bound, bound)
     weight[(first_C[:, None] + torch.arange(N_SPECIAL_IDS)).flatten()] = 0.0
     init.copy_(table, weight)
-    if bias is not None and std:
-        init.zeros_(bias)
-    elif bias is not None:
-        _init_uniform(bias.shape[-1], bias)
+    if bias is not None:
+        init.zeros_(bias) if std else _init_uniform(bias.shape[-1], bias)
 
 
 class NumericEmbedding(nn.Module):
@@ -158,14 +156,14 @@ class NumericEmbedding(nn.Module):
         if self.kind != "ple":
             return
         bins = torch.zeros(4, *self.start.shape, dtype=torch.float64)
+        bins[2, :, 0] = -math.inf
         for row, edges in enumerate(self.edges):
             edge_K = torch.tensor(edges, dtype=torch.float64)
-            last = len(edges) - 2
-            bins[0, row, : last + 1] = edge_K[:-1]
-            bins[1, row, : last + 1] = 1 / edge_K.diff()
-            bins[2, row, 0] = -math.inf
-            bins[3, row, :last] = 1.0
-            bins[3, row, last] = math.inf
+            n_bins = len(edges) - 1
+            bins[0, row, :n_bins] = edge_K[:-1]
+            bins[1, row, :n_bins] = 1 / edge_K.diff()
+            bins[3, row, : n_bins - 1] = 1.0
+            bins[3, row, n_bins - 1] = math.inf
         buffers = self.start, self.slope, self.lowest, self.highest
         for buffer, values in zip(buffers, bins, strict=True):
             init.copy_(buffer, values)
@@ -232,9 +230,7 @@ class CategoricalTokens(nn.Module):
 
     def forward(self, ids_BC: Tensor) -> Tensor:
         """Return the tokens (B, C, D)."""
-        if self.training and self.unseen_probability:
-            ids_BC = _hide(ids_BC, self.unseen_probability)
-        tokens_BCD = self.table(ids_BC + self.offsets)
+        tokens_BCD = self.table(_hide(self, ids_BC) + self.offsets)
         return tokens_BCD if self.bias is None else tokens_BCD + self.bias
 
 
@@ -261,17 +257,17 @@ class SetTokens(nn.Module):
 
     def forward(self, ids_BM: Tensor) -> Tensor:
         """Return the tokens (B, columns, D)."""
-        if self.training and self.unseen_probability:
-            padding_BM = ids_BM == PADDING_ID
-            ids_BM = _hide(ids_BM, self.unseen_probability).masked_fill(padding_BM, PADDING_ID)
-        sets = ids_BM.split(self.widths, -1)
+        sets = _hide(self, ids_BM).split(self.widths, -1)
         means = [table(ids) for table, ids in zip(self.tables, sets, strict=True)]
         return torch.stack(means, 1) + self.bias
 
 
-def _hide(ids: Tensor, probability: float) -> Tensor:
-    """Replace ids by the unseen id, each with the given probability."""
-    return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < probability, UNSEEN_ID)
+def _hide(tokens: Any, ids: Tensor) -> Tensor:
+    """Replace ids by the unseen id in training, each with the configured probability."""
+    if not tokens.training or not tokens.unseen_probability:
+        return ids
+    hidden = torch.rand(ids.shape, device=ids.device) < tokens.unseen_probability
+    return ids.masked_fill(hidden & (ids != PADDING_ID), UNSEEN_ID)
 
 
 class DenseTokens(nn.Module):
@@ -318,10 +314,9 @@ class HistoryTokens(nn.Module):
         self.features = column.event_features
         self.scales = column.event_scales
         self.embedding_size = config.projection_size
-        same = config.projection_size == size
-        self.projection = (
-            nn.Identity() if same else nn.Linear(config.projection_size, size, bias=False)
-        )
+        self.projection: nn.Module = nn.Identity()
+        if config.projection_size != size:
+            self.projection = nn.Linear(config.projection_size, size, bias=False)
         # A missing feature counts as 0, plus a vector of its own.
         self.feature_weight = nn.Parameter(torch.empty(n_features, size)) if n_features else None
         self.missing = nn.Parameter(torch.empty(n_features, size)) if n_features else None
@@ -355,12 +350,10 @@ class HistoryTokens(nn.Module):
                 tokens_BTD = tokens_BTD + values_BTF.to(tokens_BTD.dtype) @ self.feature_weight
                 tokens_BTD = tokens_BTD + missing_BTF.to(tokens_BTD.dtype) @ self.missing
         if self.positions is not None:
-            if (n_events := tokens_BTD.shape[1]) > self.positions.num_embeddings:
-                most = self.positions.num_embeddings
-                raise ValueError(
-                    f"a history of {n_events} events is longer than max_positions, {most}; give "
-                    f"the newest {most}, or train with more positions"
-                )
+            n_events, most = tokens_BTD.shape[1], self.positions.num_embeddings
+            if n_events > most:
+                rule = f"a history of {n_events} events is longer than max_positions, {most}"
+                raise ValueError(f"{rule}; give the newest {most}, or train with more positions")
             tokens_BTD = tokens_BTD + self.positions.weight[:n_events]
         if self.gap_slot is None or given_BTF is None:
             return tokens_BTD, None
@@ -381,31 +374,25 @@ class HistoryTokens(nn.Module):
         assert history is not None
         size = self.embedding_size
         if history.ndim != 3 or history.shape[2] != size or not history.is_floating_point():
-            raise ValueError(
-                f"a history must be floats of shape (users, events, {size}), made by "
-                f"get_item_embeddings(...), got {history.dtype} of {tuple(history.shape)}"
-            )
+            rule = f"a history must be floats of shape (users, events, {size})"
+            raise ValueError(f"{rule}, got {history.dtype} of {tuple(history.shape)}")
         rows, n_events, _ = history.shape
         shape = (rows, n_events, len(self.features))
         if features is not None and features.shape != shape:
             raise ValueError(f"event_features must have shape {shape}, got {tuple(features.shape)}")
         if lengths is None:
             return inputs
-        whole = not lengths.is_floating_point() and lengths.dtype is not torch.bool
-        if lengths.shape != (rows,) or not whole:
-            raise ValueError(
-                f"history_lengths must be whole numbers of shape ({rows},), got {lengths.dtype} of "
-                f"{tuple(lengths.shape)}"
-            )
+        floats = lengths.is_floating_point() or lengths.dtype is torch.bool
+        if floats or lengths.shape != (rows,):
+            rule = f"history_lengths must be whole numbers of shape ({rows},)"
+            raise ValueError(f"{rule}, got {lengths.dtype} of {tuple(lengths.shape)}")
         # Not on a GPU, which would have to be waited for.
         if not lengths.is_cpu or torch.compiler.is_compiling():
             return inputs
         wrong = ((lengths < 0) | (lengths > n_events)).nonzero().flatten().tolist()
         if wrong:
-            got = f"{int(lengths[wrong[0]])} in row {wrong[0]} (the first is 0)"
-            raise ValueError(
-                f"history_lengths must be in 0..{n_events}, the padded width, got {got}"
-            )
+            got = f"{int(lengths[wrong[0]])} in row {wrong[0]}"
+            raise ValueError(f"history_lengths must be in 0..{n_events}, the width, got {got}")
         full = bool((lengths == n_events).all())
         return replace(inputs, history_lengths=None) if full else inputs
 
@@ -487,28 +474,11 @@ class FeatureTokenizer(nn.Module):
         dropped: Tensor = self.dropout(tokens)
         return dropped if self.norm is None else self.norm(dropped)
 
-    def check(self, inputs: TowerInputs, tower: str) -> None:
-        """Raise ValueError for a tensor that is absent, superfluous or of another width."""
-        for name in TOKENS_OF_TENSOR:
-            columns, tensor = self.columns.get(name, []), getattr(inputs, name)
-            width = sum(column.width for column in columns)
-            got = None if tensor is None else tuple(tensor.shape)
-            if (got is None and width) or (got is not None and (len(got) != 2 or got[1] != width)):
-                names = ", ".join(column.name for column in columns) or "none"
-                raise ValueError(
-                    f"the {tower} tower's tensor {name!r} must have shape (records, {width}) for "
-                    f"the columns: {names}; got {got}"
-                )
-
 
 class FTMambaLayer(nn.Module):
-    """One residual layer: a mixer, then for attention, or if asked for, a feed-forward.
+    """One residual layer: a mixer, then for attention, or if asked for, a feed-forward."""
 
-    Attributes:
-        kernel_contract: version of the methods and attributes of layers, mixers and feed-forwards
-            that packages with kernels rely on.
-    """
-
+    # Version of the methods and attributes of layers and their parts that kernels rely on.
     kernel_contract = 1
 
     def __init__(self, config: FTMambaTowerConfig, index: int) -> None:
@@ -577,27 +547,21 @@ def _attach_functions() -> tuple[Callable[[nn.Module, str], None], ...]:
         try:
             functions.append(entry.load())
         except ImportError as error:
-            logger.warning_once(
-                f"{entry.value} does not import ({error}); plain torch runs instead"
-            )
+            logger.warning_once(f"{entry.value} does not import ({error}); plain torch runs")
     return tuple(functions)
 
 
 def attach_kernels(network: nn.Module, scan: str = "auto") -> None:
-    """Let installed packages, such as `ftmamba`, speed a network up; without any, it stays as is.
+    """Let installed packages, such as `ftmamba`, bind faster forwards of the same values.
 
-    Args:
-        network: whose modules may get other forwards of the same values.
-        scan: `auto`, `sequential` or `reference`, both in plain torch, or a name of a package's; a
-            name that nobody has, or that has no effect on the network, is refused.
+    The scan is `auto`, `sequential` or `reference`, both in plain torch, or a name of a package's;
+    a name that is unknown, or has no effect on the network, is refused.
     """
     functions = _attach_functions()
     known = ("auto", *PLAIN_SCANS)
     if scan not in known and not functions:
-        raise ValueError(
-            f"scan must be one of {', '.join(known)}, got {scan!r}{near(scan, known)}; the package "
-            "ftmamba has others"
-        )
+        rule = f"scan must be one of {', '.join(known)}, or ftmamba be installed"
+        raise ValueError(f"{rule}, got {scan!r}{near(scan, known)}")
     mixers = [module for module in network.modules() if isinstance(module, MambaMixer)]
     if scan == "reference" and not mixers:
         raise ValueError("scan 'reference' has no effect here: no layer has mixer 'mamba'")
@@ -638,18 +602,14 @@ class TowerNetwork(ScanChoice):
         self.tokenizer = FeatureTokenizer(config)
         n_layers, size = config.num_hidden_layers, config.hidden_size
         self.layers = nn.ModuleList(layer_class(config, index) for index in range(n_layers))
-        self.norm: nn.Module = nn.Identity()
-        if config.final_norm:
-            self.norm = nn.LayerNorm(size, config.layer_norm_eps)
+        norm = nn.LayerNorm(size, config.layer_norm_eps) if config.final_norm else nn.Identity()
+        self.norm: nn.Module = norm
         self.head: nn.Module = nn.Identity()
-        if config.with_head and config.head_hidden_size:
-            self.head = nn.Sequential(
-                nn.Linear(size, config.head_hidden_size),
-                nn.GELU(),
-                nn.Linear(config.head_hidden_size, config.projection_size),
-            )
+        first, last = config.head_hidden_size, config.projection_size
+        if config.with_head and first:
+            self.head = nn.Sequential(nn.Linear(size, first), nn.GELU(), nn.Linear(first, last))
         elif config.with_head:
-            self.head = nn.Linear(size, config.projection_size)
+            self.head = nn.Linear(size, last)
 
     @property
     def reads_before_events(self) -> bool:
@@ -667,11 +627,9 @@ class TowerNetwork(ScanChoice):
         return self.pool(self.tokenizer(*self._checked(inputs)))
 
     def positions(self, inputs: TowerInputs) -> Tensor:
-        """Embed each user as of every event: all prefixes of a history at once.
+        """Embed each user as of every event (B, S, E): slot t is `encode` of the first t events.
 
-        Returns:
-            (B, S, E): slot t is what `encode` makes of the first t events. The slots beyond a
-            row's own events are to be ignored.
+        The slots beyond a row's own events are to be ignored.
         """
         self._history_tokens("the embeddings of all positions", ("last",))
         inputs, n_rows = self._checked(inputs)
@@ -704,12 +662,7 @@ class TowerNetwork(ScanChoice):
         return F.normalize(embeds, dim=-1) if self.config.normalize_embeddings else embeds
 
     def start(self, inputs: TowerInputs, n_rows: int | None = None) -> UserState:
-        """Return the state of users before any event.
-
-        Args:
-            inputs: the users' records.
-            n_rows: number of users, where the tower has no columns but the history; 1 by default.
-        """
+        """Return the state of users, of one or `n_rows` without columns, before any event."""
         self._check_streaming()
         if n_rows is not None:
             inputs = replace(inputs, history=self._no_events(n_rows))
@@ -732,14 +685,11 @@ class TowerNetwork(ScanChoice):
     def observe(
         self, state: UserState, events: TowerInputs, times: Tensor | None = None
     ) -> UserState:
-        """Return the state of users after more events.
+        """Return the state of users after more events; a user may have none.
 
-        Args:
-            state: before them.
-            events: history, history_lengths (a user may have none) and event_features.
-            times: int64 (B, T), UTC epoch seconds, negative for none. The feature `gap` is made of
-                them, from the state on; an event older than the one before it is refused. Without
-                them the state forgets the time of its last event.
+        `times`, int64 (B, T), are UTC epoch seconds, negative for none. The feature `gap` is made
+        of them; an event older than the one before it is refused. Without them the state forgets
+        the time of its last event.
         """
         tokenizer = self._check_streaming()
         events = tokenizer.checked(events)
@@ -781,11 +731,15 @@ class TowerNetwork(ScanChoice):
         return hidden_BLD
 
     def _checked(self, inputs: TowerInputs) -> tuple[TowerInputs, int]:
-        """Return inputs that fit the columns, and the number of rows.
-
-        No history becomes an empty one; a history takes the type of the parameters.
-        """
-        self.tokenizer.check(inputs, self.name)
+        """Return inputs that fit the columns, an empty history for none, and the number of rows."""
+        for name in TOKENS_OF_TENSOR:
+            columns, tensor = self.tokenizer.columns.get(name, []), getattr(inputs, name)
+            width = sum(column.width for column in columns)
+            got = None if tensor is None else tuple(tensor.shape)
+            if width if got is None else len(got) != 2 or got[1] != width:
+                names = ", ".join(column.name for column in columns) or "none"
+                rule = f"the {self.name} tower's tensor {name!r} must have shape (records, {width})"
+                raise ValueError(f"{rule} for the columns: {names}; got {got}")
         sizes = {name: len(getattr(inputs, name)) for name in self.tokenizer.columns}
         history, lengths = inputs.history, inputs.history_lengths
         if self.tokenizer.history is None:
@@ -818,17 +772,12 @@ class TowerNetwork(ScanChoice):
 
     @cached_property
     def _state_sizes(self) -> tuple[int, int, int, int, int]:
-        """Layers, convolved channels, tokens kept, inner channels and numbers of state of each.
-
-        Looked up once, for a config is slow to read.
-        """
+        """Layers, convolved channels, tokens kept, inner channels, state of each; read once."""
         config = self.config
         self._history_tokens("streaming states", ("cls", "last"))
         if config.mixer == "attention" or config.max_positions:
-            raise ValueError(
-                f"a state of one size needs mixer 'mamba' or 'ssd' and no max_positions, got "
-                f"{config.mixer!r} and {config.max_positions}"
-            )
+            rule = "a state of one size needs mixer 'mamba' or 'ssd' and no max_positions"
+            raise ValueError(f"{rule}, got {config.mixer!r} and {config.max_positions}")
         inner, n_state = config.inner_size, config.state_size
         convolved = inner + 2 * n_state if config.mixer == "ssd" else inner
         return config.num_hidden_layers, convolved, config.conv_kernel - 1, inner, n_state
@@ -848,15 +797,14 @@ class TowerNetwork(ScanChoice):
     def _check_state(self, state: UserState, n_rows: int) -> None:
         found = tuple(state.conv.shape), tuple(state.scan.shape)
         if found != (wanted := self._state_shapes(n_rows)):
-            raise ValueError(
-                f"a state of {n_rows} users of this model has tensors of {wanted}, got {found}; it "
-                "is of other users or of another model: start it again"
-            )
+            rule = f"a state of {n_rows} users of this model has tensors of {wanted}, got {found}"
+            raise ValueError(f"{rule}; it is of other users or of another model: start it again")
 
     @property
     def _dtype(self) -> torch.dtype:
         """Type of the parameters of a tower with a scan, found sooner than the first of them."""
-        dtype: torch.dtype = self.layers[0].mixer.D.dtype  # type: ignore[union-attr]
+        first: Any = self.layers[0]
+        dtype: torch.dtype = first.mixer.D.dtype
         return dtype
 
     def _read(
@@ -877,7 +825,7 @@ class TowerNetwork(ScanChoice):
             hidden, states = tokens_BLD[rows], []
             before = (x[:, rows].to(wide).unbind() for x in (state.conv, state.scan))
             for layer, *kept in zip(self.layers, *before, strict=True):
-                hidden, after = layer.advance(hidden, MixerState(*kept), some)  # type: ignore[operator]
+                hidden, after = layer.advance(hidden, MixerState(*kept), some)
                 states.append(after)
             torch.stack([after.conv for after in states], out=conv[:, rows])
             torch.stack([after.scan for after in states], out=scan[:, rows])
@@ -916,10 +864,8 @@ def _with_gaps(
     assert events.history is not None
     rows, n_events, _ = events.history.shape
     if times_BT.shape != (rows, n_events) or times_BT.dtype is not torch.int64:
-        raise ValueError(
-            f"times must be int64 of shape ({rows}, {n_events}), seconds since 1970 in UTC, got "
-            f"{times_BT.dtype} of {tuple(times_BT.shape)}"
-        )
+        rule = f"times must be int64 of shape ({rows}, {n_events}), seconds since 1970 in UTC"
+        raise ValueError(f"{rule}, got {times_BT.dtype} of {tuple(times_BT.shape)}")
     gaps_BT = gaps_of(times_BT, state, events.history_lengths)
     if GAP not in features:
         return events
@@ -938,8 +884,13 @@ class TwoTowerNetwork(ScanChoice):
     config: Any
     user_tower: TowerNetwork
     item_tower: TowerNetwork
-    log_temperature: nn.Parameter
-    repeat_bias: nn.Parameter | None
+
+    def _build(self, config: FTMambaConfig, tower_class: type[Any]) -> None:
+        self.user_tower = tower_class(config.tower("user"), "user")
+        self.item_tower = tower_class(config.tower("item"), "item")
+        # Shape (1,): FSDP2 refuses parameters without a dimension.
+        self.log_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_temperature)
+        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
 
     @property
     def temperature(self) -> Tensor:
@@ -963,11 +914,8 @@ class TwoTowerNetwork(ScanChoice):
     ) -> Tensor:
         """Score users against items (U, I): (inner product + bias of a repeat) / temperature.
 
-        Args:
-            users_UE: embeddings of users.
-            items_IE: embeddings of items.
-            seen: rows of users and of items, the pairs of which the item is in the user's history,
-                repeats allowed; they get the `repeat_bias`, where the model has one.
+        `seen` are rows of users and of items, pairs of which the item is in the user's history,
+        repeats allowed; they get the `repeat_bias`, where the model has one.
         """
         products_UI = users_UE @ items_IE.T
         temperature = self.temperature.to(products_UI.dtype)
@@ -1017,10 +965,7 @@ class TwoTowers(TwoTowerNetwork):
     def __init__(self, config: FTMambaConfig) -> None:
         super().__init__()
         self.config = config
-        self.user_tower = Tower(config.tower("user"), "user")
-        self.item_tower = Tower(config.tower("item"), "item")
-        self.log_temperature = nn.Parameter(torch.empty(1))
-        self.repeat_bias = nn.Parameter(torch.empty(1)) if config.repeat_bias else None
+        self._build(config, Tower)
         attach_kernels(self)
 
     @property

@@ -138,7 +138,7 @@ class _Search:
         torch.mm(self._users_UD, items_TD.T, out=self._scores_UT[:, :n_items])
         self._scores_UT[:, n_items:] = -torch.inf
         scores = self._scores_UT.numpy()
-        scores.reshape(-1)[masked] = -np.inf
+        scores.ravel()[masked] = -np.inf
         # A group is every `n_groups`-th item, so the highest of many groups are found at once.
         by_group = self._scores_UT.view(-1, GROUP_SIZE, n_groups)
         torch.amax(by_group, 1, out=self._highest_UG)

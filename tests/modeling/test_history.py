@@ -1,23 +1,13 @@
 """Laws of a tower that reads a history."""
 
-import json
-
 import pytest
 import torch
 
-from modeling_ftmamba import FTMambaConfig, FTMambaTwoTowerModel
+from modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.configuration_ftmamba import column_from_dict
 from modeling_ftmamba.network import TowerInputs
 
-from .conftest import (
-    COLUMNS,
-    HISTORY,
-    make_batch,
-    make_config,
-    make_events,
-    make_tensors,
-    shake,
-)
+from .conftest import COLUMNS, HISTORY, make_batch, make_config, make_events, make_tensors, shake
 
 PROFILE = [*COLUMNS[:2], HISTORY, *COLUMNS[2:]]
 LENGTHS = [3, 0, 6, 1]
@@ -254,35 +244,6 @@ def test_time_decay_has_no_effect_before_training(mixer):
     assert (before - silent).abs().max() > 1e-6
 
 
-def test_the_model_scores_and_saves_with_a_history(tmp_path):
-    model = make_model(pooling="last", history_start=True, time_decay=True).float()
-    events = make_events([3, 0, 2, 4, 4])
-    batch = make_batch() | events
-    output = model(**batch)
-    users = model.get_user_embeddings(**{k: v for k, v in batch.items() if k[:4] == "user"})
-    assert torch.equal(output.user_embeds, users)
-    model.save_pretrained(tmp_path)
-    loaded = FTMambaTwoTowerModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded(**batch).scores, output.scores)
-
-
-def test_a_config_of_before_histories_means_what_it_meant(tmp_path):
-    model = make_model(COLUMNS).float()
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    fields = json.loads(path.read_text())
-    new = (
-        "mixer_residual", "mixer_feed_forward", "causal_attention", "token_norm", "category_bias",
-        "history_start", "scale_embedding", "max_positions", "time_decay", "final_norm",
-        "with_head", "initializer_range",
-    )  # fmt: skip
-    for name in new:
-        del fields[name]
-    path.write_text(json.dumps(fields))
-    loaded = FTMambaTwoTowerModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded(**make_batch()).scores, model(**make_batch()).scores)
-
-
 def wrong(users, **changes):
     return {k: v for k, v in (users | changes).items() if v is not None}
 
@@ -335,12 +296,6 @@ def test_bfloat16_stays_near_float32():
     half = model.bfloat16()(**batch).scores
     assert half.dtype is torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.05 * exact.abs().max()
-
-
-def test_a_tower_may_be_told_by_columns_alone():
-    config = FTMambaConfig.from_columns([HISTORY], COLUMNS, pooling="last")
-    users = make_events([4, 2], size=64)
-    assert FTMambaTwoTowerModel(config).get_user_embeddings(**users).shape == (2, 64)
 
 
 SCALED = {

@@ -138,15 +138,9 @@ def test_a_gap_lengthens_the_steps_and_tokens_beyond_a_row_have_none():
 
 @pytest.mark.parametrize("mixer", ["mamba", "ssd", "attention"])
 @pytest.mark.parametrize("norm_position", ["pre", "post", "sum"])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_the_last_token_alone_equals_the_last_of_all_with_gradients(mixer, norm_position, length):
-    layer = fresh_layer(mixer, norm_position=norm_position)
-    x = hidden(length)
-    outputs = layer(x)[:, -1], layer.forward_last(x)
-    assert_near(*outputs)
-    wanted = [x, *layer.parameters()]
-    for a, b in zip(*(gradients(out, wanted) for out in outputs), strict=True):
-        assert_near(a, b)
+def test_the_last_token_alone_equals_the_last_of_all(mixer, norm_position):
+    layer, x = fresh_layer(mixer, norm_position=norm_position), hidden(61)
+    assert_near(layer.forward_last(x), layer(x)[:, -1])
 
 
 @pytest.mark.parametrize(
@@ -223,12 +217,10 @@ def test_an_adapter_in_place_of_a_linear_map_is_run(mixer):
     assert (layer(x) - changed).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("forward", ["forward", "forward_last"])
 @pytest.mark.parametrize("mixer", ["mamba", "ssd"])
-def test_a_mixer_compiles_into_one_graph(mixer, forward):
+def test_a_mixer_compiles_into_one_graph(mixer):
     module, x = fresh_layer(mixer).mixer, hidden(61)
-    compiled = torch.compile(getattr(module, forward), fullgraph=True, backend="aot_eager")
-    got, expected = compiled(x), getattr(module, forward)(x)
+    got, expected = torch.compile(module, fullgraph=True, backend="aot_eager")(x), module(x)
     torch.testing.assert_close(got, expected)
     wanted = [x, *module.parameters()]
     for a, b in zip(gradients(got, wanted), gradients(expected, wanted), strict=True):

@@ -200,14 +200,6 @@ def test_a_model_made_without_memory_is_initialised_as_one_made_with_it(variant)
         assert torch.equal(value == 0, expected == 0), name
 
 
-def test_device_map_loads_onto_a_device(build, tmp_path):
-    model = build()
-    model.save_pretrained(tmp_path)
-    loaded = FTMambaTwoTowerModel.from_pretrained(tmp_path, device_map="cpu")
-    batch = make_batch()
-    assert torch.equal(loaded(**batch).scores, model(**batch).scores)
-
-
 def test_the_scan_is_chosen_for_each_model(build):
     reference, fast = build().double(), build().double()
     reference.set_scan("reference")

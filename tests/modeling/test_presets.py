@@ -66,20 +66,11 @@ def test_mamba4rec_has_the_published_count_on_movielens_1m():
     assert n_parameters == 290_944 + (N_SPECIAL_IDS - 1) * 64
 
 
-@pytest.mark.parametrize("preset", ["mamba4rec", "sasrec", "ssd4rec", "ft-mamba-history"])
+@pytest.mark.parametrize("preset", ["mamba4rec", "sasrec", "ssd4rec"])
 def test_presets_of_sequences_embed_every_position(preset):
-    with_columns = preset == "ft-mamba-history"
-    content, profile = (COLUMNS[3:4], COLUMNS[:2]) if with_columns else ((), ())
-    model = sequence_model(preset, 50, content, profile).eval()
-    items = model.get_item_embeddings(
-        item_category_ids=torch.arange(3, 53)[:, None],
-        item_set_ids=torch.randint(3, 7, (50, 3)) if with_columns else None,
-    )
-    assert items.shape == (50, 64)
+    model = sequence_model(preset, 50).eval()
+    items = model.get_item_embeddings(item_category_ids=torch.arange(3, 53)[:, None])
     users = {"user_history": items[torch.tensor([[1, 4, 9], [7, 7, 0]])]}
-    if with_columns:
-        users["user_numeric"] = torch.randn(2, 1)
-        users["user_category_ids"] = torch.tensor([[4], [5]])
     positions = model.get_user_positions(**users)
     assert positions.shape == (2, 4, 64)
     torch.testing.assert_close(positions[:, -1], model.get_user_embeddings(**users))

@@ -57,6 +57,7 @@ def test_the_probabilities_are_those_of_the_draws(kind):
 def test_popularity_without_interactions_is_refused():
     with pytest.raises(ValueError, match="all 3 are 0; draw them 'uniform'"):
         NegativeSampler("mixed", np.zeros(3))
+    assert draw(np.arange(9), 1, kind="popularity", counts=(0, 1, 0)).ravel().tolist() == [1] * 9
 
 
 def test_known_positives_are_the_pairs_of_the_users():
