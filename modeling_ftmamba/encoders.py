@@ -10,6 +10,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cached_property, partial
@@ -70,8 +71,8 @@ def text_of(value: object) -> str | None:
     36, 36.0, `np.int8(36)` and "36" are "36"; other numbers are written as Python writes a float,
     truth as "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC.
     """
-    if isinstance(value, str):
-        return str(value) or None
+    if value is None or isinstance(value, str):
+        return str(value or "") or None
     value = _python_value(value)
     if isinstance(value, bytes):
         return value.decode() or None
@@ -152,8 +153,9 @@ def _column_floats(
         values = _one_array(values)
         numbers = _arrow_numbers(values)
         values = values if numbers is None else numbers
-    elif isinstance(values, list) and set(map(type, values)) <= {float, NoneType}:
-        values = np.array(values, dtype=np.float64)
+    elif isinstance(values, list) and set(map(type, values)) <= {float, int, NoneType}:
+        with suppress(OverflowError):  # of a whole number that no float holds
+            values = np.array(values, dtype=np.float64)
     if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf":
         floats_R = values.astype(np.float64)
         if (wrong_R := (floats_R < bounds[0]) | (floats_R >= bounds[1])).any():
@@ -416,7 +418,7 @@ def stable_hash(text: str) -> int:
 def column_members(values: Any, column: Column, name: str) -> Members:
     """Return codes (R,) into V sets, their lengths (-1: missing), codes (F,) into texts, texts."""
     if column.kind == "categorical":
-        codes_R, texts = column_texts(values, name)
+        codes_R, texts = _converted(values, text_of, name, TEXT_RULE)
         return codes_R, np.ones(len(texts), np.int64), np.arange(len(texts)), texts
     separator, rule = column.separator, "must be a list of texts"
     rule += f", or one text with {separator!r} between its members" if separator else _SPLIT
