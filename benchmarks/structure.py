@@ -65,8 +65,9 @@ def importers(modules: dict[str, Module]) -> dict[str, set[str]]:
 
 
 def with_one_importer(modules: dict[str, Module]) -> list[str]:
-    """Return the modules that only one other module imports."""
-    return sorted(name for name, by in importers(modules).items() if len(by) == 1)
+    """Return the modules that only one other module imports; a package is not a module here."""
+    by = importers(modules)
+    return sorted(name for name in by if len(by[name]) == 1 and not name.endswith("__init__.py"))
 
 
 def room_of(path: str) -> str:

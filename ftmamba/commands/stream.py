@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ftmamba.checkpoint import Checkpoint
-    from ftmamba.streaming import Counts, Source, StateStore
+    from ftmamba.streaming.consumer import Counts
     from ftmamba.streaming.redis_backend import Member
+    from ftmamba.streaming.sources import Source
+    from ftmamba.streaming.stores import StateStore
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -67,7 +69,8 @@ def run(arguments: Namespace) -> None:
     import torch
 
     from ftmamba.checkpoint import load_to_recommend
-    from ftmamba.streaming import CheckpointObserver, Rules, consume
+    from ftmamba.streaming.consumer import Rules, consume
+    from ftmamba.streaming.observer import CheckpointObserver
     from ftmamba.streaming.redis_backend import Member
     from ftmamba.streaming.sources import FileHistory, JsonLinesSource
 
@@ -247,7 +250,7 @@ class _Progress:
     """Counts of messages and their rate, printed every few seconds while following."""
 
     def __init__(self, follow: bool) -> None:
-        from ftmamba.streaming import Counts
+        from ftmamba.streaming.consumer import Counts
 
         self._follow, self._counts = follow, Counts()
         self._began = self._printed_at = time.monotonic()
