@@ -30,7 +30,7 @@ types: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 check: $(VENV)/test.stamp
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 	$(BIN)/python -m xdoctest modeling_ftmamba all --quiet
 
 bench: $(VENV)/train.stamp
