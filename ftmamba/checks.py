@@ -292,7 +292,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(file, str) or not re.fullmatch(
             r"(?!\.)[^/\\:\0]{1,190}\.safetensors", file
         ):
-            raise damaged(index, f"names {shown(file)}, which is no safetensors file beside it")
+            raise damaged(index, f"names {shown(file)}, which is not a safetensors file beside it")
     names = sorted(set(weight_map.values()))
     if not 0 < len(names) <= _MOST_SHARDS:
         raise damaged(index, f"names {len(names)} files, it may name 1 to {_MOST_SHARDS}")

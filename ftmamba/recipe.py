@@ -208,9 +208,9 @@ class LossRecipe(_Options):
                          read_by={"in_batch": True, "sampled_softmax": True})  # fmt: skip
     label_smoothing: float = option(None, "share of a label that is spread over all items", least=0,
                                     most=0.99, read_by={"full_softmax": 0.0})  # fmt: skip
-    mask_known_positives: bool = option(None, "other training items of a user are no negatives",
+    mask_known_positives: bool = option(None, "a user's other items are not used as negatives",
                                         read_by=_WITH_NEGATIVES)  # fmt: skip
-    mask_history: bool = option(None, "items in the user's history are no negatives",
+    mask_history: bool = option(None, "items of the history are not used as negatives",
                                 read_by=_WITH_NEGATIVES)  # fmt: skip
     n_sampled_items: int = option(None, "items embedded a step beside the targets; 0: all", least=0,
                                   read_by={"full_softmax": 0})  # fmt: skip
