@@ -160,9 +160,8 @@ def load_catalogue(path: Path) -> Catalogue:
 def weights_fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     """Hash the names, types, shapes and values of a model's weights, cast to `dtype` if given."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(dtype)
+    for name, stored in sorted(model.state_dict().items()):
+        tensor = stored.to(dtype) if dtype and stored.is_floating_point() else stored
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(values.numpy().data)
