@@ -9,6 +9,7 @@ from ftmamba.data.readers import (
     MISSING_NUMBERS,
     Source,
     decoded,
+    is_in_order,
     is_text,
     key_texts,
     numbers,
@@ -16,6 +17,7 @@ from ftmamba.data.readers import (
     read_table,
 )
 from ftmamba.data.schema import (
+    ROW_ORDER,
     TIME_UNITS,
     InteractionSchema,
     Schema,
@@ -88,7 +90,14 @@ def infer_schema(
     schema = Schema(
         TableSchema(user_key, tuple(user_columns)),
         TableSchema(item_key, tuple(item_columns), title),
-        InteractionSchema(user_column, item_column, time, weight, unit),
+        InteractionSchema(
+            user_column,
+            item_column,
+            time,
+            weight,
+            unit,
+            order=ROW_ORDER if is_in_order(interactions) else "",
+        ),  # fmt: skip
     )
     return schema, tuple(notes)
 
