@@ -87,17 +87,11 @@ def infer_schema(
         item_columns += [popularity_column(days) for days in POPULARITY_DAYS]
     user_columns = user_columns or [Column(user_key, "categorical")]
     item_columns = item_columns or [Column(item_key, "categorical")]
+    order = ROW_ORDER if is_in_order(interactions) else ""
     schema = Schema(
         TableSchema(user_key, tuple(user_columns)),
         TableSchema(item_key, tuple(item_columns), title),
-        InteractionSchema(
-            user_column,
-            item_column,
-            time,
-            weight,
-            unit,
-            order=ROW_ORDER if is_in_order(interactions) else "",
-        ),  # fmt: skip
+        InteractionSchema(user_column, item_column, time, weight, unit, order),
     )
     return schema, tuple(notes)
 
