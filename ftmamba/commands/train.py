@@ -72,12 +72,12 @@ def show_examples(
         order = np.arange(len(mine))
         if mine.times is not None:
             order = np.argsort(mine.times, kind="stable")
-        liked = [
+        newest = [
             tables.item_titles[item] or tables.item_keys[item]
             for item in mine.item_ids[order[::-1][:N_SHOWN]]
         ]
         columns = [
-            ["liked, newest first", *liked],
+            ["newest first" if known.is_ordered else "interacted with", *newest],
             ["recommended", *recommended(user_key=recipe.user_key)],
         ]
         n_rows = max(map(len, columns))
