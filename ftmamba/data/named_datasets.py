@@ -17,13 +17,15 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from ftmamba.data.arrow_files import cache_folder, place_folder
-from ftmamba.data.schema import Schema
+from ftmamba.data.readers import read_sequences
+from ftmamba.data.schema import ROW_ORDER, Schema
 from ftmamba.data.tables import Tables, load_tables
 
 logger = logging.getLogger(__name__)
@@ -197,34 +199,6 @@ NAMED_DATASETS: dict[str, Callable[..., Tables]] = {
 """The loader of each data set, by the name that a recipe gives."""
 
 
-def read_sequences(path: Path) -> tuple[list[str], list[str], pa.Table]:
-    """Read a file of sequences.
-
-    Returns:
-        The users and the items in the order in which they first occur, and the table of events,
-        `user_id` and `item_id`, in the order of the file.
-
-    Raises:
-        ValueError: a line without an item, or no line at all.
-    """
-    users: list[str] = []
-    items: list[str] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            words = line.split()
-            if len(words) == 1:
-                raise ValueError(
-                    f"file '{path}', line {number}: a user must be followed by at least one item, "
-                    f"got {words[0]!r} alone; complete or remove the line"
-                )
-            users += words[:1] * (len(words) - 1)
-            items += words[1:]
-    if not users:
-        raise ValueError(f"file '{path}' is empty; each line must hold a user and its items")
-    events = pa.table({"user_id": users, "item_id": items})
-    return list(dict.fromkeys(users)), list(dict.fromkeys(items)), events
-
-
 def _read_official(folder: Path) -> list[pa.Table]:
     """Read GroupLens' own layout: no header, "|" between fields, Latin-1."""
     films = [
@@ -332,7 +306,10 @@ def _load_sequences(
     positive_threshold: float | None,
 ) -> Tables:
     """Load sequences and the facts; a table without facts has its key as a category."""
-    user_keys, item_keys, events = read_sequences(path)
+    events = read_sequences(path)
+    user_keys, item_keys = (
+        events.column(name).unique().to_pylist() for name in ("user_id", "item_id")
+    )
     own: dict[str, dict[str, object]] = {"interactions": {"user": "user_id", "item": "item_id"}}
     tables = {}
     for table, key, keys, (all_kinds, facts) in (
@@ -346,8 +323,11 @@ def _load_sequences(
         own[table] = {"key": key, "columns": {name: kind for name, kind in kinds.items() if kind}}
         if "title" in kinds:
             own[table]["title"] = "title"
+    given = schema if isinstance(schema, Schema) else Schema.from_dict(schema or own)
+    # A recipe that names no order means that of the file, which is in order.
+    ordered = replace(given, interactions=replace(given.interactions, order=ROW_ORDER))
     return load_tables(
-        **tables, interactions=events, schema=schema or own, positive_threshold=positive_threshold
+        **tables, interactions=events, schema=ordered, positive_threshold=positive_threshold
     )
 
 
