@@ -46,8 +46,8 @@ class Recommender:
     """A trained model with its catalogue, ready to answer.
 
     A score is the inner product of the user's and the item's embedding over the temperature, with
-    the `repeat_bias` of a model that has one for items of the user's history. Equal scores
-    are ordered as in the catalogue.
+    the `repeat_bias` of a model that has one for items of the user's history, plus what the
+    catalogue's `Blend` adds, if it has one. Equal scores are ordered as in the catalogue.
 
     Attributes:
         catalogue: the items that can be recommended.
@@ -157,9 +157,8 @@ class Recommender:
         """Return the score of one item for a raw record."""
         row = self.catalogue.row(item_key)
         events = self._history.events([record])
-        users_UE = _finite(self._model.get_user_embeddings(**self._inputs([record], events)))
-        users_UE, seen = users_UE.to(self._items_IE.dtype), self._history.seen(events)
-        return float(self._model.scores(users_UE, self._items_IE, seen)[0, row])
+        users_UE = self._model.get_user_embeddings(**self._inputs([record], events))
+        return float(self._scores(users_UE, events)[0, row])
 
     def explain(self, user: Record | str, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
@@ -209,15 +208,18 @@ class Recommender:
                 block = users.records.take(rows)
                 reads_history = self._history.column is not None
                 events = [users.events(row) if reads_history else [] for row in rows]
-            embeds = self._model.get_user_embeddings(**self._inputs(block, events))
-            users_UE, seen = _finite(embeds).to(self._items_IE.dtype), self._history.seen(events)
-            scores_UI = self._model.scores(users_UE, self._items_IE, seen)
+            users_UE = self._model.get_user_embeddings(**self._inputs(block, events))
+            scores_UI = self._scores(users_UE, events)
             if users is not None and exclude_seen:
                 index, item_ids = users.seen.pairs(rows)
                 scores_UI[torch.from_numpy(index), torch.from_numpy(item_ids)] = -torch.inf
             scores_UI[:, excluded] = -torch.inf
             ranked += self._best(scores_UI, k)
         return ranked
+
+    def _scores(self, users_UE: Tensor, events: Sequence[Sequence[Event]]) -> Tensor:
+        users_UE = _finite(users_UE).to(self._items_IE.dtype)
+        return self._history.scores(users_UE, self._history.rows(events))
 
     def _inputs(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]

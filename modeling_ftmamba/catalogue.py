@@ -6,7 +6,7 @@ Shapes: U users, I items, E embedding, S slots of an encoded record, K ranks.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ CATALOGUE_VERSION = 1
 LONGEST_KEY = 4096  # bytes
 GROUP_SIZE = 32
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
-_RECORDS = "records/"
+_RECORDS, _BLEND = "records/", "blend/"
 _MOST_TO_SUGGEST_FROM = 50_000
 
 
@@ -72,6 +72,86 @@ def _hashes(keys: TextTable) -> NDArray[np.uint64]:
     return hash_N
 
 
+def history_weights(
+    age_R: NDArray[np.int64], n_R: NDArray[np.int64], ratio: float, n_recent: int, share: float
+) -> NDArray[np.float64]:
+    """Return the weight of each event of a history by its age, 0 the newest, and the length.
+
+    The `n_recent` newest events share `share`, each `ratio` times the next newer one; all older
+    ones share the rest equally.
+    """
+    powers = np.float64(ratio) ** np.arange(max(n_recent, 1))
+    sum_R = np.cumsum(powers)[np.clip(n_R, 1, len(powers)) - 1]
+    recent_R = share * powers[np.minimum(age_R, len(powers) - 1)] / sum_R
+    return np.where(age_R < n_recent, recent_R, (1 - share) / np.maximum(n_R - n_recent, 1))
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What counted interactions add to the towers' scores.
+
+    To the score of item j it is weight * sum_a h_a E[item of age a, j] + popularity_weight *
+    log_popularity_j, with the weights h of `history_weights`; for a user without a history it is
+    cold_weight * log_popularity_j. E is sparse: item i has the evidence
+    `evidence[starts[i] : starts[i + 1]]` for the items `neighbours` of the same indices.
+    """
+
+    starts: NDArray[np.int64]  # (I + 1,)
+    neighbours: NDArray[np.int32]
+    evidence: NDArray[np.float32]
+    log_popularity: NDArray[np.float32]  # (I,), as of the catalogue's time
+    weight: float = 0.0
+    popularity_weight: float = 0.0
+    cold_weight: float = 0.0
+    max_history: int = 200  # newest events that count
+    ratio: float = 1.0
+    n_recent: int = 0
+    recent_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        n_items, n, s = len(self.log_popularity), len(self.neighbours), self.starts
+        dtypes = [getattr(self, name).dtype for name in _BLEND_ARRAYS]
+        fits = dtypes == [np.int64, np.int32, np.float32, np.float32] and s.shape == (n_items + 1,)
+        fits = fits and self.neighbours.shape == self.evidence.shape == (n,)
+        if not fits or s[0] != 0 or s[-1] != n or (np.diff(s) < 0).any():
+            raise ValueError(f"the neighbours of a blend do not fit its {n_items} items")
+        if n and not 0 <= self.neighbours.min() <= self.neighbours.max() < n_items:
+            raise ValueError(f"a blend names neighbours that are none of its {n_items} items")
+        numbers = np.array([getattr(self, name) for name in _BLEND_NUMBERS], np.float64)
+        arrays: tuple[NDArray[Any], ...] = (self.evidence, self.log_popularity, numbers)
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError("a blend holds numbers that are not finite")
+        if self.max_history < 1 or self.n_recent < 0:
+            raise ValueError("a blend's max_history must be >= 1 and its n_recent >= 0")
+
+    def added(self, histories: Sequence[Sequence[int] | NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Return what is added to the scores (U, I) of users, given their items, oldest first.
+
+        An item of no catalogue is -1. The cost of a user grows with the history alone.
+        """
+        n_items = len(self.log_popularity)
+        newest = [np.asarray(one, np.int64)[: -self.max_history - 1 : -1] for one in histories]
+        n_U = np.array([len(one) for one in newest], np.int64)
+        user_R, item_R = np.repeat(np.arange(len(newest)), n_U), np.concatenate(newest)
+        age_R = np.arange(len(user_R)) - np.repeat(np.cumsum(n_U) - n_U, n_U)
+        shape = self.ratio, self.n_recent, self.recent_share
+        weight_R = self.weight * history_weights(age_R, n_U[user_R], *shape)
+        known = np.flatnonzero(item_R >= 0)
+        user_R, item_R, weight_R = user_R[known], item_R[known], weight_R[known]
+        count_R = self.starts[item_R + 1] - self.starts[item_R]
+        first_R = self.starts[item_R] - (np.cumsum(count_R) - count_R)
+        index = np.arange(count_R.sum()) + np.repeat(first_R, count_R)
+        flat = np.repeat(user_R * n_items, count_R) + self.neighbours[index]
+        values = np.repeat(weight_R, count_R) * self.evidence[index]
+        added_UI = np.bincount(flat, values, len(newest) * n_items).reshape(-1, n_items)
+        prior_U1 = np.where(n_U > 0, self.popularity_weight, self.cold_weight)[:, None]
+        return (added_UI + prior_U1 * self.log_popularity.astype(np.float64)).astype(np.float32)
+
+
+_BLEND_ARRAYS = ("starts", "neighbours", "evidence", "log_popularity")
+_BLEND_NUMBERS = tuple(one.name for one in fields(Blend) if one.name not in _BLEND_ARRAYS)
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Every item that can be recommended; row i is the item with the dense id i."""
@@ -83,6 +163,7 @@ class Catalogue:
     fingerprint: str = ""  # of the weights that made the embeddings (`weights_fingerprint`)
     # The encoded items (I, S) by the extractor's names, if they are kept for explanations.
     records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    blend: Blend | None = None  # what is added to the towers' scores
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", text_table(self.keys))
@@ -93,6 +174,7 @@ class Catalogue:
             raise ValueError(f"a catalogue's embeddings must be float32 (items, width), got {got}")
         lengths = {"titles": len(self.titles), "embeddings": len(found)}
         lengths |= {name: len(record_IS) for name, record_IS in self.records.items()}
+        lengths |= {"blend": len(self.blend.log_popularity)} if self.blend else {}
         if n_items == 0 or set(lengths.values()) != {n_items}:
             raise ValueError(f"a catalogue of {n_items} items must have one each of: {lengths}")
         if self.index.repeated is not None:
@@ -120,7 +202,11 @@ class Catalogue:
         texts = [array for table in tables for array in (table.packed, table.offsets)]
         arrays = {**dict(zip(_TEXTS, texts, strict=True)), "embeddings": self.embeddings}
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
-        facts = {"as_of": self.as_of, "fingerprint": self.fingerprint, "n_items": len(self)}
+        facts: dict[str, Any] = {"as_of": self.as_of, "fingerprint": self.fingerprint}
+        facts["n_items"] = len(self)
+        if self.blend is not None:
+            arrays |= {f"{_BLEND}{name}": getattr(self.blend, name) for name in _BLEND_ARRAYS}
+            facts["blend"] = {name: getattr(self.blend, name) for name in _BLEND_NUMBERS}
         metadata = {"format_version": str(CATALOGUE_VERSION), "catalogue": json.dumps(facts)}
         temporary = path.with_name(f".{path.name}.new")
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
@@ -142,8 +228,12 @@ def load_catalogue(path: Path) -> Catalogue:
         packed = [arrays.pop(name) for name in _TEXTS]
         keys, titles = TextTable(*packed[:2]), TextTable(*packed[2:])
         own = (arrays.pop("embeddings"), facts["as_of"], facts["fingerprint"])
+        blend = None
+        if numbers := facts.get("blend"):
+            counted = [arrays.pop(f"{_BLEND}{name}") for name in _BLEND_ARRAYS]
+            blend = Blend(*counted, **numbers)
         records = {name.removeprefix(_RECORDS): array for name, array in arrays.items()}
-        return Catalogue(keys, titles, *own, records)
+        return Catalogue(keys, titles, *own, records, blend)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{str(path)!r} is truncated or no catalogue ({error!s:.300})"
         raise ValueError(f"{problem}; download or save the checkpoint again") from None
