@@ -4,6 +4,9 @@ A row is a window with one target, a sequence a window with all its targets. The
 is a function of (seed, epoch) alone: any batch can be found without reading those before it, which
 makes resuming exact, and a global batch is the same windows on one process or on many.
 
+Where the interactions have no order, that of each user's is drawn anew in every epoch: an event is
+predicted from some of the user's others, which come in any order, and never from itself.
+
 Shapes: B windows of a batch, T events of the longest history, M targets, F event features, R rows
 of a table, W windows of an epoch, U users.
 """
@@ -127,7 +130,7 @@ def make_batches(
     column, histories = data.history_column, data.histories
     if not sequences:
         table = TableBatches(data.interactions, share, in_stretches=batch_order == "time")
-        return RowBatches(table, histories, column)
+        return RowBatches(table, histories, column, seed=seed)
     if column is None or histories is None:
         raise ValueError(
             "training.sequences needs a column of kind 'history' among the users' columns; add "
@@ -229,30 +232,34 @@ class RowBatches:
     """
 
     def __init__(
-        self, table: TableBatches, histories: Histories | None, column: Column | None
+        self,
+        table: TableBatches,
+        histories: Histories | None,
+        column: Column | None,
+        *,
+        seed: int,
     ) -> None:
         """Read a table of interactions, and histories of the same ones if the model does."""
         self._table, self._histories, self._column = table, histories, column
-        self.n_batches = table.n_batches
+        self._seed, self.n_batches = seed, table.n_batches
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without reading those before."""
+        histories = self._histories and _of_epoch(self._histories, self._seed, epoch)
         for table in self._table.epoch(epoch, start=start):
             arrays_B = {name: tensor.numpy() for name, tensor in table.items()}
             user_ids_B, times_B = arrays_B["user_ids"], arrays_B.get("times")
-            if self._histories is None or self._column is None:
+            if histories is None or self._column is None:
                 none_B0 = np.zeros((len(user_ids_B), 0), np.int64)
                 none_B00 = np.zeros((len(user_ids_B), 0, 0), np.float32)
                 events = Events(none_B0, none_B0.sum(1), None, none_B00)
             else:
-                events = self._histories.newest(
+                events = histories.newest(
                     user_ids_B,
-                    self._column.max_length or len(self._histories.rows),
+                    self._column.max_length or len(histories.rows),
                     features=self._column.event_features,
                     before=times_B,
-                    n_first=self._histories.n_earlier[arrays_B["rows"]]
-                    if times_B is None
-                    else None,
+                    n_first=histories.n_earlier[arrays_B["rows"]] if times_B is None else None,
                 )
             yield _batch(
                 user_ids_B,
@@ -306,15 +313,16 @@ class SequenceBatches:
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without reading those before."""
-        events_R = {"item_ids": self._histories.items.item_ids, "rows": self._histories.rows}
-        if self._histories.events.times is not None:
-            events_R["times"] = self._histories.events.times
+        histories = _of_epoch(self._histories, self._share.seed, epoch)
+        events_R = {"item_ids": histories.items.item_ids, "rows": histories.rows}
+        if histories.events.times is not None:
+            events_R["times"] = histories.events.times
         user_W, begin_W, n_inputs_W = self._cuts(
             np.random.default_rng((self._share.seed, epoch, 0))
         )
         for chosen_B in self._batches(n_inputs_W, epoch)[start:]:
             user_ids_B, begins_B = self._user_ids[user_W[chosen_B]], begin_W[chosen_B]
-            starts_B = self._histories.items.starts[user_ids_B] + begins_B
+            starts_B = histories.items.starts[user_ids_B] + begins_B
             n_inputs_B = n_inputs_W[chosen_B]
             first_slot_B = (begins_B > 0).astype(np.int64)
             n_targets_B = n_inputs_B + 1 - first_slot_B
@@ -324,7 +332,7 @@ class SequenceBatches:
             index_M = starts_B[windows_M] + slots_M
             yield _batch(
                 user_ids_B,
-                self._histories.stretches(starts_B, n_inputs_B, self._features),
+                histories.stretches(starts_B, n_inputs_B, self._features),
                 windows_M=windows_M,
                 slots_M=slots_M,
                 targets_M={name: values_R[index_M] for name, values_R in events_R.items()},
@@ -365,6 +373,13 @@ class SequenceBatches:
                 bucket[begin : begin + size][rank::n_ranks] for begin in range(0, len(bucket), size)
             ]
         return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def _of_epoch(histories: Histories, seed: int, epoch: int) -> Histories:
+    """Return the histories, those of sets in the order that is drawn for the epoch."""
+    if histories.is_ordered:
+        return histories
+    return histories.reordered(np.random.default_rng((seed, epoch, 0, 1)))
 
 
 def _batch(

@@ -41,17 +41,20 @@ class Events:
 class Histories:
     """Interactions by user, each user's in order of time, those of one second as the file has them.
 
-    Without times the order of the file is the order. Repeated events stay, each where it was.
+    Without times the order of the file is the order; where not even that is one, the events of a
+    user are a set, and `reordered` draws another order. Repeated events stay, each where it was.
 
     Attributes:
         items: user u has the events `items.starts[u]` up to `items.starts[u + 1]`.
         events: times, gaps, weights and context of the same events.
         rows: int64 (R,), the number of each event among the interactions as given.
+        is_ordered: whether the order of a user's events says anything.
     """
 
     items: ItemsByUser
     events: EventTable
     rows: NDArray[np.int64]
+    is_ordered: bool = True
 
     @property
     def n_users(self) -> int:
@@ -70,6 +73,22 @@ class Histories:
             self.items.starts[:-1], self.counts
         )
         return n_earlier_R
+
+    def reordered(self, generator: np.random.Generator) -> "Histories":
+        """Return the same events, each user's in an order drawn at random."""
+        users_R = np.repeat(np.arange(self.n_users), self.counts)
+        order_R = np.lexsort((generator.random(len(users_R)), users_R))
+        times, weights = (
+            None if values is None else values[order_R]
+            for values in (self.events.times, self.events.weights)
+        )
+        context = {name: values[order_R] for name, values in self.events.context.items()}
+        return Histories(
+            ItemsByUser(self.items.starts, self.items.item_ids[order_R]),
+            EventTable(self.items.starts, times, weights, context),
+            self.rows[order_R],
+            self.is_ordered,
+        )
 
     def newest(
         self,
@@ -160,7 +179,7 @@ def histories_of(interactions: Interactions) -> Histories:
     ordered = interactions.select(order_R)
     items = items_by_user(ordered)
     events = EventTable(items.starts, ordered.times, ordered.weights, ordered.context)
-    return Histories(items, events, order_R)
+    return Histories(items, events, order_R, interactions.is_ordered)
 
 
 def with_event_scales(columns: Iterable[Column], train: Interactions) -> tuple[Column, ...]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 class Interactions:
     """Which user chose which item, and when: R rows in the order of the file.
 
+    Without times and without `row_order` each user's interactions are a set.
+
     Attributes:
         user_ids: int64 (R,), row of the user in the table of users.
         item_ids: int64 (R,), row of the item in the table of items.
@@ -23,6 +25,7 @@ class Interactions:
         n_items: rows of the table of items.
         context: float32 (R,), further columns by name that stand beside each event of a history;
             NaN where a number is missing.
+        row_order: each user's rows are in order, oldest first where the times are the same.
     """
 
     user_ids: NDArray[np.int64]
@@ -32,6 +35,12 @@ class Interactions:
     n_users: int
     n_items: int
     context: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    row_order: bool = False
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether it is known which of a user's interactions came first."""
+        return self.times is not None or self.row_order
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -59,7 +68,27 @@ class Interactions:
             self.n_users,
             self.n_items,
             {name: values[rows] for name, values in self.context.items()},
+            self.row_order,
         )
+
+    def at_least(self, threshold: float) -> "Interactions":
+        """Return the rows whose weight is at least so much.
+
+        Raises:
+            ValueError: the interactions have no weight, or no row is left.
+        """
+        if self.weights is None:
+            raise ValueError(
+                "positive_threshold needs a weight, and the schema of 'interactions' names none; "
+                "name its column as 'weight', or leave positive_threshold out"
+            )
+        is_positive_R = self.weights >= threshold
+        if not is_positive_R.any():
+            raise ValueError(
+                f"positive_threshold {threshold} leaves no interaction: the largest weight is "
+                f"{self.weights.max()}"
+            )
+        return self.select(is_positive_R)
 
 
 def concatenate(first: Interactions, second: Interactions) -> Interactions:
@@ -77,6 +106,7 @@ def concatenate(first: Interactions, second: Interactions) -> Interactions:
         first.n_users,
         first.n_items,
         {name: np.concatenate([first.context[name], second.context[name]]) for name in shared},
+        first.row_order and second.row_order,
     )
 
 

@@ -17,13 +17,14 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from ftmamba.data.arrow_files import cache_folder, place_folder
-from ftmamba.data.schema import Schema
+from ftmamba.data.schema import ROW_ORDER, Schema
 from ftmamba.data.tables import Tables, load_tables
 
 logger = logging.getLogger(__name__)
@@ -346,8 +347,11 @@ def _load_sequences(
         own[table] = {"key": key, "columns": {name: kind for name, kind in kinds.items() if kind}}
         if "title" in kinds:
             own[table]["title"] = "title"
+    given = schema if isinstance(schema, Schema) else Schema.from_dict(schema or own)
+    # A recipe that names no order means that of the file, which is in order.
+    ordered = replace(given, interactions=replace(given.interactions, order=ROW_ORDER))
     return load_tables(
-        **tables, interactions=events, schema=schema or own, positive_threshold=positive_threshold
+        **tables, interactions=events, schema=ordered, positive_threshold=positive_threshold
     )
 
 

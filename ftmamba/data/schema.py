@@ -5,6 +5,8 @@ In a recipe it is YAML:
     users: {key: user_id, columns: {age: numeric, zip_code: {kind: categorical, min_count: 5}}}
     items: {key: item_id, title: title, popularity_days: [7, 30], columns: {genres: categories}}
     interactions: {user: user_id, item: item_id, time: timestamp, weight: rating}
+
+Interactions with neither a time nor an `order` are a set: nothing is read out of the file's order.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +22,9 @@ from modeling_ftmamba.configuration_ftmamba import (
     history_of,
     near,
 )
+
+ROW_ORDER = "row"
+"""As the order of the interactions: each user's rows are in order as the file has them."""
 
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Units of a numeric time, and how many of them make a second."""
@@ -89,6 +94,8 @@ class InteractionSchema:
         time: when it happened: epoch numbers, ISO texts or timestamps; or empty.
         weight: rating or weight, or empty.
         time_unit: of a numeric time, one of `TIME_UNITS`.
+        order: a column of numbers by which a user's interactions are in order, where they have no
+            time or the same one, or `ROW_ORDER`; or empty.
     """
 
     user: str
@@ -96,6 +103,7 @@ class InteractionSchema:
     time: str = ""
     weight: str = ""
     time_unit: str = "s"
+    order: str = ""
 
     def __post_init__(self) -> None:
         if self.time_unit not in TIME_UNITS:

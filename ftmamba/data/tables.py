@@ -21,7 +21,7 @@ from ftmamba.data.readers import (
     seconds,
     typed_column,
 )
-from ftmamba.data.schema import InteractionSchema, Schema, TableSchema, suggestion
+from ftmamba.data.schema import ROW_ORDER, InteractionSchema, Schema, TableSchema, suggestion
 from ftmamba.data.schema_inference import infer_schema
 from modeling_ftmamba.configuration_ftmamba import EVENT_FEATURES, LARGEST_CONTEXT, near
 
@@ -123,18 +123,7 @@ def load_tables(
         context=schema.users.context,
     )
     if positive_threshold is not None:
-        if joined.weights is None:
-            raise ValueError(
-                "positive_threshold needs a weight, and the schema of 'interactions' names none; "
-                "name its column as 'weight', or leave positive_threshold out"
-            )
-        is_positive_R = joined.weights >= positive_threshold
-        if not is_positive_R.any():
-            raise ValueError(
-                f"positive_threshold {positive_threshold} leaves no interaction: the largest "
-                f"weight is {joined.weights.max()}"
-            )
-        joined = joined.select(is_positive_R)
+        joined = joined.at_least(positive_threshold)
     return Tables(checked_users, checked_items, joined, schema)
 
 
@@ -187,7 +176,8 @@ def _join(
     context: Sequence[str],
 ) -> Interactions:
     """Return the interactions as row ids of the two tables of keys, which are texts."""
-    wanted = [c for c in (schema.user, schema.item, schema.time, schema.weight) if c]
+    order = "" if schema.order == ROW_ORDER else schema.order
+    wanted = [c for c in (schema.user, schema.item, schema.time, schema.weight, order) if c]
     _check_columns(table, wanted, "interactions")
     for name in context:
         if name not in table.column_names:
@@ -220,15 +210,22 @@ def _join(
             raise ValueError(
                 "table 'interactions' is empty: no row is left: every user or item is unknown"
             )
-    return Interactions(
+    joined = Interactions(
         user_ids,
         item_ids,
         seconds(table.column(schema.time), schema) if schema.time else None,
-        _weights(table.column(schema.weight), schema.weight) if schema.weight else None,
+        _number_of_each_row(table.column(schema.weight), schema.weight, "weight").astype(np.float32)
+        if schema.weight
+        else None,
         len(user_keys),
         len(item_keys),
         {name: _context(table.column(name), name) for name in context},
+        bool(schema.order),
     )
+    if not order:
+        return joined
+    positions_R = _number_of_each_row(table.column(order), order, "order")
+    return joined.select(np.argsort(positions_R, kind="stable"))
 
 
 def _row_ids(keys: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -246,15 +243,15 @@ def _unknown(keys: pa.ChunkedArray, column: str, ids: NDArray[np.int64], table: 
     return named if shown else ""
 
 
-def _weights(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
+def _number_of_each_row(column: pa.ChunkedArray, name: str, role: str) -> NDArray[np.float64]:
     values = numbers(column, name, "interactions")
     if values.null_count:
         raise ValueError(
-            f"table 'interactions', column {name!r}: {values.null_count} rows have no weight, the "
-            f"first is row {first_row(values.is_null())}; fill them in, or leave 'weight' out of "
+            f"table 'interactions', column {name!r}: {values.null_count} rows have no {role}, the "
+            f"first is row {first_row(values.is_null())}; fill them in, or leave {role!r} out of "
             "the schema"
         )
-    return values.to_numpy().astype(np.float32)  # type: ignore[no-any-return]
+    return values.to_numpy()  # type: ignore[no-any-return]
 
 
 def _context(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:

@@ -102,13 +102,19 @@ class RandomPerUser:
 class LeaveLastOut:
     """Each user's last interaction is test, the one before it validation.
 
-    Equal times keep the order of the file, which is also the order without times. A repeated
-    interaction counts as one more. All interactions of users with fewer than three stay in
+    Equal times keep the order of the file. Without times the interactions must have an order. A
+    repeated interaction counts as one more. All interactions of users with fewer than three stay in
     training. Users are cut at different instants, so a model may learn from interactions of others
     after a user's test.
     """
 
     def split(self, interactions: Interactions) -> Split:
+        if not interactions.is_ordered:
+            raise ValueError(
+                "split 'leave-last-out' needs to know a user's last interaction, but the "
+                "interactions have neither times nor an order; name their 'time' or 'order' column "
+                "in the schema, write order: row if the file is in order, or use the split 'random'"
+            )
         users_R, times_R = interactions.user_ids, interactions.times
         order_R = np.lexsort((users_R,) if times_R is None else (times_R, users_R))
         counts = np.bincount(users_R, minlength=interactions.n_users)

@@ -124,7 +124,7 @@ COUNTS = [0, 1, 2, 3, 10, 11, 12, 15, 16, 20, 21, 22, 37, 64, 5, 9, 1, 30]
 COLUMN = Column("history", "history", max_length=10, event_features=("gap", "price"))
 
 
-def drawn_interactions(*, timed=True):
+def drawn_interactions(*, timed=True, ordered=True):
     """User u has the events of steps 0 to `COUNTS[u]`, of items 100 u + step; users are mixed.
 
     Two steps are 10 seconds apart, but every even one is of the same second as the one before.
@@ -141,6 +141,7 @@ def drawn_interactions(*, timed=True):
         len(COUNTS),
         100 * len(COUNTS),
         {"price": (1000 * users + steps).astype(np.float32)},
+        row_order=ordered,
     )
 
 
@@ -223,6 +224,44 @@ def test_every_event_is_a_target_once_an_epoch(data, epoch):
     windows = windows_in(batches_of(data).epoch(epoch))
     found = Counter(item for *_, targets in windows for item in targets.values())
     assert found == Counter(100 * u + t for u, n in enumerate(COUNTS) for t in range(n) if n > 1)
+
+
+def events_before_the_target(batches, epoch):
+    """Return by number of the target's interaction the items that it is predicted from."""
+    found = {}
+    for batch in batches.epoch(epoch):
+        for window, slot, row in zip(
+            batch.windows.tolist(), batch.slots.tolist(), batch.rows.tolist(), strict=True
+        ):
+            found[row] = batch.history_ids[window, :slot].tolist()
+    return found
+
+
+@pytest.mark.parametrize("sequences", ["", "every"])
+def test_a_set_is_read_in_another_order_each_epoch_and_a_target_never_from_itself(
+    tmp_path, sequences
+):
+    events = drawn_interactions(timed=False, ordered=False)
+    data = data_of(events, tmp_path, dataclasses.replace(COLUMN, event_features=()))
+    batches = batches_of(data, sequences=sequences, batch_size=1)
+    n_before_of_13 = Counter()
+    for epoch in range(5):
+        drawn = histories_of(events).reordered(np.random.default_rng((1, epoch, 0, 1)))
+        found = events_before_the_target(batches, epoch)
+        assert found.keys() >= {r for r, u in enumerate(events.user_ids) if COUNTS[u] > 1}
+        for row, items in found.items():
+            user, item = events.user_ids[row], events.item_ids[row]
+            order = [i for i in drawn.items.item_ids.tolist() if i // 100 == user]
+            before = order[: order.index(item)]
+            n_read = min(len(before), 10) if not sequences else len(items)
+            assert items == before[len(before) - n_read :]
+            assert len(items) > 0 or not before
+        n_before_of_13[tuple(found[int(np.flatnonzero(events.user_ids == 13)[0])])] += 1
+        assert found == events_before_the_target(batches_of(
+            data, sequences=sequences, batch_size=1), epoch)  # fmt: skip
+    assert len(n_before_of_13) > 3
+    start = batches.n_batches // 2
+    assert all(map(equal, batches.epoch(3, start=start), list(batches.epoch(3))[start:]))
 
 
 @pytest.mark.parametrize("sequences", ["newest", "every"])

@@ -122,6 +122,31 @@ def test_an_event_of_the_future_changes_no_earlier_history(random_interactions, 
     assert all(items[-1] == 299 for items in lists(events)[:17])
 
 
+def test_another_order_keeps_the_events_of_each_user_and_what_stands_beside_them(
+    random_interactions,
+):
+    data = dataclasses.replace(
+        random_interactions, times=None, weights=np.arange(300, dtype=np.float32)
+    )
+    histories = histories_of(data)
+    assert not histories.is_ordered
+    assert histories_of(dataclasses.replace(data, row_order=True)).is_ordered
+    assert histories_of(random_interactions).is_ordered
+    drawn = histories.reordered(np.random.default_rng(0))
+    users = np.arange(19)
+    before, after = (one.newest(users, 400, features=["weight"]) for one in (histories, drawn))
+    assert list(map(sorted, lists(before))) == list(map(sorted, lists(after)))
+    assert sum(a != b for a, b in zip(lists(before), lists(after), strict=True)) > 10
+    inside = np.arange(after.item_ids.shape[1]) < after.lengths[:, None]
+    assert after.features[inside][:, 0].tolist() == after.item_ids[inside].tolist()
+    assert data.item_ids[drawn.rows].tolist() == drawn.items.item_ids.tolist()
+    first_slots = [items.index(lists(before)[0][0]) for items in (
+        lists(histories.reordered(np.random.default_rng(seed)).newest(users[:1], 400))[0]
+        for seed in range(40)
+    )]  # fmt: skip
+    assert len(set(first_slots)) > 8
+
+
 def test_nobody_and_nothing_are_legal_but_a_negative_length_is_not():
     histories = histories_of(TIMED)
     assert histories.newest(np.array([], int), 5).item_ids.shape == (0, 0)

@@ -227,6 +227,10 @@ def test_ml_1m_joins_people_and_films(folder_of):
     assert events.user_ids.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert events.item_ids.tolist() == [0, 1, 2, 1, 1, 0, 3]
     assert events.times is events.weights is None
+    assert events.is_ordered
+    older = tables.schema.to_dict()
+    del older["interactions"]["order"]
+    assert ml_1m(folder_of(ML_1M), schema=older).interactions.is_ordered
     with pytest.raises(ValueError, match="positive_threshold needs a weight"):
         ml_1m(folder_of({}), positive_threshold=4)
 

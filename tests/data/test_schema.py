@@ -12,7 +12,7 @@ def test_the_recipe_form_and_its_yaml_come_back_as_they_were(schema):
     schema["users"]["columns"] |= {
         "city": {"kind": "categorical", "min_count": 5}, "user_id": "categorical"
     }  # fmt: skip
-    schema["interactions"]["time_unit"] = "ms"
+    schema["interactions"] |= {"time_unit": "ms", "order": "pos"}
     parsed = Schema.from_dict(schema)
     assert parsed.to_dict() == schema
 

@@ -192,6 +192,30 @@ def test_columns_must_be_there_once_and_sets_need_a_separator(raw, schema):
         load_tables(**raw, schema=schema)
 
 
+def test_an_order_sorts_events_that_no_time_tells_apart(raw, schema):
+    events = with_column(raw["interactions"], "pos", ["10", "0", "9", "0"])
+    raw["interactions"] = with_column(events, "time", [100, 50, 100, 300])
+    del schema["interactions"]["time"]
+    assert not load_tables(**raw, schema=schema).interactions.is_ordered
+
+    schema["interactions"]["order"] = "row"
+    found = load_tables(**raw, schema=schema).interactions
+    assert (found.is_ordered, found.item_ids.tolist()) == (True, [2, 0, 1, 3])
+
+    schema["interactions"]["order"] = "pos"
+    found = load_tables(**raw, schema=schema).interactions
+    assert (found.is_ordered, found.item_ids.tolist()) == (True, [0, 3, 1, 2])
+    assert found.weights.tolist() == [3, 4, 1, 5]
+
+    raw["interactions"] = with_column(events, "pos", ["10", "0", "", "0"])
+    message = "column 'pos': 1 rows have no order, the first is row 3; fill them in, or leave 'o"
+    with pytest.raises(ValueError, match=message):
+        load_tables(**raw, schema=schema)
+    schema["interactions"]["order"] = "poss"
+    with pytest.raises(ValueError, match="no column 'poss'; did you mean 'pos'"):
+        load_tables(**raw, schema=schema)
+
+
 def with_context(schema, *names):
     history = {"kind": "history", "event_features": ["gap", *names]}
     users = {"key": "user_id", "columns": {"history": history}}

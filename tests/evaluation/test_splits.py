@@ -9,10 +9,10 @@ from ftmamba.evaluation import make_split, rolling_cuts
 from ftmamba.evaluation.splits import SPLITS, GlobalTime, LeaveLastOut, RandomPerUser
 
 
-def interactions_of(users, items, times=None):
+def interactions_of(users, items, times=None, **options):
     times = None if times is None else np.array(times)
     sizes = max(users) + 1, max(items) + 1
-    return Interactions(np.array(users), np.array(items), times, None, *sizes)
+    return Interactions(np.array(users), np.array(items), times, None, *sizes, **options)
 
 
 @pytest.fixture
@@ -121,13 +121,16 @@ def test_a_split_by_time_refuses_interactions_without_time():
 
 def test_leave_last_out_without_times_goes_by_the_order_of_the_file_and_keeps_repeats():
     users, items = [1, 0, 1, 0, 1, 0, 1, 2], [5, 3, 1, 3, 1, 3, 1, 0]
-    split = LeaveLastOut().split(interactions_of(users, items))
+    split = LeaveLastOut().split(interactions_of(users, items, row_order=True))
+    assert split.before_test.is_ordered
     assert (split.test.user_ids.tolist(), rows_of(split.test)) == ([0, 1], [3, 1])
     assert (split.validation.user_ids.tolist(), rows_of(split.validation)) == ([0, 1], [3, 1])
     assert split.train.user_ids.tolist() == [1, 0, 1, 2]
     assert rows_of(split.train) == [5, 3, 1, 0]
     # in this order a history has validation after training
     assert rows_of(split.before_test) == [5, 3, 1, 0, 3, 1]
+    with pytest.raises(ValueError, match="neither times nor an order; name their 'time' or 'order"):
+        LeaveLastOut().split(interactions_of(users, items))
 
 
 @pytest.mark.parametrize(
