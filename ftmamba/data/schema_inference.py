@@ -1,6 +1,6 @@
 """Guesses a schema from the three tables, to be shown and corrected."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,6 +9,7 @@ from ftmamba.data.readers import (
     MISSING_NUMBERS,
     Source,
     decoded,
+    is_in_order,
     is_text,
     key_texts,
     numbers,
@@ -16,6 +17,7 @@ from ftmamba.data.readers import (
     read_table,
 )
 from ftmamba.data.schema import (
+    ROW_ORDER,
     TIME_UNITS,
     InteractionSchema,
     Schema,
@@ -63,9 +65,9 @@ def infer_schema(
         if not table.num_rows:
             raise ValueError(f"table {name!r} is empty: a schema cannot be inferred from no rows")
     free = list(interactions.column_names)
-    user_key, user_column = _key(users, interactions, "users", free)
+    user_key, user_column = find_key(users, interactions, ("users", "interactions"), free)
     free = [name for name in free if name != user_column]
-    item_key, item_column = _key(items, interactions, "items", free)
+    item_key, item_column = find_key(items, interactions, ("items", "interactions"), free)
     free = [name for name in free if name != item_column]
     times = [name for name in free if _is_temporal(interactions.column(name))]
     time = _named(TIME_NAMES, free) or next(iter(times), "")
@@ -85,20 +87,27 @@ def infer_schema(
         item_columns += [popularity_column(days) for days in POPULARITY_DAYS]
     user_columns = user_columns or [Column(user_key, "categorical")]
     item_columns = item_columns or [Column(item_key, "categorical")]
+    order = ROW_ORDER if is_in_order(interactions) else ""
     schema = Schema(
         TableSchema(user_key, tuple(user_columns)),
         TableSchema(item_key, tuple(item_columns), title),
-        InteractionSchema(user_column, item_column, time, weight, unit),
+        InteractionSchema(user_column, item_column, time, weight, unit, order),
     )
     return schema, tuple(notes)
 
 
-def _key(table: pa.Table, interactions: pa.Table, name: str, free: list[str]) -> tuple[str, str]:
-    """Return the key's column in the table and in the interactions, there one of the free ones.
+def find_key(
+    table: pa.Table, other: pa.Table, names: tuple[str, str], free: Sequence[str]
+) -> tuple[str, str]:
+    """Return the key's column in a table and in another one, there one of the free ones.
 
-    A key is unique in its table. The interactions have it under the same name, else under the
-    name of a column most of whose values are keys of the table.
+    A key is unique in its table. The other has it under the same name, else under the name of a
+    column most of whose values are keys of the table.
+
+    Raises:
+        ValueError: there is none; `names` are those of the two tables.
     """
+    name, other_name = names
     unique = [column for column in table.column_names if _is_unique(table.column(column))]
     if not unique:
         raise ValueError(
@@ -110,7 +119,7 @@ def _key(table: pa.Table, interactions: pa.Table, name: str, free: list[str]) ->
             return column, column
     share, here, there = max(
         (
-            (_overlap(interactions.column(there), table.column(here)), here, there)
+            (_overlap(other.column(there), table.column(here)), here, there)
             for here in unique
             for there in free
         ),
@@ -119,8 +128,8 @@ def _key(table: pa.Table, interactions: pa.Table, name: str, free: list[str]) ->
     )
     if share < _OFTEN_REPEATED:
         raise ValueError(
-            f"table 'interactions' has no column that holds keys of table {name!r} (tried "
-            f"{', '.join(unique)}); it has: {', '.join(interactions.column_names)}; give the two "
+            f"table {other_name!r} has no column that holds keys of table {name!r} (tried "
+            f"{', '.join(unique)}); it has: {', '.join(other.column_names)}; give the two "
             "the same name"
         )
     return here, there
