@@ -266,7 +266,7 @@ class Recommender:
         if (user_keys is None) == (records is None):
             given = "none" if records is None else "both"
             raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")
-        excluded = [row for row in self.catalogue.index.rows(exclude) if row is not None]
+        excluded = [row for row in self.catalogue.rows(exclude) if row is not None]
         users = None if user_keys is None else self._known_users()
         rows_U = np.array([users.row(key) for key in user_keys or ()] if users else [], np.int64)
         n_users = len(rows_U) if users is not None else len(records or ())

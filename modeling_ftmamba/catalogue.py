@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +30,6 @@ CAST_TYPES = (torch.bfloat16, torch.float16, torch.float64)
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
 _RECORDS, _BLEND = "records/", "blend/"
 _MOST_TO_SUGGEST_FROM = 50_000
-
-
-class KeyIndex:
-    """Finds rows by a hash of the keys' bytes; `repeated` is a key that occurs twice, or None."""
-
-    def __init__(self, keys: TextTable) -> None:
-        if (longest := np.diff(keys.offsets).max(initial=0)) > LONGEST_KEY:
-            raise ValueError(f"a key has {longest} bytes, at most {LONGEST_KEY} are read")
-        hash_N = _hashes(keys)
-        self._keys, self._order_N = keys, np.argsort(hash_N)
-        self._sorted_N = hash_N[self._order_N]
-        # Anyone can choose keys that share a hash; then a dict finds the rows.
-        has_alike = bool((self._sorted_N[1:] == self._sorted_N[:-1]).any())
-        self._row_of = {key: row for row, key in enumerate(keys)} if has_alike else {}
-        repeats = (key for row, key in enumerate(keys) if self._row_of[key] != row)
-        self.repeated = next(repeats, None) if has_alike else None
-
-    def rows(self, keys: Iterable[str]) -> list[int | None]:
-        """Return the row of each key, None where there is none."""
-        asked = list(keys)
-        if self._row_of or not len(self._keys):
-            return [self._row_of.get(key) for key in asked]
-        index = np.searchsorted(self._sorted_N, _hashes(text_table(asked)))
-        found = self._order_N[np.minimum(index, len(self._keys) - 1)]
-        rows = zip(found.tolist(), self._keys.take(found), asked, strict=True)
-        return [row if own == key else None for row, own, key in rows]
-
-
-def _hashes(keys: TextTable) -> NDArray[np.uint64]:
-    """Return a hash of each key (N,), read eight bytes at a time."""
-    starts_N, lengths_N = keys.offsets[:-1], np.diff(keys.offsets)
-    # The eight bytes from each byte on, as one number.
-    padded = np.concatenate([keys.packed, np.zeros(8, np.uint8)])
-    words = np.ndarray(len(keys.packed) + 1, np.dtype("<u8"), padded.data, strides=(1,))
-    hash_N = lengths_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for start in range(0, lengths_N.max(initial=0), 8):
-        rows = np.flatnonzero(lengths_N > start)
-        absent = np.maximum(start + 8 - lengths_N[rows], 0).astype(np.uint64) * np.uint64(8)
-        word = words[starts_N[rows] + start] << absent
-        mixed = (hash_N[rows] ^ word) * np.uint64(0xD6E8FEB86659FD93)
-        hash_N[rows] = mixed ^ (mixed >> np.uint64(32))
-    return hash_N
 
 
 def history_weights(
@@ -179,16 +138,24 @@ class Catalogue:
         lengths |= {"blend": len(self.blend.log_popularity)} if self.blend else {}
         if n_items == 0 or set(lengths.values()) != {n_items}:
             raise ValueError(f"a catalogue of {n_items} items must have one each of: {lengths}")
-        if self.index.repeated is not None:
-            raise ValueError(f"the item key {self.index.repeated!r} occurs twice in a catalogue")
+        if (longest := max(map(len, self._row_of))) > LONGEST_KEY:
+            raise ValueError(f"a key has {longest} bytes, at most {LONGEST_KEY} are read")
+        if len(self._row_of) < n_items:
+            twice = next(key for row, key in enumerate(self.keys) if self.rows([key]) != [row])
+            raise ValueError(f"the item key {twice!r} occurs twice in a catalogue")
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @cached_property
-    def index(self) -> KeyIndex:
-        """The index of the item keys."""
-        return KeyIndex(text_table(self.keys))
+    def _row_of(self) -> dict[bytes, int]:
+        table = text_table(self.keys)
+        packed, ends = table.packed.tobytes(), table.offsets.tolist()
+        return {packed[start:end]: row for row, (start, end) in enumerate(pairwise(ends))}
+
+    def rows(self, item_keys: Iterable[str]) -> list[int | None]:
+        """Return the row of each key, None where there is none."""
+        return [self._row_of.get(key.encode("utf-8", "surrogatepass")) for key in item_keys]
 
     def is_of(self, model: nn.Module) -> bool:
         """Return whether the model's weights made it, in whatever type they are loaded."""
@@ -196,7 +163,7 @@ class Catalogue:
 
     def row(self, item_key: str) -> int:
         """Return the row of an item; an unknown key raises a ValueError with the nearest one."""
-        row = self.index.rows([item_key])[0] if isinstance(item_key, str) else None
+        row = self.rows([item_key])[0] if isinstance(item_key, str) else None
         if row is None:
             guess = near(item_key, self.keys) if len(self) <= _MOST_TO_SUGGEST_FROM else ""
             raise ValueError(f"no item {item_key!r} among the {len(self)} of the catalogue{guess}")

@@ -156,7 +156,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         tensors = {name: one for name, one in input_tensors.items() if name != _ROWS}
         users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
         scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
-        rows = self.catalogue.index.rows(forward_parameters.get("exclude", ()))
+        rows = self.catalogue.rows(forward_parameters.get("exclude", ()))
         scores_BI[:, [row for row in rows if row is not None]] = -torch.inf
         scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
         return {"scores": scores_BK, "rows": rows_BK, "is_finite": users_BE.isfinite().all(1)}

@@ -517,7 +517,7 @@ class HistoryReader:
     def _rows(self, items: Sequence[Any]) -> list[int | None]:
         """Return the rows of the catalogue that items are, None for what is not in it."""
         keys = [one for one in items if isinstance(one, str)]
-        found = iter(self._catalogue.index.rows(keys) if keys else ())
+        found = iter(self._catalogue.rows(keys) if keys else ())
         rows = [next(found) if isinstance(one, str) else one for one in items]
         return [row if isinstance(row, int) else None for row in rows]
 
