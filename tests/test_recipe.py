@@ -228,6 +228,8 @@ def test_wrong_variants_are_refused(variants, message):
 
 
 FIRST_RELEASE = Path(__file__).parent / "first_release_recipes"
+CHANGED_SINCE = {"amazon-beauty": {"evaluation": {"refit": True}}}
+"""What a shipped recipe does otherwise than in the first release, on purpose."""
 
 
 @pytest.mark.parametrize("split", [None, "random"])
@@ -237,7 +239,7 @@ def test_a_shipped_recipe_of_the_first_release_reads_as_the_one_of_today(name, s
         recipe_from_dict(choose_variant(read_recipe(one), split))
         for one in (FIRST_RELEASE / f"{name}.yaml", name)
     )
-    assert old == new
+    assert recipe_from_dict(lay_over(Recipe, old.to_dict(), CHANGED_SINCE.get(name, {}))) == new
     assert old.training.loss.name in ("full_softmax", "full_mse")
 
 
