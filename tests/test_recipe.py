@@ -336,7 +336,8 @@ OTHER = {
     "card": {"title": "T", "licence": "mit", "data_licence": "L", "data_hub_id": "a/b",
              "citation": "@misc{}", "country": "FRA"},
     "": {
-        "schema": {}, "output_dir": "out", "seed": 3, "max_shard_size": "1MB", "push_to_hub": True,
+        "schema": {}, "blend": "auto", "output_dir": "out", "seed": 3, "max_shard_size": "1MB",
+        "push_to_hub": True,
         "hub_model_id": "you/films", "hub_private": True, "hub_strategy": "every_save",
         "hub_catalogue": False, "hub_training_state": True, "hub_patience": 3,
     },
