@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from ftmamba.commands.train import train_from_flags
 from ftmamba.hub import hide_tokens, known_tokens
 
-BAD_INPUT = 2
+BAD_INPUT, STOPPED = 2, 130
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a recipe and return the exit code: 0, or 2 after bad input."""
+    """Run a recipe and return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
     try:
         train_from_flags(argv, program="train_accelerate.py")
+    except KeyboardInterrupt as stop:
+        print(f"train_accelerate.py: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
+        return getattr(stop, "exit_code", STOPPED)
     except (ValueError, OSError) as error:
         message = hide_tokens(str(error), known_tokens())
         print(f"train_accelerate.py: error: {message}", file=sys.stderr)
