@@ -245,7 +245,8 @@ def check_same_run(
     """
     stored = read_state(folder)["identity"]
     free = set(allowed) | ({"training.num_epochs"} if "data" in allowed else set())
-    problems, others = [], differences(stored, current, without=free)
+    problems: list[str] = []
+    others = differences(stored, current, without=free)
     is_extended = True
     if tables is not None:
         problems, is_extended = data_differences(stored.get("data", {}), tables)

@@ -223,7 +223,7 @@ class TrainingLoop:
         }
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
-        self.saved_at = -1
+        self.saved_at = (0, 0)
         self.signals: list[int] = []
 
     def resume(self) -> None:
@@ -246,7 +246,7 @@ class TrainingLoop:
                 )
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.saved_at = self.progress.step
+        self.saved_at = (self.progress.epoch, self.progress.step)
         logger.info("resumed from %s after step %d", folder, self.progress.step)
 
     def step_after(self, n_epochs: int) -> int:
@@ -286,7 +286,7 @@ class TrainingLoop:
                 if recipe.checkpointing_steps == "epoch":
                     self._save()
                 self._stop_if_asked()
-            if recipe.checkpointing_steps and self.saved_at != progress.step:
+            if recipe.checkpointing_steps and self.saved_at != (progress.epoch, progress.step):
                 self._save()
         if self.best is not None:
             self.base.load_state_dict(self.best)
@@ -397,12 +397,12 @@ class TrainingLoop:
         if self.accelerator.num_processes > 1:
             number = self.accelerator.gather(number[None]).max()
         if number:
-            if self.saved_at != self.progress.step:
+            if self.saved_at != (self.progress.epoch, self.progress.step):
                 self._save()
             raise TrainingStoppedError(self.checkpoints.folder, self.progress.step, int(number))
 
     def _save(self) -> None:
-        self.saved_at = self.progress.step
+        self.saved_at = (self.progress.epoch, self.progress.step)
         self.progress.loss_sum = self._mean_loss_sum()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
