@@ -39,12 +39,14 @@ class Tables:
         items: the key, the title and the schema's raw columns, one row an item.
         interactions: row ids into both.
         schema: what the columns are.
+        event_columns: names of all columns of the table of interactions.
     """
 
     users: pa.Table
     items: pa.Table
     interactions: Interactions
     schema: Schema
+    event_columns: tuple[str, ...] = ()
 
     @cached_property
     def user_keys(self) -> list[str]:
@@ -124,7 +126,7 @@ def load_tables(
     )
     if positive_threshold is not None:
         joined = joined.at_least(positive_threshold)
-    return Tables(checked_users, checked_items, joined, schema)
+    return Tables(checked_users, checked_items, joined, schema, tuple(raw[2].column_names))
 
 
 def _checked_table(table: pa.Table, schema: TableSchema, name: str) -> pa.Table:
