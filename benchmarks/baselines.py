@@ -18,11 +18,11 @@ from ftmamba.data.interactions import Interactions
 from ftmamba.data.named_datasets import movielens_100k
 from ftmamba.evaluation import (
     Evaluation,
+    Report,
     Split,
     evaluate,
     make_split,
     pool,
-    results_table,
     tune,
 )
 from ftmamba.evaluation.baselines import (
@@ -60,7 +60,7 @@ def main() -> None:
         per_split = [evaluated(split, baselines) for split in splits]
         evaluations = {name: pool([e[name] for e in per_split]) for name in per_split[0]}
         print(f"\n{letter}: {splits[0].description}")
-        print(results_table(evaluations))
+        print(Report.of(evaluations))
         print(f"{time.perf_counter() - started:.1f} s")
         figures[letter] = {name: e.to_dict() for name, e in evaluations.items()}
     if arguments.output:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ftmamba.comparison import compare
-from ftmamba.evaluation import Evaluation, paired_test, pool, results_table
+from ftmamba.evaluation import Evaluation, Report, paired_test, pool
 from ftmamba.flags import load_recipe
 from ftmamba.recipe import Recipe
 from ftmamba.results import hardware
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
             evaluations.setdefault(name, []).append(evaluation)
             tell(recipe, name, evaluation)
     pooled = {name: pool(parts) for name, parts in evaluations.items()}
-    print(results_table(pooled, k=max(runs[0].evaluation.k)))
+    print(Report.of(pooled))
     differences = compare_all(evaluations, runs[0].evaluation.selection_metric)
     print(json.dumps(differences, indent=1))
     if options.output:

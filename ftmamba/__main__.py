@@ -16,7 +16,10 @@ BAD_INPUT = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, or 2 after bad input."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.rest = rest
+    if rest and not COMMANDS[arguments.command].flags_of_recipe:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
@@ -41,8 +44,11 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in COMMANDS.items():
+        own_help = not command.flags_of_recipe
         command.add_arguments(
-            commands.add_parser(name, help=command.summary, description=command.summary)
+            commands.add_parser(
+                name, help=command.summary, description=command.summary, add_help=own_help
+            )
         )
     return parser
 

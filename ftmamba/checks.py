@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue, weights_fingerprint
+from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue
 from modeling_ftmamba.configuration_ftmamba import (
     TENSOR_OF_KIND,
     TOWERS,
@@ -395,7 +395,7 @@ def check_catalogue(
     if not is_finite and not (is_finite_I := np.isfinite(catalogue.embeddings).all(1)).all():
         row = int(is_finite_I.argmin())
         problem = f"the embedding of item {catalogue.keys[row]!r} (row {row}) is not finite"
-    elif catalogue.fingerprint != weights_fingerprint(model):
+    elif not catalogue.is_of(model):
         problem = "the catalogue was embedded by other weights than the model's; make it anew"
     elif catalogue.embeddings.shape[1] != model.config.projection_size:
         problem = f"its embeddings are not of the model's width {model.config.projection_size}"

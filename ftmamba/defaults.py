@@ -9,7 +9,7 @@ latest-small, a shop's exports, 5,000 purchases of clothes and 5,000 playlists.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,8 @@ def positive_threshold(tables: Tables) -> tuple[float | None, str]:
     others = [one for one in tables.event_columns if one not in known and not is_rating(one)]
     if others:
         return None, (
-            f"data.positive_threshold: none, for a row is more than a rating (it has {others[0]!r}), "
-            f"so those of any {name!r} count"
+            f"data.positive_threshold: none, for a row is more than a rating, it has {others[0]!r}: "
+            f"those of any {name!r} count"
         )
     low, high = float(levels[0]), float(levels[-1])
     least = float(levels[levels >= low + POSITIVE_SHARE * (high - low) - 1e-6][0])
@@ -146,7 +146,7 @@ def choose_split(events: Interactions) -> tuple[dict[str, Any], str]:
 
 
 def _warm_share(events: Interactions) -> float | None:
-    """Return the share of users known before the test of a cut in time; None where a part is empty."""
+    """Return the share of users known before the test of a cut in time, None without a part."""
     try:
         split = make_split("global-time").split(events)
     except ValueError:

@@ -54,29 +54,67 @@ class RecipeParser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+PROGRAM = "train_accelerate.py"
+
+
 def load_recipe(argv: Sequence[str]) -> Recipe:
-    """Read `--config` (a path or a shipped name), then let the other flags override it.
+    """Read a complete recipe from `--config` and the other flags; see `read_flags`.
 
     Raises:
         FileNotFoundError: there is no such recipe.
         ValueError: an unknown key or flag, or a value of the wrong type or out of range.
     """
+    recipe = recipe_from_dict(read_flags(argv)[0])
+    recipe.data.check_complete()
+    return recipe
+
+
+def read_flags(argv: Sequence[str], *, program: str = PROGRAM) -> tuple[dict[str, Any], bool]:
+    """Read `--config` (a path or a shipped name), then let the other flags override it.
+
+    Returns:
+        The recipe as plain values, and whether a config was given: without one it is partial.
+
+    Raises:
+        FileNotFoundError: there is no such recipe.
+        ValueError: an unknown key or flag, or a value that is not YAML.
+    """
     options = list_options()
-    parsed, rest = make_parser(options).parse_known_args(list(argv))
+    parsed, rest = make_parser(options, program).parse_known_args(list(argv))
     given = vars(parsed)
     path = given.pop("config", "")
     values = choose_variant(read_recipe(path) if path else {}, given.get("split.kind"))
-    # A section's main option comes first: another loss replaces the options of the former.
-    for one in sorted(options, key=lambda one: one.path != ("training", "loss", "name")):
+    for one in _main_options_first(options):
         name = ".".join(one.path)
         if name in given:
             text = _yaml(given[name], one.flags[0]) if one.takes_mapping else given[name]
             values = lay_over(Recipe, values, _nested(one.path, text))
     for key_path, value in _keys_of_mappings(options, rest):
         _put(values, key_path, value)
-    recipe = recipe_from_dict(values)
-    recipe.data.check_complete()
-    return recipe
+    return values, bool(path)
+
+
+def read_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options given by the names of their flags, with `_` or `__` for a dot, as a recipe.
+
+    Raises:
+        ValueError: there is no such option, and the near one is suggested.
+    """
+    options, values = list_options(), dict[str, Any]()
+    names = {flag[2:].replace(".", "_"): one for one in options for flag in one.flags}
+    for name in given:
+        if name not in names:
+            raise ValueError(f"there is no option {name!r}{near(name, names)}")
+    for one in _main_options_first(options):
+        for name in given:
+            if names[name] is one:
+                values = lay_over(Recipe, values, _nested(one.path, given[name]))
+    return values
+
+
+def _main_options_first(options: Sequence[Option]) -> list[Option]:
+    """Put a section's main option first: another loss replaces the options of the former."""
+    return sorted(options, key=lambda one: one.path != ("training", "loss", "name"))
 
 
 def list_options() -> list[Option]:
@@ -99,10 +137,10 @@ def list_options() -> list[Option]:
     return options
 
 
-def make_parser(options: Sequence[Option]) -> RecipeParser:
+def make_parser(options: Sequence[Option], program: str = PROGRAM) -> RecipeParser:
     """Build the parser; an option that no flag sets is absent from its result."""
     parser = RecipeParser(
-        prog="train_accelerate.py",
+        prog=program,
         description="Train and evaluate a two-tower recommender from three tables.",
         allow_abbrev=False,
     )

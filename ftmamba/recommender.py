@@ -1,12 +1,16 @@
-"""Recommend from a checkpoint: raw records or known keys in, items with scores and titles out.
+"""The front door: fit a recommender on tables or load one, then recommend, save and share it.
+
+Training imports much that recommending does without, so it is imported where it begins.
 
 Shapes: U users, I items, E embedding, K recommendations.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ftmamba.checkpoint import Checkpoint, load_to_recommend
+from ftmamba.checkpoint import Checkpoint, load_checkpoint, load_to_recommend, save_checkpoint
+from ftmamba.evaluation.report import Report
 from ftmamba.explanations import Explanation, explain
 from ftmamba.known_users import KnownUsers
 from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.encoders import text_table
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
+
+if TYPE_CHECKING:
+    from ftmamba.data.readers import Source
+    from ftmamba.recipe import Recipe
+    from hub_cards.push import Pushed
 
 Record = Mapping[str, Any]
 
@@ -60,6 +70,8 @@ class Recommender:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device | None = None) -> None:
+        self._checkpoint = checkpoint
+        self._reload: Callable[[], Checkpoint] = lambda: checkpoint
         self._model: Any = checkpoint.model.train(False)
         self._model.to(device or checkpoint.model.device)
         self._extractor = checkpoint.extractor
@@ -83,7 +95,63 @@ class Recommender:
 
         The installed `modeling_ftmamba` runs, not the code in the checkpoint.
         """
-        return cls(load_to_recommend(folder_or_repo, revision=revision, token=token), device=device)
+        where = {"revision": revision, "token": token}
+        recommender = cls(load_to_recommend(folder_or_repo, **where), device=device)
+        recommender._reload = partial(load_checkpoint, folder_or_repo, **where)
+        return recommender
+
+    @classmethod
+    def fit(
+        cls,
+        interactions: "Source",
+        items: "Source | None" = None,
+        users: "Source | None" = None,
+        **options: Any,
+    ) -> "Recommender":
+        """Train on tables: paths, pandas, polars or Arrow tables, `datasets`, lists of mappings.
+
+        What `options` leave open is chosen to fit the tables, and logged with the reason. Nothing
+        is written unless `output_dir` is given.
+
+        Args:
+            interactions: who took what; with times or an order if there are any.
+            items: columns of the items; None knows them by their keys alone.
+            users: columns of the users; None likewise.
+            options: of the recipe, by the names of their flags, such as `num_epochs=5`.
+
+        Raises:
+            ValueError: an unknown option, or tables that cannot be read.
+
+        Examples:
+            >>> recommender = Recommender.fit("ratings.csv", "movies.csv")  # doctest: +SKIP
+            >>> recommender.evaluation  # doctest: +SKIP
+        """
+        from ftmamba.run import fit_tables
+
+        tables = {"interactions": interactions, "items": items, "users": users}
+        return cls(fit_tables(tables, options).checkpoint)
+
+    @property
+    def evaluation(self) -> Report:
+        """How good the model was on the test part, beside the baselines."""
+        return Report(self._checkpoint.results)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the checkpoint; `from_pretrained` reads it."""
+        save_checkpoint(folder, self._reload())
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None
+    ) -> "Pushed":
+        """Push the checkpoint with its card, without the known users; return the commit."""
+        from huggingface_hub import HfApi
+
+        from hub_cards.push import Destination, push_checkpoint
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            destination = Destination(repo_id, private=private)
+            return push_checkpoint(folder, destination, api=HfApi(token=token))
 
     @torch.inference_mode()
     def recommend(
@@ -121,14 +189,19 @@ class Recommender:
         self,
         *,
         user_keys: Sequence[str] | None = None,
-        records: Sequence[Record] | None = None,
+        records: "Sequence[Record] | Source | None" = None,
         k: int = 10,
         exclude_seen: bool = True,
     ) -> list[list[Recommendation]]:
         """Return the k best items for each of several users, in their order.
 
-        See `recommend` for the arguments. Memory stays bounded however many users are given.
+        See `recommend` for the arguments; `records` may also be a table, one row a user: pandas,
+        polars, Arrow, `datasets`, or a file. Memory stays bounded however many users are given.
         """
+        if records is not None and (isinstance(records, str) or not isinstance(records, Sequence)):
+            from ftmamba.data.readers import read_table
+
+            records = read_table(records).to_pylist()
         return self._ranked(user_keys, records, k, exclude_seen=exclude_seen)
 
     @torch.inference_mode()
@@ -259,3 +332,37 @@ def _check_k(k: int, most: int) -> None:
         raise ValueError(
             f"k must be a whole number from 1 to {most}, what the catalogue can give; got {k!r}"
         )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        recommender: the trained model with its catalogue.
+        recipe: which rebuilds the run.
+    """
+
+    recommender: Recommender
+    recipe: "Recipe"
+
+    @property
+    def evaluation(self) -> Report:
+        """How good the model was on the test part, beside the baselines."""
+        return self.recommender.evaluation
+
+
+def train(recipe: "Recipe | Mapping[str, Any] | str | Path") -> Run:
+    """Train, compare, save and push as a recipe says.
+
+    Args:
+        recipe: a recipe, its plain values, its YAML file, or the name of a shipped one.
+
+    Raises:
+        FileNotFoundError: there is no such recipe, or a table is missing.
+        ValueError: a recipe or tables that cannot be trained.
+    """
+    from ftmamba.run import load_recipe, run_recipe
+
+    finished = run_recipe(load_recipe(recipe))
+    return Run(Recommender(finished.checkpoint), finished.recipe)

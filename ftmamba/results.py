@@ -1,4 +1,4 @@
-"""What a finished run leaves: facts of its data, its cost, its checkpoint, a few recommendations.
+"""What a finished run leaves: facts of its data, its cost, its checkpoint.
 
 Shapes: R interactions.
 """
@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,8 +29,7 @@ from ftmamba.data.readers import is_text
 from ftmamba.data.tables import Tables
 from ftmamba.evaluation import Split
 from ftmamba.known_users import known_users
-from ftmamba.recipe import ExamplesRecipe, Recipe
-from ftmamba.recommender import Recommender
+from ftmamba.recipe import Recipe
 from ftmamba.table_embedding import embed_catalogue
 from ftmamba.training.run import Trained
 from modeling_ftmamba.configuration_ftmamba import Column
@@ -41,20 +40,20 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
 SHARES = (0.05, 0.5, 0.95)
 """Quantiles given of numbers: neither the least nor the greatest, which may be one person's."""
 
-N_SHOWN, WIDTH = 10, 44
-"""Items listed in examples, and the width of a column of them."""
-
 
 def make_checkpoint(
     recipe: Recipe,
     tables: Tables,
     split: Split,
     trained: Trained,
-    comparison: Comparison,
+    comparison: Comparison | None,
     *,
     cost: "Cost | None" = None,
 ) -> Checkpoint:
-    """Gather what `save_checkpoint` writes, without a card; the catalogue is as of the test."""
+    """Gather what `save_checkpoint` writes, without a card; the catalogue is as of the test.
+
+    Without a comparison, as before the test part is read, the results have no models.
+    """
     users = tables.schema.users
     data = trained.data
     return Checkpoint(
@@ -74,7 +73,7 @@ def make_checkpoint(
             columns=[column.name for column in users.raw_columns],
         ),
         results={
-            **comparison.to_dict(),
+            **({} if comparison is None else comparison.to_dict()),
             "training": {
                 "best_epoch": trained.result.best_epoch,
                 "best_score": trained.result.best_score,
@@ -92,7 +91,9 @@ def make_checkpoint(
                 tables,
                 columns=recipe.evaluation.user_groups,
                 metric=comparison.metric,
-            ),
+            )
+            if comparison is not None
+            else {},
             "cost": None if cost is None else asdict(cost),
         },
         recipe=recipe.to_dict(),
@@ -261,44 +262,3 @@ def _start_tracker(country: str) -> Any:
         logger.warning("energy is not measured: codecarbon does not start (%s)", error)
         return None
     return tracker
-
-
-def show_examples(
-    recommender: Recommender, recipe: ExamplesRecipe, tables: Tables, known: Interactions
-) -> str:
-    """Lay out ten recommendations beside a user's newest items, and ten for a record of no user."""
-
-    def words(record: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name} {value}" for name, value in record.items())
-
-    def recommended(**who: Any) -> list[str]:
-        found = recommender.recommend(**who, k=min(N_SHOWN, len(recommender.catalogue)))
-        return [f"{one.score:7.2f}  {one.title or one.item_key}" for one in found]
-
-    parts = []
-    if recipe.user_key:
-        row = tables.user_row(recipe.user_key)
-        mine = known.select(known.user_ids == row)
-        order = np.arange(len(mine))
-        if mine.times is not None:
-            order = np.argsort(mine.times, kind="stable")
-        liked = [
-            tables.item_titles[item] or tables.item_keys[item]
-            for item in mine.item_ids[order[::-1][:N_SHOWN]]
-        ]
-        columns = [
-            ["liked, newest first", *liked],
-            ["recommended", *recommended(user_key=recipe.user_key)],
-        ]
-        n_rows = max(map(len, columns))
-        left, right = ([*lines, *[""] * (n_rows - len(lines))] for lines in columns)
-        record = tables.user_record(row)
-        record.pop(tables.schema.users.key, None)
-        lines = [f"User {recipe.user_key} ({words(record)})"]
-        lines += [f"  {a[:WIDTH]:<{WIDTH}}  {b}".rstrip() for a, b in zip(left, right, strict=True)]
-        parts.append("\n".join(lines))
-    if recipe.record:
-        lines = [f"A user never seen ({words(recipe.record)})", "recommended"]
-        lines += recommended(record=recipe.record)
-        parts.append("\n".join([lines[0], *(f"  {line}" for line in lines[1:])]))
-    return "\n\n".join(parts)

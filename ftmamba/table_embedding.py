@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.data.read_ahead import pinned, read_ahead, to_device
-from modeling_ftmamba.catalogue import Catalogue, weights_fingerprint
+from modeling_ftmamba.catalogue import CAST_TYPES, Catalogue, weights_fingerprint
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 
 Rows = Callable[[int, int], Mapping[str, Tensor]]
@@ -118,6 +118,7 @@ def embed_catalogue(
         embeddings=embeds_IE.numpy(),
         as_of=as_of,
         fingerprint=weights_fingerprint(model),
+        cast_fingerprints=[weights_fingerprint(model, dtype) for dtype in CAST_TYPES],
         records=records,
     )
 

@@ -25,6 +25,7 @@ CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1
 LONGEST_KEY = 4096  # bytes
 GROUP_SIZE = 32
+CAST_TYPES = (torch.bfloat16, torch.float16, torch.float64)
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
 _RECORDS = "records/"
 _MOST_TO_SUGGEST_FROM = 50_000
@@ -81,6 +82,7 @@ class Catalogue:
     embeddings: NDArray[np.float32]  # (I, E), of the item tower
     as_of: int | None = None  # UTC seconds at which the items' popularity was counted
     fingerprint: str = ""  # of the weights that made the embeddings (`weights_fingerprint`)
+    cast_fingerprints: Sequence[str] = ()  # of the same weights as `CAST_TYPES`
     # The encoded items (I, S) by the extractor's names, if they are kept for explanations.
     records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -106,6 +108,10 @@ class Catalogue:
         """The index of the item keys."""
         return KeyIndex(text_table(self.keys))
 
+    def is_of(self, model: nn.Module) -> bool:
+        """Return whether the model's weights made it, in whatever type they are loaded."""
+        return weights_fingerprint(model) in (self.fingerprint, *self.cast_fingerprints)
+
     def row(self, item_key: str) -> int:
         """Return the row of an item; an unknown key raises a ValueError with the nearest one."""
         row = self.index.rows([item_key])[0] if isinstance(item_key, str) else None
@@ -121,6 +127,7 @@ class Catalogue:
         arrays = {**dict(zip(_TEXTS, texts, strict=True)), "embeddings": self.embeddings}
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
         facts = {"as_of": self.as_of, "fingerprint": self.fingerprint, "n_items": len(self)}
+        facts["cast_fingerprints"] = list(self.cast_fingerprints)
         metadata = {"format_version": str(CATALOGUE_VERSION), "catalogue": json.dumps(facts)}
         temporary = path.with_name(f".{path.name}.new")
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
@@ -142,17 +149,19 @@ def load_catalogue(path: Path) -> Catalogue:
         packed = [arrays.pop(name) for name in _TEXTS]
         keys, titles = TextTable(*packed[:2]), TextTable(*packed[2:])
         own = (arrays.pop("embeddings"), facts["as_of"], facts["fingerprint"])
+        cast = tuple(map(str, facts.get("cast_fingerprints", ())))
         records = {name.removeprefix(_RECORDS): array for name, array in arrays.items()}
-        return Catalogue(keys, titles, *own, records)
+        return Catalogue(keys, titles, *own, cast, records)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{str(path)!r} is truncated or no catalogue ({error!s:.300})"
         raise ValueError(f"{problem}; download or save the checkpoint again") from None
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """Hash the names, types, shapes and values of a model's weights."""
+def weights_fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Hash the names, types, shapes and values of a model's weights, cast to `dtype` if given."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, stored in sorted(model.state_dict().items()):
+        tensor = stored.to(dtype) if dtype and stored.is_floating_point() else stored
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(values.numpy().data)

@@ -16,7 +16,7 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
-from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k, weights_fingerprint
+from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k
 from .configuration_ftmamba import near
 from .encoders import text_table
 from .processing_ftmamba import HistoryReader, name_of
@@ -87,7 +87,7 @@ class FTMambaRecommendationPipeline(Pipeline):
             raise FileNotFoundError(f"{problem}; give catalogue=..., its file or a `Catalogue`")
         if not isinstance(catalogue, Catalogue):
             catalogue = load_catalogue(Path(catalogue))
-        if model.dtype == torch.float32 and catalogue.fingerprint != weights_fingerprint(model):
+        if not catalogue.is_of(model):
             problem = "the catalogue was embedded by other weights than the model's"
             raise ValueError(f"{problem}; take both from one revision of one checkpoint")
         self.catalogue = catalogue

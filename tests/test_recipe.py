@@ -135,7 +135,7 @@ HUB = ["--push_to_hub", "--hub_model_id", "me/films"]
         ([*NAMED, "stray"], "unknown flag 'stray'"),
         ([*NAMED, "--overrides.hidden_size"], "needs a value"),
         ([*NAMED, "--users", "u.csv"], "data has both the name"),
-        (["--users", "users.csv"], "data lacks items, interactions"),
+        (["--users", "users.csv"], "data lacks interactions"),
         ([*HUB, "--hub_strategy", "evry_save"], r"hub_strategy must be .*did you mean 'every_save"),
         ([*HUB, "--hub_strategy", "every_save"], "none is saved; give --checkpointing_steps"),
         ([*HUB, "--hub_training_state"], "hub_training_state needs hub_strategy 'checkpoint'"),

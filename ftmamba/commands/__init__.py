@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftmamba.commands import evaluate, hub, kernels, recommend, runs, schema, stream
+from ftmamba.commands import evaluate, hub, kernels, recommend, runs, schema, stream, train
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,13 @@ class Command:
     summary: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], None]
+    flags_of_recipe: bool = False
+    """Whether `run` reads the flags itself, as `arguments.rest`."""
 
 
 COMMANDS = {
+    "train": Command("train on your tables, compare, and recommend", train.add_arguments, train.run,
+        flags_of_recipe=True),
     "schema": Command(
         "print the inferred schema of three files as YAML", schema.add_arguments, schema.run),
     "recommend": Command("recommend items from a checkpoint",

@@ -28,16 +28,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Print the table of results."""
     from ftmamba.checkpoint import load_checkpoint
-    from ftmamba.evaluation import results_table
+    from ftmamba.evaluation import Report
 
     checkpoint = load_checkpoint(arguments.checkpoint, revision=arguments.revision)
     split, evaluation = repeat_evaluation(checkpoint)
     if arguments.json:
         print(json.dumps(evaluation.to_dict(), indent=2))
         return
-    protocol = evaluation.protocol
-    print(f"{split.description}; {protocol.describe(evaluation.n_items)}\n")
-    print(results_table({"this checkpoint": evaluation}, k=protocol.k[-1]))
+    print(Report.of({"this checkpoint": evaluation}, split=split.description))
 
 
 def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
@@ -97,10 +95,6 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
 
 def tables_of(recipe: "Recipe") -> "Tables":
     """Read the tables that a recipe names."""
-    from accelerate import PartialState
+    from ftmamba.training.run import read_tables, start_processes
 
-    from ftmamba.training.run import read_tables
-
-    # Reading only asks Accelerate which process downloads first: here there is one.
-    state: Any = PartialState()
-    return read_tables(recipe.data, recipe.schema, state)
+    return read_tables(recipe.data, recipe.schema, start_processes())

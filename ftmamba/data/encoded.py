@@ -5,6 +5,8 @@ Shapes: R training interactions, U users, I items, W popularity columns, B rows 
 
 import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,8 +33,12 @@ from ftmamba.data.tables import Tables
 from modeling_ftmamba.configuration_ftmamba import Column, columns_of_tensor, history_of
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
-ENCODING_VERSION = 2
+logger = logging.getLogger(__name__)
+
+ENCODING_VERSION = 3
 """Raise it when the same tables are to be encoded otherwise: older caches are then left alone."""
+
+CHECKSUMS_FILE = "checksums.json"
 
 _ROWS_FOR_SCALING = 1_000_000
 _SCALING_SEED = 0
@@ -161,7 +167,7 @@ def encode(
     """Fit the feature extractor on the training rows and encode the tables, once.
 
     The result is kept in a folder named after a hash of the tables, the schema and the training
-    interactions, and read from there the next time.
+    interactions, and read from there the next time, once the checksums of its files agree.
 
     Args:
         tables: users, items and the schema; their own interactions are not looked at.
@@ -174,7 +180,10 @@ def encode(
     has_popularity = bool(tables.schema.items.popularity_columns)
     popularity = PopularityHistory(train) if has_popularity else None
     folder = cache_folder(cache_dir) / f"encoded-{_fingerprint(tables, train)}"
-    if not (folder / "interactions.arrow").is_file():
+    if folder.is_dir() and (damaged := _damaged_files(folder)):
+        logger.warning("encoding the tables again: %s of %s is damaged", damaged, folder)
+        shutil.rmtree(folder)
+    if not folder.is_dir():
         place_folder(folder, lambda target: _encode_into(target, tables, train, popularity))
     if as_of is None and train.times is not None:
         as_of = int(train.times.max()) + 1
@@ -202,6 +211,22 @@ def _encode_into(
     if train.times is not None:
         arrays["times"] = train.times
     write_arrays(folder / "interactions.arrow", arrays)
+    sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+    (folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+
+
+def _damaged_files(folder: Path) -> str:
+    """Return the names of a cache's files that are not, bit for bit, those that were written."""
+    try:
+        sums = json.loads((folder / CHECKSUMS_FILE).read_bytes())
+        return ", ".join(name for name in sums if _checksum(folder / name) != sums[name])
+    except (OSError, ValueError, AttributeError, TypeError):
+        return CHECKSUMS_FILE
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _fitted_extractor(

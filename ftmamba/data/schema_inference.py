@@ -5,7 +5,7 @@ that `Product name`, `product_name` and `productName` are the same.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -17,6 +17,7 @@ from ftmamba.data.readers import (
     MISSING_NUMBERS,
     Source,
     decoded,
+    is_in_order,
     is_text,
     key_texts,
     numbers,
@@ -24,6 +25,7 @@ from ftmamba.data.readers import (
     read_table,
 )
 from ftmamba.data.schema import (
+    ROW_ORDER,
     TIME_UNITS,
     InteractionSchema,
     Schema,
@@ -109,9 +111,9 @@ def infer_schema(
             raise ValueError(f"table {name!r} is empty: a schema cannot be inferred from no rows")
     notes: list[str] = []
     free = list(interactions.column_names)
-    user_key, user_column = _key(users, interactions, "users", free)
+    user_key, user_column = find_key(users, interactions, ("users", "interactions"), free)
     free.remove(user_column)
-    item_key, item_column = _key(items, interactions, "items", free)
+    item_key, item_column = find_key(items, interactions, ("items", "interactions"), free)
     free.remove(item_column)
     user_texts = key_texts(interactions.column(user_column))
     event_columns = _event_columns(interactions, free, user_texts, notes)
@@ -169,6 +171,7 @@ def _event_columns(
         unit = next(fits, "s")
     free = [name for name in free if name != time]
     order = next((n for n in free if _is_order(n, interactions.column(n), users)), "")
+    order = order or (ROW_ORDER if is_in_order(interactions) else "")
     numeric = [
         name
         for name in free
@@ -234,12 +237,18 @@ def _title(items: pa.Table, key: str) -> str:
     return ""
 
 
-def _key(table: pa.Table, interactions: pa.Table, name: str, free: list[str]) -> tuple[str, str]:
-    """Return the key's column in the table and in the interactions, there one of the free ones.
+def find_key(
+    table: pa.Table, other: pa.Table, names: tuple[str, str], free: Sequence[str]
+) -> tuple[str, str]:
+    """Return the key's column in a table and in another one, there one of the free ones.
 
-    A key is unique in its table. The interactions have it under the same name, else in a column
-    most of whose values are keys of the table; of several, under the most alike name.
+    A key is unique in its table. The other has it under the same name, else in a column most of
+    whose values are keys of the table; of several, under the most alike name.
+
+    Raises:
+        ValueError: there is none; `names` are those of the two tables.
     """
+    name, other_name = names
     unique = [column for column in table.column_names if _is_unique(table.column(column))]
     if not unique:
         raise ValueError(
@@ -252,7 +261,7 @@ def _key(table: pa.Table, interactions: pa.Table, name: str, free: list[str]) ->
     share, _, here, there = max(
         (
             (
-                round(_overlap(interactions.column(there), table.column(here)), 2),
+                round(_overlap(other.column(there), table.column(here)), 2),
                 SequenceMatcher(None, _squeezed(f"{name} {here}"), _squeezed(there)).ratio(),
                 here,
                 there,
@@ -265,8 +274,8 @@ def _key(table: pa.Table, interactions: pa.Table, name: str, free: list[str]) ->
     )
     if share < _OFTEN_REPEATED:
         raise ValueError(
-            f"table 'interactions' has no column that holds keys of table {name!r} (tried "
-            f"{', '.join(unique)}); it has: {', '.join(interactions.column_names)}; give the two "
+            f"table {other_name!r} has no column that holds keys of table {name!r} (tried "
+            f"{', '.join(unique)}); it has: {', '.join(other.column_names)}; give the two "
             "the same name"
         )
     return here, there

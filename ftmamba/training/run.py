@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
@@ -56,10 +57,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         ValueError: several processes were launched that Accelerate does not join.
     """
     training = recipe.training
-    # Without `cpu=True` and without a GPU, Accelerate takes each launched process for the only one.
-    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    # A process may train several recipes, one after the other, each in its own precision.
+    AcceleratorState._reset_state()  # noqa: SLF001 - there is no public way
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=start_processes().device.type == "cpu",
         mixed_precision=training.mixed_precision,
         log_with=training.report_to if training.with_tracking else None,
         project_config=ProjectConfiguration(recipe.output_dir, f"{recipe.output_dir}/logs"),
@@ -73,6 +74,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
+def start_processes() -> PartialState:
+    """Join the launched processes, before a recipe is known."""
+    # Without `cpu=True` and without a GPU, Accelerate takes each launched process for the only one.
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=on_cpu)
+
+
 def check_processes(accelerator: Accelerator) -> None:
     """Raise ValueError where launched processes would each train a model of their own."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -84,7 +92,7 @@ def check_processes(accelerator: Accelerator) -> None:
 
 
 def read_tables(
-    recipe: DataRecipe, schema: Mapping[str, Any] | None, accelerator: Accelerator
+    recipe: DataRecipe, schema: Mapping[str, Any] | None, processes: Accelerator | PartialState
 ) -> Tables:
     """Read the tables that a recipe names; what must be downloaded, one process downloads.
 
@@ -99,7 +107,7 @@ def read_tables(
             f"data.name must be one of {', '.join(NAMED_DATASETS)}, got {recipe.name!r}"
             f"{near(recipe.name, NAMED_DATASETS)}"
         )
-    with accelerator.local_main_process_first():
+    with processes.local_main_process_first():
         if recipe.name:
             read, folders = NAMED_DATASETS[recipe.name], (recipe.folder, recipe.cache_dir)
             where = (folder or None for folder in folders)

@@ -181,6 +181,31 @@ def test_whatever_else_went_in_is_encoded_anew(tables, train, tmp_path):
     assert len(files) == len(inputs)
 
 
+@pytest.mark.parametrize("name", [
+    "users.arrow", "items.arrow", "interactions.arrow", "vocabularies.safetensors",
+    "preprocessor_config.json", "checksums.json",
+])  # fmt: skip
+def test_a_flipped_bit_of_the_cache_is_noticed_and_encoded_again(
+    tables, train, tmp_path, caplog, name
+):
+    first = encode(tables, train, cache_dir=tmp_path)
+    pairs = first.training_pairs()
+    path = first.interactions.with_name(name)
+    content = path.read_bytes()
+    for position in (0.1, 0.5, 0.9):
+        changed = bytearray(content)
+        changed[int(position * len(content))] ^= 4
+        path.write_bytes(changed)
+        second = encode(tables, train, cache_dir=tmp_path)
+        assert_equal(first.users, second.users)
+        assert_equal(first.items, second.items)
+        assert all(map(torch.equal, pairs, second.training_pairs()))
+        assert path.read_bytes() == content
+    assert caplog.text.count("is damaged") == 3
+    path.unlink()
+    assert_equal(first.users, encode(tables, train, cache_dir=tmp_path).users)
+
+
 def test_an_interrupted_encoding_leaves_nothing(tables, train, tmp_path, monkeypatch):
     def full_disk(path, arrays):
         if path.name == "interactions.arrow":

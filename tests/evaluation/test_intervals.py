@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from ftmamba.evaluation import Evaluation, Protocol, paired_test, pool, results_table
+from ftmamba.evaluation import Evaluation, Protocol, Report, paired_test, pool
 from ftmamba.evaluation.result import bootstrap_means
 
 
@@ -162,13 +162,15 @@ def test_the_dictionary_survives_json_and_holds_both_kinds_of_users():
 
 
 def test_the_table_reads_as_written_here():
-    table = results_table(
+    report = Report.of(
         {
             "FT-Mamba": evaluation_of([0.5, 0.5, 0.25], is_warm=[True, True, False]),
             "popularity": evaluation_of([0.25, 0.25, 0.25], is_warm=[True, True, False]),
-        }
+        },
+        split="random",
     )
-    assert table == (
+    assert str(report) == (
+        "random; full ranking of 40 items, seen items masked, ties to the lower item id\n\n"
         "| model      | NDCG@10 [95 %]       | HR@10 | R@10  | MRR@10 | coverage@10 "
         "| warm (2) NDCG@10     | cold (1) NDCG@10     |\n"
         "|------------|----------------------|-------|-------|--------|-------------"
@@ -178,8 +180,9 @@ def test_the_table_reads_as_written_here():
         "| popularity | 0.250 [0.250, 0.250] | 0.250 | 0.250 | 0.250  | 0.250       "
         "| 0.250 [0.250, 0.250] | 0.250 [0.250, 0.250] |"
     )
-    assert "warm" not in results_table({"popularity": evaluation_of(draws(5))}, n_resamples=20)
-    mixed, warm = evaluation_of([0.5, 0.25], is_warm=[True, False]), evaluation_of([0.5])
-    assert results_table({"a": mixed, "b": warm}, n_resamples=20).endswith(
-        "| -                    |"
-    )
+    html = report._repr_html_()
+    assert html.count("<tr>") == 3
+    assert "<td>FT-Mamba</td><td>0.417 [0.250, 0.500]</td>" in html
+    everybody = Report.of({"<popularity>": evaluation_of(draws(5))}, n_resamples=20)
+    assert "warm" not in str(everybody)
+    assert "<td>&lt;popularity&gt;</td>" in everybody._repr_html_()

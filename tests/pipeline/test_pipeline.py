@@ -1,6 +1,7 @@
 """Laws of the pipeline: it says what the recommender says, in whatever form it is asked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -146,6 +147,26 @@ def test_a_model_in_training_mode_recommends_without_dropout(checkpoint_folder, 
     loaded.model.train()
     assert own_pipeline(loaded)(RECORDS[0]) == recommend(RECORDS[0])
     assert not loaded.model.training
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_a_stale_catalogue_is_refused_in_whatever_type_the_model_is_loaded(
+    checkpoint_folder, tmp_path, dtype
+):
+    folder = shutil.copytree(checkpoint_folder, tmp_path / "tuned")
+
+    def load():
+        model = FTMambaTwoTowerModel.from_pretrained(folder, dtype=getattr(torch, dtype))
+        extractor = FTMambaFeatureExtractor.from_pretrained(folder)
+        return FTMambaRecommendationPipeline(model, extractor, task="recommendation", device="cpu")
+
+    assert load().model.dtype == getattr(torch, dtype)
+    model = FTMambaTwoTowerModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.item_tower.head[0].weight.neg_()
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match="the catalogue was embedded by other weights"):
+        load()
 
 
 def test_half_precision_recommends_much_the_same(checkpoint_folder, recommend):

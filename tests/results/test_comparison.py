@@ -9,10 +9,11 @@ import pytest
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.commands.train import show_examples
 from ftmamba.comparison import Rival, held_out_scorer, ids_only, parse_rivals, rival_recipe
 from ftmamba.evaluation import Protocol, evaluate
 from ftmamba.recipe import ExamplesRecipe
-from ftmamba.results import make_checkpoint, show_examples
+from ftmamba.results import make_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,193 @@
+"""A run from its tables to its checkpoint: propose, train, save, compare, save again, push."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from ftmamba.checkpoint import Checkpoint, save_checkpoint
+from ftmamba.comparison import (
+    check_group_columns,
+    check_rivals_and_baselines,
+    compare,
+)
+from ftmamba.data.readers import Source
+from ftmamba.data.tables import Tables, load_tables
+from ftmamba.defaults import propose
+from ftmamba.evaluation import Split
+from ftmamba.flags import read_keywords
+from ftmamba.recipe import (
+    DataRecipe,
+    Recipe,
+    as_mapping,
+    build,
+    choose_variant,
+    lay_over,
+    read_recipe,
+    recipe_from_dict,
+)
+from ftmamba.results import make_checkpoint, measured_cost
+from ftmamba.training.run import (
+    make_accelerator,
+    read_tables,
+    split_tables,
+    start_processes,
+    train,
+)
+from hub_cards import with_card
+from hub_cards.training_push import check_hub, pushing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run leaves in memory.
+
+    Attributes:
+        recipe: which rebuilds it.
+        tables: that it read.
+        split: of their interactions.
+        checkpoint: as it was saved.
+        is_main: whether this process saves and prints, of those that were launched.
+    """
+
+    recipe: Recipe
+    tables: Tables
+    split: Split
+    checkpoint: Checkpoint
+    is_main: bool
+
+
+@dataclass(frozen=True)
+class ProposedRun:
+    """A recipe that fits some tables.
+
+    Attributes:
+        recipe: what was given, and what was chosen for the rest.
+        tables: that were looked at.
+        reasons: a sentence for each choice.
+    """
+
+    recipe: Recipe
+    tables: Tables
+    reasons: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return what was read and chosen, and why, a line each."""
+        tables = self.tables
+        read = (
+            f"{len(tables.interactions):,} interactions of {tables.users.num_rows:,} users "
+            f"with {tables.items.num_rows:,} items"
+        )
+        return "\n".join([read, *(f"  {reason}" for reason in self.reasons)])
+
+
+def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> ProposedRun:
+    """Choose what a partial recipe leaves open so that it fits the tables.
+
+    Args:
+        given: a partial recipe.
+        tables: already read; None reads those that it names.
+    """
+    if tables is None:
+        data = build(DataRecipe, as_mapping(given.get("data", {}), DataRecipe), "data")
+        data.check_complete()
+        tables = read_tables(data, given.get("schema"), start_processes())
+    proposal = propose(tables, given)
+    values = {**lay_over(Recipe, proposal.values, given), "schema": tables.schema.to_dict()}
+    return ProposedRun(recipe_from_dict(values), tables, tuple(proposal.reasons))
+
+
+def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any]) -> FinishedRun:
+    """Read tables, propose a recipe and run it; without `output_dir` nothing is left on the disk.
+
+    Args:
+        sources: of `interactions` and, unless None, `items` and `users`.
+        options: of the recipe, by the names of their flags.
+    """
+    given = lay_over(Recipe, {"data": _paths(sources)}, read_keywords(options))
+    data = build(DataRecipe, given["data"], "data")
+    tables = load_tables(
+        sources["users"], sources["items"], sources["interactions"], given.get("schema"),
+        drop_unknown=data.drop_unknown, positive_threshold=data.positive_threshold,
+    )  # fmt: skip
+    proposed = propose_recipe(given, tables)
+    logger.info("%s", proposed.describe())
+    if "output_dir" in given:
+        return run_recipe(proposed.recipe, tables)
+    # Kept where the run fails: a model that is trained already is in it.
+    folder = Path(mkdtemp(prefix="ftmamba-"))
+    finished = run_recipe(proposed.recipe, tables, folder=folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return finished
+
+
+def _paths(sources: Mapping[str, Source | None]) -> dict[str, str]:
+    """Return where the tables are, if all of them are files."""
+    given = {name: source for name, source in sources.items() if source is not None}
+    if all(isinstance(source, str | Path) for source in given.values()):
+        return {name: str(source) for name, source in given.items()}
+    return {}
+
+
+def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """Return a recipe from plain values, from a file or by a shipped name."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    values = recipe if isinstance(recipe, Mapping) else read_recipe(recipe)
+    return recipe_from_dict(choose_variant(values, None))
+
+
+def run_recipe(
+    recipe: Recipe, tables: Tables | None = None, *, folder: Path | None = None
+) -> FinishedRun:
+    """Train, save, compare with the recipe's baselines and rivals, save again and push.
+
+    Args:
+        recipe: of the run.
+        tables: already read; None reads those that the recipe names.
+        folder: where to write; None writes into the recipe's `output_dir`.
+
+    Raises:
+        ValueError: a recipe or tables that cannot be trained.
+        OSError: a file is missing, or the disk is full.
+    """
+    here = recipe if folder is None else replace(recipe, output_dir=str(folder))
+    check_rivals_and_baselines(recipe)
+    check_hub(recipe)
+    accelerator = make_accelerator(here)
+    is_main = accelerator.is_main_process
+    if tables is None:
+        recipe.data.check_complete()
+        tables = read_tables(recipe.data, recipe.schema, accelerator)
+    check_group_columns(recipe.evaluation.user_groups, tables)
+    split = split_tables(tables, recipe)
+    with pushing(here, tables, is_main=is_main) as hub:
+        with measured_cost(recipe.card.country) as cost:
+            on_checkpoint = None if hub is None else hub.on_save
+            trained = train(here, tables, split, accelerator, on_checkpoint=on_checkpoint)
+        if is_main:
+            _save(here, make_checkpoint(recipe, tables, split, trained, None, cost=cost))
+        try:
+            comparison = compare(here, tables, split, trained, accelerator)
+        except BaseException:
+            logger.warning(
+                "the comparison ended early; the trained model is in %s", here.output_dir
+            )
+            raise
+        checkpoint = make_checkpoint(recipe, tables, split, trained, comparison, cost=cost)
+        if is_main:
+            checkpoint = with_card(checkpoint)
+            _save(here, checkpoint)
+            if hub is not None:
+                hub.finish()
+    accelerator.end_training()
+    return FinishedRun(recipe, tables, split, checkpoint, is_main)
+
+
+def _save(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    save_checkpoint(recipe.output_dir, checkpoint, max_shard_size=recipe.max_shard_size)

@@ -1,0 +1,86 @@
+"""From tables in memory to a recommender in one call, and out again to a folder."""
+
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ftmamba import Recommender
+from tests.made_up_tables import checkerboard
+
+SMALL = {
+    "num_epochs": 1, "baselines": ["popularity"],
+    "overrides": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection_size": 8},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def raw():
+    tables = checkerboard(16)
+    pairs = tables.interactions
+    columns = {
+        "user_id": np.array(tables.user_keys)[pairs.user_ids],
+        "item_id": np.array(tables.item_keys)[pairs.item_ids],
+        "time": pairs.times,
+    }
+    return {
+        "interactions": pa.table(columns),
+        "items": tables.items,
+        "users": tables.users,
+    }
+
+
+@pytest.fixture(scope="module")
+def fitted(raw):
+    return Recommender.fit(**raw, **SMALL)
+
+
+def test_tables_in_memory_become_a_recommender_that_knows_how_good_it_is(fitted):
+    found = fitted.recommend(user_key="u3", k=4)
+    assert [one.title for one in found] == [f"Item {one.item_key[1:]}" for one in found]
+    assert {"FT-Mamba", "popularity"} <= set(fitted.evaluation.models)
+    assert "| popularity" in str(fitted.evaluation)
+
+
+def test_a_table_of_records_is_asked_as_its_rows_are(fitted):
+    records = [{"age": 31.0}, {"age": None}]
+    expected = fitted.recommend_batch(records=records, k=3)
+    assert fitted.recommend_batch(records=pa.Table.from_pylist(records), k=3) == expected
+
+
+def test_what_is_fitted_is_saved_and_loaded_and_saved_again(fitted, tmp_path):
+    expected = [one.item_key for one in fitted.recommend(user_key="u3", k=4)]
+    fitted.save_pretrained(tmp_path / "once")
+    Recommender.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    again = Recommender.from_pretrained(tmp_path / "twice")
+    assert [one.item_key for one in again.recommend(user_key="u3", k=4)] == expected
+    assert str(again.evaluation) == str(fitted.evaluation)
+    assert (tmp_path / "twice" / "README.md").read_text().startswith("---\n")
+
+
+def test_nothing_is_written_unless_a_folder_is_named(raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Recommender.fit(**raw, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+    Recommender.fit(**raw, **SMALL, output_dir="mine")
+    assert (tmp_path / "mine" / "model.safetensors").is_file()
+
+
+def test_a_comparison_that_fails_does_not_lose_the_model(raw, tmp_path, monkeypatch, caplog):
+    def failing(*_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("ftmamba.run.compare", failing)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(MemoryError):
+        Recommender.fit(**raw, **SMALL)
+    (folder,) = tmp_path.glob("ftmamba-*")
+    assert f"the trained model is in {folder}" in caplog.text
+    assert Recommender.from_pretrained(folder).recommend(user_key="u3", k=4)
+
+
+def test_an_unknown_option_is_refused_with_the_near_one(raw):
+    with pytest.raises(ValueError, match="no option 'num_epoch'; did you mean 'num_epochs'"):
+        Recommender.fit(**raw, num_epoch=3)
