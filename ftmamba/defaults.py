@@ -73,7 +73,7 @@ def propose(tables: Tables, given: Mapping[str, Any]) -> Proposal:
     split = make_split(recipe().split.kind, recipe().split.options(recipe().seed)).split(events)
     add("evaluation", {"k": [5, 10]}, "evaluation: lists of 5 and of 10 items")
     if tables.schema.users.history_column is not None:
-        add("model", *_model(tables))
+        add("model", *_model())
         add("training", *_training(tables, split))
     return Proposal(values, tuple(reasons))
 
@@ -95,8 +95,8 @@ def positive_threshold(tables: Tables) -> tuple[float | None, str]:
     others = [one for one in tables.event_columns if one not in known and not is_rating(one)]
     if others:
         return None, (
-            f"data.positive_threshold: none, for a row is more than a rating, it has {others[0]!r}: "
-            f"those of any {name!r} count"
+            "data.positive_threshold: none, for a row is more than a rating, it has "
+            f"{others[0]!r}: those of any {name!r} count"
         )
     low, high = float(levels[0]), float(levels[-1])
     least = float(levels[levels >= low + POSITIVE_SHARE * (high - low) - 1e-6][0])
@@ -156,7 +156,7 @@ def _warm_share(events: Interactions) -> float | None:
     return float(np.isin(np.unique(split.test.user_ids), split.before_test.user_ids).mean())
 
 
-def _model(tables: Tables) -> tuple[dict[str, Any], str]:
+def _model() -> tuple[dict[str, Any], str]:
     """Return the network, and why."""
     overrides = {
         "history_start": False,

@@ -175,7 +175,7 @@ def test_a_title_has_a_usual_name_or_is_short_and_each_rows_own(tables, name, va
 
 
 def test_whole_numbers_are_codes_unless_they_measure_something(tables):
-    users, items, events = tables
+    users, _, events = tables
     generator, n = np.random.default_rng(0), 5000
     classes = generator.choice(2010, 300, replace=False)
     columns = {
