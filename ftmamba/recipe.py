@@ -118,13 +118,16 @@ def read_part(about: Field[Any], value: Any, needed: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataRecipe(_Options):
-    """Where the three tables come from: a named data set, or three files."""
+    """Where the tables come from: a named data set, or files."""
 
     main = "name"
     name: str = option("", "a named data set, such as movielens-100k")
     folder: str = option("", "folder that already holds the named data set", needs="name")
-    users: str = option("", "table of users: CSV, Parquet, JSON lines or a Hub data set")
-    items: str = option("", "table of items")
+    users: str | tuple[str, ...] = option(
+        "", "table of users, or several: CSV, Parquet, JSON lines, a Hub data set; empty: those of "
+        "the interactions")  # fmt: skip
+    items: str | tuple[str, ...] = option(
+        "", "table of items, or several; empty: those of the interactions")  # fmt: skip
     interactions: str = option("", "table of interactions")
     drop_unknown: bool = option(False, "drop interactions whose user or item is in no table",
                                 needs="interactions")  # fmt: skip
@@ -134,14 +137,15 @@ class DataRecipe(_Options):
     def check_complete(self) -> None:
         """Raise ValueError unless exactly one source of tables is named in full."""
         files = ("users", "items", "interactions")
-        missing = [name for name in files if not getattr(self, name)]
-        if self.name and len(missing) < len(files):
-            own = ", ".join(name for name in files if name not in missing)
-            raise ValueError(f"data has both the name {self.name!r} and {own}; keep one of the two")
-        if not self.name and missing:
+        own = [name for name in files if getattr(self, name)]
+        if self.name and own:
             raise ValueError(
-                f"data lacks {', '.join(missing)}; give the three files users, items and "
-                "interactions, or a named data set as data.name"
+                f"data has both the name {self.name!r} and {', '.join(own)}; keep one of the two"
+            )
+        if not self.name and not self.interactions:
+            raise ValueError(
+                "data lacks interactions; give the file of interactions, or a named data set as "
+                "data.name"
             )
 
 
@@ -357,6 +361,10 @@ class Recipe(_Options):
     model: ModelRecipe = option(ModelRecipe(), "the network")
     training: TrainingRecipe = option(TrainingRecipe(), "the training")
     evaluation: EvaluationRecipe = option(EvaluationRecipe(), "the evaluation")
+    blend: str = option(
+        "none", "auto: add counted neighbours and popularity to the score, weighed on validation",
+        choices=("none", "auto"),
+    )  # fmt: skip
     examples: ExamplesRecipe = option(ExamplesRecipe(), "what the finished run shows")
     card: CardRecipe = option(CardRecipe(), "the model card")
     output_dir: str = option("runs/latest", "folder of the run's checkpoint and results")

@@ -139,15 +139,10 @@ def open_store(
         OSError: it cannot be opened.
     """
     scheme, _, rest = name.partition(":")
-    if scheme == "memory" and not rest:
-        from ftmamba.streaming.stores import MemoryStore
+    if name == "memory:" or (scheme == "file" and rest):
+        from ftmamba.streaming.stores import IN_MEMORY, SQLiteStore
 
-        return MemoryStore(ttl_seconds=ttl_seconds)
-    if scheme == "file" and rest:
-        # Its module needs file locks, which some systems lack.
-        from ftmamba.streaming.mapped_file import MappedFileStore
-
-        return MappedFileStore(Path(rest), ttl_seconds=ttl_seconds)
+        return SQLiteStore(rest or IN_MEMORY, ttl_seconds=ttl_seconds)
     if scheme in _REDIS:
         from ftmamba.streaming.redis_backend import PREFIX, RedisStore
 

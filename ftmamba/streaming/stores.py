@@ -1,11 +1,14 @@
-"""Where users' states are kept: the contract of every store, and the store in memory."""
+"""Where users' states are kept: the contract of every store, and SQLite's, in a file or memory."""
 
+import json
 import math
+import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
 
@@ -15,7 +18,19 @@ LONGEST_USER_KEY = 1024
 ABSENT = 0
 """The version of a user without a stored state."""
 
+IN_MEMORY = ":memory:"
+FORMAT_VERSION = 1
+LONGEST_WAIT_SECONDS = 10.0
+"""For another process that writes to the same file."""
+
 _LARGEST_VERSION = 2**63
+_APPLICATION_ID = int.from_bytes(b"FTMS")
+_TABLE = """
+CREATE TABLE states (
+  user_key BLOB PRIMARY KEY, version INTEGER, expires REAL, event_ids TEXT, state BLOB
+)
+"""
+_REMEDY = "give another file, or delete it to start again"
 
 
 @dataclass(frozen=True)
@@ -140,76 +155,133 @@ def check_ttl(ttl_seconds: float) -> float:
     return float(ttl_seconds)
 
 
-class MemoryStore(StateStore):
-    """A store in the memory of this process, lost with it; threads may share it.
+class SQLiteStore(StateStore):
+    """A store in an SQLite file, which threads and processes may share, or in memory.
+
+    What `put_many` has stored is on the disk when it returns. A process that is killed, or a loss
+    of power, leaves the old states or the new ones.
 
     Args:
-        most_users: with more, the user who was neither read nor written for longest is dropped and
-            starts again with the next event; 0 for no bound.
+        path: of the file, created if it does not exist; by default in this process's memory.
         ttl_seconds: a user expires so long after the last put; 0 for never.
-        clock: returns the seconds.
+        clock: returns UTC seconds.
+
+    Raises:
+        ValueError: the file holds something else, or is damaged.
+        OSError: it cannot be opened or written, such as on a full disk.
     """
 
     def __init__(
         self,
+        path: str | Path = IN_MEMORY,
         *,
-        most_users: int = 0,
         ttl_seconds: float = 0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        if most_users < 0:
-            raise ValueError(f"most_users must be 0 (no bound) or more, got {most_users}")
-        self._most_users = most_users
+        self._path = str(path)
         self._ttl = check_ttl(ttl_seconds)
         self._clock = clock
         self._lock = RLock()
-        # Each state with the time at which it expires.
-        self._users: OrderedDict[str, tuple[Stored, float]] = OrderedDict()
+        if path != IN_MEMORY:
+            # States are personal: a file that SQLite makes itself could be read by everybody.
+            Path(path).touch(0o600)
+        self._file = sqlite3.connect(
+            path, timeout=LONGEST_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            with self._transaction():
+                self._make_table()
+            with self._errors_in_words():
+                self._file.execute("PRAGMA journal_mode = WAL")
+                self._file.execute("PRAGMA synchronous = FULL")
+        except (OSError, ValueError):
+            self.close()
+            raise
 
     def get(self, user_keys: Sequence[str]) -> list[Stored | None]:
-        with self._lock:
-            return [self._current(key) for key in user_keys]
+        query = "SELECT version, state, event_ids FROM states WHERE user_key = ? AND expires > ?"
+        keys = [check_key(key) for key in user_keys]
+        with self._lock, self._errors_in_words():
+            now = self._clock()
+            rows = [self._file.execute(query, (key, now)).fetchone() for key in keys]
+        return [row and Stored(row[0], row[1], tuple(json.loads(row[2]))) for row in rows]
 
     def put_many(self, puts: Sequence[Put]) -> list[bool]:
         check_puts(puts)
-        with self._lock:
+        with self._transaction():
+            if self._ttl:
+                self._file.execute("DELETE FROM states WHERE expires <= ?", (self._clock(),))
             return [self._put(put) for put in puts]
 
     def delete(self, user_key: str) -> bool:
-        with self._lock:
-            found = self._current(user_key) is not None
-            self._users.pop(user_key, None)
-            return found
+        query = "DELETE FROM states WHERE user_key = ? AND expires > ?"
+        key = check_key(user_key)
+        with self._transaction():
+            return self._file.execute(query, (key, self._clock())).rowcount == 1
 
     def sync(self) -> None:
-        """Do nothing: memory does not survive a loss of power."""
+        """Do nothing: a put is on the disk when it returns."""
 
     def __iter__(self) -> Iterator[str]:
-        with self._lock:
-            now = self._clock()
-            for key in [key for key, (_, expires) in self._users.items() if now >= expires]:
-                del self._users[key]
-            return iter(list(self._users))
+        with self._lock, self._errors_in_words():
+            query = "SELECT user_key FROM states WHERE expires > ?"
+            rows = self._file.execute(query, (self._clock(),)).fetchall()
+        return iter([key.decode() for (key,) in rows])
 
     def close(self) -> None:
         with self._lock:
-            self._users.clear()
-
-    def _current(self, user_key: str) -> Stored | None:
-        check_key(user_key)
-        stored, expires = self._users.get(user_key, (None, 0.0))
-        if stored is None or self._clock() >= expires:
-            return None
-        self._users.move_to_end(user_key)
-        return stored
+            self._file.close()
 
     def _put(self, put: Put) -> bool:
-        current = self._current(put.user_key)
-        if (current.version if current else ABSENT) != put.expected_version:
+        query = "SELECT version FROM states WHERE user_key = ? AND expires > ?"
+        key, now, stored = check_key(put.user_key), self._clock(), put.stored
+        row = self._file.execute(query, (key, now)).fetchone()
+        if (row[0] if row else ABSENT) != put.expected_version:
             return False
-        expires = self._clock() + self._ttl if self._ttl else math.inf
-        self._users[put.user_key] = (put.stored, expires)
-        self._users.move_to_end(put.user_key)
-        if self._most_users and len(self._users) > self._most_users:
-            self._users.popitem(last=False)
+        expires = now + self._ttl if self._ttl else math.inf
+        values = (key, stored.version, expires, json.dumps(stored.event_ids), stored.state)
+        self._file.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?)", values)
         return True
+
+    def _make_table(self) -> None:
+        """Make the table of a new file; raise ValueError for a file of something else."""
+
+        def number(query: str) -> int:
+            return int(self._file.execute(query).fetchone()[0])
+
+        is_new = number("SELECT count(*) FROM sqlite_master") == 0
+        made_by, version = number("PRAGMA application_id"), number("PRAGMA user_version")
+        if is_new and made_by == version == 0:
+            self._file.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            self._file.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            self._file.execute(_TABLE)
+            self._file.execute("CREATE INDEX expiring ON states (expires)")
+        elif made_by != _APPLICATION_ID:
+            raise ValueError(f"{self._path!r} holds other tables than users' states; {_REMEDY}")
+        elif version != FORMAT_VERSION:
+            raise ValueError(
+                f"{self._path!r} has format {version}, this ftmamba reads {FORMAT_VERSION}; "
+                f"{_REMEDY}"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, self._errors_in_words(), self._file:
+            self._file.execute("BEGIN IMMEDIATE")
+            yield
+
+    @contextmanager
+    def _errors_in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OSError(
+                f"the states in {self._path!r} cannot be read or written ({error}); nothing is "
+                "lost: free some space, or end the process that keeps the file locked"
+            ) from error
+        except sqlite3.ProgrammingError as error:
+            raise ValueError(f"the states in {self._path!r} are closed; open them again") from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{self._path!r} is no file of users' states or damaged ({error}); {_REMEDY}"
+            ) from error

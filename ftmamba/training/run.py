@@ -26,11 +26,12 @@ from torch import Tensor
 from ftmamba.atomic import finish_swap, locked
 from ftmamba.checkpoint import REPLACED_FILES, check_nothing_lost
 from ftmamba.data.encoded import EncodedData, encode
-from ftmamba.data.histories import Histories
+from ftmamba.data.histories import Histories, histories_of
 from ftmamba.data.named_datasets import NAMED_DATASETS
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
+from ftmamba.evaluation.blending import Asked, validation_users
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.identity import Identity, identity_of
 from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, TrainingRecipe, load_preset
@@ -63,6 +64,7 @@ class Trained:
         result: epochs, scores and losses of the training that was validated.
         seconds: wall time of training, the refit included.
         identity: of the run.
+        asked: users of validation as scored by the model before a refit; None without a blend.
     """
 
     model: FTMambaTwoTowerModel
@@ -70,6 +72,7 @@ class Trained:
     result: FitResult
     seconds: float
     identity: Identity = field(default_factory=dict)
+    asked: Asked | None = None
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -90,17 +93,18 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     check_processes(accelerator)
     if training.with_tracking:
         accelerator.init_trackers("ftmamba", config=_flat(recipe.to_dict()))
-    level = logging.INFO if accelerator.is_main_process else logging.WARNING
-    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("ftmamba").setLevel(level)
     return accelerator
 
 
 def start_processes() -> PartialState:
-    """Join the launched processes, before a recipe is known."""
+    """Join the launched processes, before a recipe is known; the main one shows the log."""
     # Without `cpu=True` and without a GPU, Accelerate takes each launched process for the only one.
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu)
+    processes = PartialState(cpu=on_cpu)
+    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    level = logging.INFO if processes.is_main_process else logging.WARNING
+    logging.getLogger("ftmamba").setLevel(level)
+    return processes
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -233,10 +237,13 @@ def train(
         identity=identity,
         on_checkpoint=on_checkpoint,
     )
+    asked = None
+    if recipe.blend == "auto" and len(split.validation):
+        asked = ask_validation(model, data, split, recipe.seed)
     if recipe.evaluation.refit:
         identity = {**identity, "refit": {"n_epochs": result.best_epoch}}
         model, data = refit(recipe, tables, split, accelerator, identity=identity)
-    return Trained(model, data, result, round(time.perf_counter() - start, 3), identity)
+    return Trained(model, data, result, round(time.perf_counter() - start, 3), identity, asked)
 
 
 def begin(
@@ -289,6 +296,21 @@ def begin(
         return replace(training, resume_from_checkpoint="", allow_changed=()), None
     training = replace(training, resume_from_checkpoint=str(resumed))
     return training, read_extractor(resumed, identity)
+
+
+def ask_validation(
+    model: FTMambaTwoTowerModel, data: EncodedData, split: Split, seed: int
+) -> Asked:
+    """Embed the users of validation by whom a blend is chosen, with and without histories."""
+    user_ids, as_of = validation_users(split, seed), split.validation_time
+
+    def scorer(histories: Histories | None) -> EmbeddingScorer:
+        return embedding_scorer(model, data, as_of, user_ids=user_ids, histories=histories)
+
+    if data.histories is None:
+        return Asked(user_ids, scorer(None), None)
+    none = histories_of(split.train.select(np.zeros(0, np.int64)))
+    return Asked(user_ids, scorer(data.histories), scorer(none))
 
 
 def refit(

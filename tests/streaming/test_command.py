@@ -29,7 +29,7 @@ def test_a_file_is_taken_in_once_and_its_counts_are_printed(
     checkpoint_folder, path, tmp_path, capsys
 ):
     arguments = ["stream", str(checkpoint_folder), "--source", str(path)]
-    store = ["--store", f"file:{tmp_path / 'states.bin'}"]
+    store = ["--store", f"file:{tmp_path / 'states'}"]
     assert main([*arguments, *store]) == 0
     counts, _, err = lines_of(capsys)
     assert counts["messages"][0] == counts["observed"][0] == "50"
@@ -82,7 +82,7 @@ def test_a_stream_is_taken_in(checkpoint_folder, redis_server, capsys):
     [
         ("none.jsonl --store memory:", "no file of events 'none.jsonl'"),
         ("- --store memory:x", "a store must be memory:, file:PATH or redis"),
-        ("- --store states.bin", "a store must be memory:, file:PATH or redis"),
+        ("- --store states", "a store must be memory:, file:PATH or redis"),
         ("redis://h/s --store memory:", "loses at its end"),
         ("redis://h/a/b/c --store file:x", "must end in its name"),
         ("redis://h/ --store file:x", "must end in its name"),

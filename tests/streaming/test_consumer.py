@@ -8,7 +8,7 @@ import torch
 
 from ftmamba.streaming import Batch, CheckpointObserver, Rules, Stored, consume
 from ftmamba.streaming.consumer import in_order
-from ftmamba.streaming.stores import MemoryStore
+from ftmamba.streaming.stores import SQLiteStore
 
 from .history_checkpoint import HISTORY, changed, event, make_checkpoint, make_events
 
@@ -42,7 +42,7 @@ class ListSource:
 
 
 def run(observer, events, store=None, rules=None, **options):
-    store = MemoryStore() if store is None else store
+    store = SQLiteStore() if store is None else store
     source = ListSource(events)
     counts = consume(source, store, observer, rules or Rules(batch_size=7), **options)
     assert source.acknowledged == source.events
@@ -265,13 +265,13 @@ def test_a_user_starts_from_a_record_or_from_the_checkpoint(checkpoint, observer
 def test_messages_that_are_not_events_are_counted_and_reported_once(observer):
     reports = []
     source = ListSource(make_events(2), ["line 1: bad", "line 2: bad"])
-    counts = consume(source, MemoryStore(), observer, report=reports.append)
+    counts = consume(source, SQLiteStore(), observer, report=reports.append)
     assert (counts.messages, counts.malformed, counts.observed) == (4, 2, 2)
     assert len(reports) == 1
     assert "line 1: bad" in reports[0]
 
 
-class Shared(MemoryStore):
+class Shared(SQLiteStore):
     """A store to which others write between the first reads and the writes based on them."""
 
     def __init__(self, others):
@@ -304,11 +304,11 @@ def test_what_another_process_writes_meanwhile_is_kept(observer):
 
 
 def test_what_could_not_be_stored_is_not_acknowledged(observer):
-    class Refusing(MemoryStore):
+    class Refusing(SQLiteStore):
         def put_many(self, puts):
             return [False] * len(puts)
 
-    class Gone(MemoryStore):
+    class Gone(SQLiteStore):
         def sync(self):
             raise ConnectionError("gone")
 
@@ -325,7 +325,7 @@ def test_states_that_are_damaged_or_of_other_weights_are_refused_with_their_user
     store, _ = run(other, events[:2])
     with pytest.raises(ValueError, match=r"of user 'u0' .* other weights .* one store per model"):
         consume(ListSource(events[2:]), store, observer)
-    store = MemoryStore()
+    store = SQLiteStore()
     store.put("u0", Stored(1, b"damaged"), 0)
     with pytest.raises(ValueError, match="of user 'u0'"):
         consume(ListSource(events), store, observer)

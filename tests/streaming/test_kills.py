@@ -13,7 +13,7 @@ import torch
 from ftmamba.commands.stream import open_store
 from ftmamba.streaming import Rules, consume
 from ftmamba.streaming.sources import JsonLinesSource
-from ftmamba.streaming.stores import MemoryStore
+from ftmamba.streaming.stores import SQLiteStore
 
 from .history_checkpoint import make_events, write_events
 
@@ -50,7 +50,7 @@ def uninterrupted(observer, tmp_path_factory):
     """The states that one run over all events leaves."""
     path = tmp_path_factory.mktemp("events") / "events.jsonl"
     write_events(path, make_events(N_EVENTS))
-    store, source = MemoryStore(), JsonLinesSource(path)
+    store, source = SQLiteStore(), JsonLinesSource(path)
     consume(source, store, observer, Rules(batch_size=8))
     source.close()
     return store
@@ -59,7 +59,7 @@ def uninterrupted(observer, tmp_path_factory):
 @pytest.fixture(params=["file", "redis"])
 def store_place(request, tmp_path):
     if request.param == "file":
-        return f"file:{tmp_path / 'states.bin'}"
+        return f"file:{tmp_path / 'states'}"
     return request.getfixturevalue("redis_server").url
 
 

@@ -1,13 +1,14 @@
 """One contract for every store."""
 
+import sqlite3
 import threading
 from itertools import count
 
 import pytest
 
-from ftmamba.streaming.mapped_file import MappedFileStore
+from ftmamba.streaming import stores
 from ftmamba.streaming.redis_backend import RedisStore
-from ftmamba.streaming.stores import ABSENT, MemoryStore, Put, Stored, next_version
+from ftmamba.streaming.stores import ABSENT, Put, SQLiteStore, Stored, next_version
 
 STATE = bytes(range(256)) * 4
 
@@ -21,8 +22,8 @@ def make_store(request, tmp_path):
 
     def make(**options):
         store = {
-            "memory": lambda: MemoryStore(**options),
-            "file": lambda: MappedFileStore(tmp_path / "states.bin", **options),
+            "memory": lambda: SQLiteStore(**options),
+            "file": lambda: SQLiteStore(tmp_path / "states", **options),
             "redis": lambda: RedisStore(server.url, **options),
         }[request.param]()
         opened.append(store)
@@ -153,10 +154,82 @@ def test_a_version_is_a_positive_number_and_a_first_one_is_new():
     assert 2**60 < first < next_version(ABSENT) + 1 < 2**63
 
 
-def test_memory_drops_the_user_who_was_not_used_for_longest():
-    store = MemoryStore(most_users=2)
-    for user in "ab":
-        store.put(user, Stored(1, b""), ABSENT)
-    store.get(["a"])
-    store.put("c", Stored(1, b""), ABSENT)
-    assert sorted(store) == ["a", "c"]
+@pytest.fixture
+def path(tmp_path):
+    """A file with one user's state."""
+    store = SQLiteStore(tmp_path / "states")
+    store.put("u", Stored(5, STATE, ("e",)), ABSENT)
+    store.close()
+    return tmp_path / "states"
+
+
+def test_states_outlive_the_store_and_are_its_owners(path):
+    assert path.stat().st_mode & 0o077 == 0
+    store = SQLiteStore(path)
+    assert store.get(["u"]) == [Stored(5, STATE, ("e",))]
+    store.sync()
+    store.close()
+    store.close()
+    for act in (lambda: store.get(["u"]), lambda: store.delete("u"), lambda: list(store)):
+        with pytest.raises(ValueError, match="are closed; open them again"):
+            act()
+
+
+def test_what_another_process_puts_into_the_file_counts(path):
+    first, second = SQLiteStore(path), SQLiteStore(path)
+    assert second.put("u", Stored(6, b"theirs"), 5)
+    assert not first.put("u", Stored(6, b"ours"), 5)
+    assert first.get(["u"]) == [Stored(6, b"theirs")]
+    first.close()
+    second.close()
+
+
+def test_a_file_that_is_locked_for_long_or_full_is_told_and_unchanged(path, monkeypatch):
+    monkeypatch.setattr(stores, "LONGEST_WAIT_SECONDS", 0.05)
+    other, store = sqlite3.connect(path, isolation_level=None), SQLiteStore(path)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OSError, match=r"is locked.*end the process that keeps"):
+        store.put("u", Stored(6, b""), 5)
+    other.close()
+    store._file.execute("PRAGMA max_page_count = 9")
+    with pytest.raises(OSError, match=r"full.*nothing is lost: free some space"):
+        store.put_many([Put(f"v{row}", Stored(1, STATE), ABSENT) for row in range(100)])
+    assert (list(store), store.get(["u"])) == (["u"], [Stored(5, STATE, ("e",))])
+    store.close()
+
+
+def test_expired_users_leave_their_room(tmp_path):
+    now = [0.0]
+    store = SQLiteStore(tmp_path / "states", ttl_seconds=10, clock=lambda: now[0])
+    n_pages = []
+    for turn in range(5):
+        now[0] = 100.0 * turn
+        assert all(store.put_many([Put(f"{turn}-{n}", Stored(1, STATE), 0) for n in range(50)]))
+        n_pages += store._file.execute("PRAGMA page_count").fetchone()
+    assert max(n_pages) <= n_pages[0] + 2
+    assert len(store) == 50
+    store.close()
+
+
+def change_pragma(path, **values):
+    with sqlite3.connect(path) as file:
+        for name, value in values.items():
+            file.execute(f"PRAGMA {name} = {value}")
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b"PK\x03\x04" + path.read_bytes()[4:]), "no file of users'"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "no file of users'.* or damaged"),
+        (lambda path: change_pragma(path, application_id=7), "holds other tables than"),
+        (lambda path: change_pragma(path, user_version=2), "has format 2, this ftmamba reads 1"),
+    ],
+)
+def test_another_file_is_refused_and_not_written_to(path, damage, message):
+    damage(path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        SQLiteStore(path)
+    assert path.read_bytes() == content
