@@ -112,7 +112,11 @@ def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> Pr
     example = tables.user_keys[int(np.argsort(counts, kind="stable")[len(counts) // 2])]
     chosen = lay_over(Recipe, {"examples": {"user_key": example}}, proposal.values)
     values = {**lay_over(Recipe, chosen, given), "schema": tables.schema.to_dict()}
-    return ProposedRun(recipe_from_dict(values), tables, tuple(proposal.reasons))
+    recipe = recipe_from_dict(values)
+    if recipe.data.positive_threshold is not None:
+        positives = tables.interactions.at_least(recipe.data.positive_threshold)
+        tables = replace(tables, interactions=positives)
+    return ProposedRun(recipe, tables, tuple(proposal.reasons))
 
 
 def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any]) -> FinishedRun:
