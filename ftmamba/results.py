@@ -66,7 +66,7 @@ def make_checkpoint(
     return Checkpoint(
         model=trained.model,
         extractor=data.extractor,
-        catalogue=replace(catalogue, blend=comparison.blend),
+        catalogue=replace(catalogue, blend=comparison and comparison.blend),
         users=known_users(
             tables.users,
             split.before_test,
@@ -81,6 +81,7 @@ def make_checkpoint(
                 "history": trained.result.history,
                 "seconds": trained.seconds,
             },
+            "identity": trained.identity,
             "n_parameters": trained.model.num_parameters(),
             "seed": recipe.seed,
             "hardware": hardware(),
