@@ -98,7 +98,9 @@ class ProposedRun:
                 days = one.popularity_days
                 kind, column = ("popularity of", f"{days} days") if days else (one.kind, one.name)
                 kinds.setdefault(kind, []).append(column)
-            lines.append(f"{name}: " + "; ".join(f"{k} {', '.join(v)}" for k, v in kinds.items()))
+            lines.append(
+                f"{name}: " + "; ".join(f"{k} {', '.join(v)}".strip() for k, v in kinds.items())
+            )
         return "\n  ".join([*lines, *self.reasons, f"output_dir: {self.recipe.output_dir}"])
 
 
