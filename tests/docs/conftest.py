@@ -6,15 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from accelerate import Accelerator
 
-from ftmamba.checkpoint import save_checkpoint
-from ftmamba.comparison import compare
-from ftmamba.data.tables import load_tables
-from ftmamba.evaluation import make_split
-from ftmamba.recipe import recipe_from_dict
-from ftmamba.results import make_checkpoint
-from ftmamba.training.run import train
+from ftmamba import train
+from tests.training.conftest import forget_accelerate
 
 N = 60
 PROFILE = {"age": "numeric", "gender": "categorical", "occupation": "categorical"}
@@ -71,7 +65,8 @@ def prepared(tmp_path_factory):
     )
     for name, values in RUNS.items():
         make_run(folder, name, values)
-    return folder
+    yield folder
+    forget_accelerate()
 
 
 def make_run(folder, name, values):
@@ -88,7 +83,7 @@ def make_run(folder, name, values):
         "interactions": {"user": "user_id", "item": "item_id", "time": "timestamp"},
     }
     paths = {part: str(folder / f"{part}.csv") for part in ("users", "items", "interactions")}
-    recipe = recipe_from_dict(
+    train(
         {
             "data": {**paths, "cache_dir": str(folder / "cache")},
             "schema": schema,
@@ -97,13 +92,6 @@ def make_run(folder, name, values):
             **values,
         }
     )
-    tables = load_tables(**paths, schema=schema)
-    split = make_split(recipe.split.kind).split(tables.interactions)
-    accelerator = Accelerator(cpu=True)
-    trained = train(recipe, tables, split, accelerator)
-    comparison = compare(recipe, tables, split, trained, accelerator)
-    checkpoint = make_checkpoint(recipe, tables, split, trained, comparison)
-    save_checkpoint(recipe.output_dir, checkpoint)
 
 
 @pytest.fixture
