@@ -50,12 +50,14 @@ class Tables:
         items: the key, the title and the schema's raw columns, one row an item.
         interactions: row ids into both.
         schema: what the columns are.
+        event_columns: names of all columns of the table of interactions.
     """
 
     users: pa.Table
     items: pa.Table
     interactions: Interactions
     schema: Schema
+    event_columns: tuple[str, ...] = ()
 
     @cached_property
     def user_keys(self) -> list[str]:
@@ -151,7 +153,7 @@ def load_tables(
     )
     if positive_threshold is not None:
         joined = joined.at_least(positive_threshold)
-    return Tables(checked_users, checked_items, joined, schema)
+    return Tables(checked_users, checked_items, joined, schema, tuple(events.column_names))
 
 
 def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:
@@ -160,7 +162,7 @@ def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:
     # A list of mappings is one table, of a row each.
     if several and all(isinstance(one, Mapping) for one in source):  # type: ignore[union-attr]
         several = False
-    if source is None or (several and not source) or source == "":
+    if source is None or (isinstance(source, str | Sequence) and not source):
         return None
     table, *further = map(read_table, source if several else [source])  # type: ignore[arg-type]
     if not table.num_rows:
