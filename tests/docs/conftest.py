@@ -1,6 +1,7 @@
 """A folder as a reader of the documents has it: tables, and checkpoints trained on them."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,8 @@ import pyarrow.csv
 import pytest
 
 from ftmamba import train
+from ftmamba.defaults import propose
+from ftmamba.recipe import Recipe, lay_over
 from tests.training.conftest import forget_accelerate
 
 N = 60
@@ -96,7 +99,14 @@ def make_run(folder, name, values):
 
 @pytest.fixture
 def folder(prepared, tmp_path, monkeypatch):
-    """A copy of the prepared folder, which is the current one."""
+    """A copy of the prepared folder, which is the current one; runs without a recipe are short."""
+
+    def short(tables, given):
+        found = propose(tables, given)
+        cut = {"training": {"num_epochs": 1}, "evaluation": {"baselines": ["popularity"]}}
+        return replace(found, values=lay_over(Recipe, found.values, cut))
+
+    monkeypatch.setattr("ftmamba.run.propose", short)
     copy = tmp_path / "reader"
     shutil.copytree(prepared, copy)
     monkeypatch.chdir(copy)
