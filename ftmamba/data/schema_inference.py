@@ -170,7 +170,8 @@ def _event_columns(
         fits = (u for u, n in TIME_UNITS.items() if _EARLIEST_EPOCH <= largest / n < _LATEST_EPOCH)
         unit = next(fits, "s")
     free = [name for name in free if name != time]
-    order = next((n for n in free if _is_order(n, interactions.column(n), users)), "")
+    unrated = [name for name in free if not is_rating(name)]
+    order = next((n for n in unrated if _is_order(n, interactions.column(n), users)), "")
     order = order or (ROW_ORDER if is_in_order(interactions) else "")
     numeric = [
         name
