@@ -6,9 +6,10 @@ The test part is read here and nowhere else. Shapes: U test users.
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +29,20 @@ from ftmamba.evaluation import (
     paired_test,
     tune,
 )
-from ftmamba.evaluation.baselines import GRIDS
+from ftmamba.evaluation.baselines import (
+    GRIDS,
+    IN_ORDER,
+    IN_TIME,
+    MOST_SECONDS,
+    Baseline,
+    Tuned,
+    tuning_seconds,
+)  # fmt: skip
+from ftmamba.evaluation.blending import Asked, BlendedScorer, Blending, choose_blend
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
 from ftmamba.recipe import (
+    EvaluationRecipe,
     ModelRecipe,
     Recipe,
     TrainingRecipe,
@@ -40,10 +51,18 @@ from ftmamba.recipe import (
     load_preset,
     to_plain,
 )
+from ftmamba.training.checkpoints import RIVALS
 from ftmamba.training.run import Trained, embedding_scorer, make_protocol, train
+from modeling_ftmamba.catalogue import Blend
 from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 
 logger = logging.getLogger(__name__)
+
+WITH_COUNTS = " + counts"
+"""Ends the name of a model whose score is blended."""
+
+N_BLENDED = 3
+"""Counting models of each kind that a blend is tried with."""
 
 NAMES = {"mamba": "FT-Mamba", "ssd": "FT-Mamba-2", "attention": "FT-Transformer"}
 RIVAL_COLUMNS = ("all", "ids")
@@ -64,12 +83,16 @@ class Comparison:
         metric: which metric picked epochs and options, and is tested.
         options: baseline -> the options that validation chose.
         seconds: model -> wall time of fitting, choosing and scoring.
+        blending: what validation chose for the blend; None where the towers are served alone.
+        blend: the same, counted on train + validation, for the catalogue.
     """
 
     evaluations: Mapping[str, Evaluation]
     metric: str
     options: Mapping[str, str]
     seconds: Mapping[str, float]
+    blending: Blending | None = None
+    blend: Blend | None = None
 
     @property
     def protocol(self) -> str:
@@ -93,6 +116,7 @@ class Comparison:
             "differences": {name: asdict(one) for name, one in self.paired().items()},
             "options": dict(self.options),
             "seconds": dict(self.seconds),
+            "blend": None if self.blending is None else self.blending.to_dict(),
         }
 
 
@@ -109,8 +133,14 @@ def compare(
     evaluations: dict[str, Evaluation] = {}
     options: dict[str, str] = {}
     seconds: dict[str, float] = {}
+    tuning = _Tuning(recipe.evaluation, split)
+    blending = blend = None
+    config = trained.model.config
+    own = NAMES[config.mixer] if config.num_hidden_layers else "MLP"
     start = time.perf_counter()
-    for name, scorer, chosen in _scorers(recipe, tables, split, trained, accelerator):
+
+    def add(name: str, scorer: Scorer, chosen: str = "") -> None:
+        nonlocal start
         evaluations[name] = evaluate(
             scorer, test=split.test, seen=split.before_test, protocol=protocol
         )
@@ -118,7 +148,85 @@ def compare(
             options[name] = chosen
         seconds[name] = round(time.perf_counter() - start, 3)
         start = time.perf_counter()
-    return Comparison(evaluations, recipe.evaluation.selection_metric, options, seconds)
+
+    towers = held_out_scorer(trained, split)
+    if trained.asked is not None and accelerator.is_main_process:
+        blending = tuning.blend(trained.asked)
+        blend = blending.count(split.before_test, split.test_time)
+        reads_history = trained.data.histories is not None
+        histories = histories_of(split.before_test).items if reads_history else None
+        add(f"{own}{WITH_COUNTS}", BlendedScorer(towers, blend, histories), str(blending))
+    add(own, towers)
+    for rival in parse_rivals(recipe.evaluation.rivals):
+        logger.info("rival: %s", rival.name)
+        columns = tables
+        if rival.columns == "ids":
+            columns = replace(tables, schema=ids_only(tables.schema))
+        rival_trained = train(rival_recipe(rival, recipe), columns, split, accelerator)
+        add(rival.name, held_out_scorer(rival_trained, split))
+    # Rivals need every process; a baseline is fitted once.
+    if accelerator.is_main_process:
+        for name in tuning.possible(recipe.evaluation.baselines):
+            baseline, chosen = tuning.baseline(name)
+            add(baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen)
+            logger.info("baseline: %s, %.1f s", chosen or baseline.name, seconds[baseline.name])
+    metric = recipe.evaluation.selection_metric
+    return Comparison(evaluations, metric, options, seconds, blending, blend)
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """The baselines of a recipe with the options that validation chose, each tuned once."""
+
+    plan: EvaluationRecipe
+    split: Split
+    tuned: dict[str, Tuned] = field(default_factory=dict)
+
+    def possible(self, names: Sequence[str]) -> list[str]:
+        """Return the baselines for which the interactions have what they read."""
+        has_times, is_ordered = self.split.train.times is not None, self.split.train.is_ordered
+        possible = []
+        for name in names:
+            if (name in IN_TIME and not has_times) or (name in IN_ORDER and not is_ordered):
+                lacking = "times" if name in IN_TIME else "order"
+                logger.warning("baseline: %s left out, the interactions have no %s", name, lacking)
+            else:
+                possible.append(name)
+        return possible
+
+    def baseline(self, name: str) -> tuple[Baseline, str]:
+        """Return a baseline, and its options in words if they were chosen."""
+        if name not in GRIDS or not self.plan.tune_baselines or not len(self.split.validation):
+            return make_baseline(name, self.plan.baseline_options.get(name)), ""
+        if name not in self.tuned:
+            seconds = tuning_seconds(name, self.split.train)
+            cost = f", about {seconds / 60:.0f} min" if seconds > MOST_SECONDS else ""
+            logger.info("baseline: %s is tuned on validation%s", name, cost)
+        best = self.tune(name).best
+        return best, str(best)
+
+    def tune(self, name: str) -> Tuned:
+        if name not in self.tuned:
+            protocol, metric = make_protocol(self.plan), self.plan.selection_metric
+            self.tuned[name] = tune(GRIDS[name], self.split, protocol=protocol, metric=metric)
+        return self.tuned[name]
+
+    def blend(self, asked: Asked) -> Blending:
+        """Choose the blend among the counting models that do best alone."""
+        train = self.split.train
+        names = ["pctm"] if train.is_ordered else ["item-knn"]
+        if not train.is_ordered and tuning_seconds("ease", train) <= MOST_SECONDS:
+            names.append("ease")
+        candidates = [one for name in names for one in self.tune(name).ranked[:N_BLENDED]]
+        blending = choose_blend(
+            asked,
+            self.split,
+            candidates,
+            mask_seen=self.plan.mask_seen,
+            metric=self.plan.selection_metric,
+        )
+        logger.info("blend: %s", blending)
+        return blending
 
 
 def check_rivals_and_baselines(recipe: Recipe) -> None:
@@ -137,35 +245,6 @@ def check_rivals_and_baselines(recipe: Recipe) -> None:
             f"baseline_options {both} are not read with tune_baselines, which chooses them on "
             "validation; remove one of the two"
         )
-
-
-def _scorers(
-    recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
-) -> Iterator[tuple[str, Scorer, str]]:
-    """Yield each model's name, fitted scorer and, if it was tuned, the options chosen."""
-    config, plan = trained.model.config, recipe.evaluation
-    own = NAMES[config.mixer] if config.num_hidden_layers else "MLP"
-    yield own, held_out_scorer(trained, split), ""
-    for rival in parse_rivals(plan.rivals):
-        logger.info("rival: %s", rival.name)
-        columns = tables
-        if rival.columns == "ids":
-            columns = replace(tables, schema=ids_only(tables.schema))
-        rival_trained = train(rival_recipe(rival, recipe), columns, split, accelerator)
-        yield rival.name, held_out_scorer(rival_trained, split), ""
-    if not accelerator.is_main_process:
-        # Rivals need every process; a baseline is fitted once.
-        return
-    for name in plan.baselines:
-        baseline, chosen = make_baseline(name, plan.baseline_options.get(name)), ""
-        if name in GRIDS and plan.tune_baselines and len(split.validation):
-            logger.info("baseline: %s, tuned on validation", name)
-            protocol, metric = make_protocol(plan), plan.selection_metric
-            baseline = tune(GRIDS[name], split, protocol=protocol, metric=metric).best
-            chosen = str(baseline)
-        else:
-            logger.info("baseline: %s", name)
-        yield baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen
 
 
 def held_out_scorer(trained: Trained, split: Split) -> EmbeddingScorer:
@@ -225,15 +304,21 @@ def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
 def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
     """Return the recipe with the rival's network and training options in place of its own."""
     FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
-    afresh = {"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training}
+    resume = "latest" if recipe.training.resume_from_checkpoint else ""
+    afresh = {"resume_from_checkpoint": resume, "allow_changed": (), **rival.training}
     own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
     training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
     if rival.columns == "ids":
         # Its items have no popularity columns, and its users no history.
         loss = replace(training.loss, time_buckets=None, mask_history=False)
         training = replace(training, loss=loss)
+    # Its states have a folder of their own, in which those of another rival may lie.
     return replace(
-        recipe, model=ModelRecipe(rival.preset, dict(rival.overrides)), training=training
+        recipe,
+        model=ModelRecipe(rival.preset, dict(rival.overrides)),
+        training=training,
+        output_dir=f"{recipe.output_dir}/{RIVALS}/{quote(rival.name, safe=' ')}",
+        overwrite_output_dir=True,
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from ftmamba.data.arrow_files import cache_folder, place_folder
+from ftmamba.data.readers import read_sequences
 from ftmamba.data.schema import ROW_ORDER, Schema
 from ftmamba.data.tables import Tables, load_tables
 
@@ -198,34 +199,6 @@ NAMED_DATASETS: dict[str, Callable[..., Tables]] = {
 """The loader of each data set, by the name that a recipe gives."""
 
 
-def read_sequences(path: Path) -> tuple[list[str], list[str], pa.Table]:
-    """Read a file of sequences.
-
-    Returns:
-        The users and the items in the order in which they first occur, and the table of events,
-        `user_id` and `item_id`, in the order of the file.
-
-    Raises:
-        ValueError: a line without an item, or no line at all.
-    """
-    users: list[str] = []
-    items: list[str] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            words = line.split()
-            if len(words) == 1:
-                raise ValueError(
-                    f"file '{path}', line {number}: a user must be followed by at least one item, "
-                    f"got {words[0]!r} alone; complete or remove the line"
-                )
-            users += words[:1] * (len(words) - 1)
-            items += words[1:]
-    if not users:
-        raise ValueError(f"file '{path}' is empty; each line must hold a user and its items")
-    events = pa.table({"user_id": users, "item_id": items})
-    return list(dict.fromkeys(users)), list(dict.fromkeys(items)), events
-
-
 def _read_official(folder: Path) -> list[pa.Table]:
     """Read GroupLens' own layout: no header, "|" between fields, Latin-1."""
     films = [
@@ -333,7 +306,10 @@ def _load_sequences(
     positive_threshold: float | None,
 ) -> Tables:
     """Load sequences and the facts; a table without facts has its key as a category."""
-    user_keys, item_keys, events = read_sequences(path)
+    events = read_sequences(path)
+    user_keys, item_keys = (
+        events.column(name).unique().to_pylist() for name in ("user_id", "item_id")
+    )
     own: dict[str, dict[str, object]] = {"interactions": {"user": "user_id", "item": "item_id"}}
     tables = {}
     for table, key, keys, (all_kinds, facts) in (

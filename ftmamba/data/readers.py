@@ -4,12 +4,13 @@ A source is a file, a Hub data set, or a table already in memory.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -23,11 +24,15 @@ from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from modeling_ftmamba.configuration_ftmamba import Column
 from modeling_ftmamba.encoders import column_texts
 
-Source: TypeAlias = str | Path | pa.Table | Dataset | Mapping[str, Any]
+Source: TypeAlias = (
+    str | Path | pa.Table | pd.DataFrame | Dataset | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+)
+"""A file, a Hub data set or a table in memory; polars and others too, through Arrow."""
 
 DELIMITERS = (",", "\t", ";", "|")
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 _JSON_BLOCK_BYTES = 1 << 24
+_IN_ORDER = {b"ftmamba.order": b"row"}
 
 MISSING_NUMBERS = ("", "nan", "na", "n/a", "null", "none", "-")
 """Texts that mean a missing number, in lower case; in a text column they are values."""
@@ -47,20 +52,18 @@ def read_table(source: Source) -> pa.Table:
     other formats bring their own types.
 
     Args:
-        source: a path to .csv, .tsv, .parquet (a file or a folder of them), .jsonl, .json or
-            .arrow; the name of a Hub data set, `owner/name`, with `:config` and `:config/split`
-            where it has several; or a table in memory.
+        source: a path to .csv, .tsv, .parquet (a file or a folder of them), .jsonl, .json,
+            .arrow, or to sequences in a .txt or .inter (see `read_sequences`); the name of a Hub
+            data set, `owner/name`, with `:config` and `:config/split` where it has several; or a
+            table in memory: pandas (a named index is a column), polars, pyarrow, `datasets`, a
+            mapping of columns, a list of records.
 
     Raises:
         FileNotFoundError: no such file; a near name in its folder is suggested.
         ValueError: the file is no table, or its form is not known.
     """
-    if isinstance(source, pa.Table):
-        return source
-    if isinstance(source, Dataset):
-        return _from_dataset(source)
-    if isinstance(source, Mapping):
-        return pa.table(dict(source))
+    if not isinstance(source, str | Path):
+        return _from_memory(source)
     path = Path(source).expanduser()
     folder = path.parent
     if not path.exists():
@@ -83,6 +86,28 @@ def read_table(source: Source) -> pa.Table:
         return READERS[form](path)
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"file '{path}' cannot be read as {form[1:]}: {error}") from error
+
+
+def _from_memory(source: Any) -> pa.Table:
+    """Return a table in memory as Arrow."""
+    if isinstance(source, pa.Table):
+        return source
+    if isinstance(source, Dataset):
+        return _from_dataset(source)
+    if isinstance(source, Sequence):
+        names = dict.fromkeys(name for row in source for name in row)
+        source = {name: [row.get(name) for row in source] for name in names}
+    if isinstance(source, pd.DataFrame):
+        has_names = any(name is not None for name in source.index.names)
+        table = pa.Table.from_pandas(source, preserve_index=has_names).replace_schema_metadata()
+    elif isinstance(source, Mapping) or hasattr(source, "__arrow_c_stream__"):
+        table = pa.table(dict(source) if isinstance(source, Mapping) else source)
+    else:
+        raise ValueError(
+            f"a table must be a path or a table in memory, got {type(source).__name__}; convert it "
+            "to pandas, polars, pyarrow, a data set of `datasets` or a list of mappings"
+        )
+    return table
 
 
 def _form(path: Path) -> str:
@@ -138,6 +163,52 @@ def _read_arrow(path: Path) -> pa.Table:
             return pa.ipc.open_stream(stream).read_all()
 
 
+def read_sequences(path: Path) -> pa.Table:
+    """Read a file of sequences without a header: `user item item ...` or `user item` a line.
+
+    Returns:
+        `user_id` and `item_id` of every event in the order of the file, which is the order of each
+        user's events: `is_in_order` tells so.
+
+    Raises:
+        ValueError: a line without an item, or no line at all.
+    """
+    # A whole line is one column: no text file holds this delimiter.
+    parse = pa.csv.ParseOptions(delimiter="\x1f", quote_char=False, ignore_empty_lines=False)
+    read = pa.csv.ReadOptions(column_names=["line"])
+    convert = pa.csv.ConvertOptions(column_types={"line": pa.string()})
+    try:
+        lines = pa.csv.read_csv(path, read, parse, convert).column("line")
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" not in str(error):
+            raise
+        lines = pa.chunked_array([], pa.string())
+    words = pc.split_pattern_regex(pc.utf8_trim_whitespace(lines), r"\s+")
+    counts = pc.list_value_length(words)
+    is_alone = pc.and_(pc.equal(counts, 1), pc.not_equal(pc.list_element(words, 0), ""))
+    if pc.any(is_alone).as_py():
+        row = first_row(is_alone)
+        raise ValueError(
+            f"file '{path}', line {row}: a user must be followed by at least one item, "
+            f"got {lines[row - 1].as_py()!r} alone; complete or remove the line"
+        )
+    words = words.filter(pc.greater(counts, 1))
+    if not len(words):
+        raise ValueError(f"file '{path}' is empty; each line must hold a user and its items")
+    chunks = [
+        (pc.list_element(chunk, 0).take(pc.list_parent_indices(items)), pc.list_flatten(items))
+        for chunk in words.chunks
+        for items in [pc.list_slice(chunk, 1)]
+    ]
+    users, items = map(pa.chunked_array, zip(*chunks, strict=True))
+    return pa.table({"user_id": users, "item_id": items}, metadata=_IN_ORDER)
+
+
+def is_in_order(table: pa.Table) -> bool:
+    """Say whether the order of the rows is the order in which they happened."""
+    return _IN_ORDER.items() <= (table.schema.metadata or {}).items()
+
+
 READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
@@ -147,6 +218,8 @@ READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".json": _read_json,
     ".arrow": _read_arrow,
     ".feather": _read_arrow,
+    ".txt": read_sequences,
+    ".inter": read_sequences,
 }
 """How each form of file is read, by its suffix."""
 

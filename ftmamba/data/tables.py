@@ -1,10 +1,11 @@
 """The three tables, checked and joined: every key a dense row id, every column of its kind."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +23,22 @@ from ftmamba.data.readers import (
     typed_column,
 )
 from ftmamba.data.schema import ROW_ORDER, InteractionSchema, Schema, TableSchema, suggestion
-from ftmamba.data.schema_inference import infer_schema
+from ftmamba.data.schema_inference import find_key, infer_schema
 from modeling_ftmamba.configuration_ftmamba import EVENT_FEATURES, LARGEST_CONTEXT, near
 
 logger = logging.getLogger(__name__)
 
+SideSource: TypeAlias = Source | Sequence[Source] | None
+"""A table of users or items, or several; None: it is made from the interactions."""
+
 _KEYS_SEARCHED_FOR_A_NEAR_ONE = 10_000
+_KEY_NAMES = {
+    "users": r"user|uid|customer|client|member|person|visitor|session|account|buyer|reviewer"
+    r"|playlist|profile|household|subscriber|listener|reader|student|patient",
+    "items": r"item|iid|product|article|sku|asin|isbn|movie|film|book|song|track|artist|album|place"
+    r"|business|restaurant|venue|hotel|video|game|show|recipe|course|job|news|page|content",
+}
+"""What the names of the interactions' two columns of keys hold."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +50,14 @@ class Tables:
         items: the key, the title and the schema's raw columns, one row an item.
         interactions: row ids into both.
         schema: what the columns are.
+        event_columns: names of all columns of the table of interactions.
     """
 
     users: pa.Table
     items: pa.Table
     interactions: Interactions
     schema: Schema
+    event_columns: tuple[str, ...] = ()
 
     @cached_property
     def user_keys(self) -> list[str]:
@@ -78,8 +91,8 @@ class Tables:
 
 
 def load_tables(
-    users: Source,
-    items: Source,
+    users: SideSource,
+    items: SideSource,
     interactions: Source,
     schema: Schema | Mapping[str, Any] | None = None,
     *,
@@ -89,8 +102,11 @@ def load_tables(
     """Read the three tables, check them and join the interactions to the other two.
 
     Args:
-        users: where the table of users is; see `read_table`.
-        items: where the table of items is.
+        users: where the table of users is; see `read_table`. None, an empty text or a table
+            without rows: the users are those of the interactions. Several: the first names each
+            user in a row of its own, the others are joined to it by its key; one that has several
+            rows for a key adds sets.
+        items: where the table of items is, likewise.
         interactions: where the table of interactions is.
         schema: what they hold, as an object or in the recipe's form; inferred if None.
         drop_unknown: leave out interactions whose user or item is in no table, instead of
@@ -102,20 +118,33 @@ def load_tables(
         ValueError: a table is empty, lacks a column, repeats a key, holds a value of another kind
             than the schema says, or names a user or item that is in no table.
     """
-    raw = [read_table(source) for source in (users, items, interactions)]
-    for table, name in zip(raw, ("users", "items", "interactions"), strict=True):
-        if not table.num_rows:
-            raise ValueError(f"table {name!r} is empty: it has no rows")
+    if isinstance(schema, Mapping):
+        schema = Schema.from_dict(schema)
+    events = read_table(interactions)
+    if not events.num_rows:
+        raise ValueError("table 'interactions' is empty: it has no rows")
+    keys = {} if schema is None else {"users": schema.users.key, "items": schema.items.key}
+    raw = {
+        name: _read_side(source, name, keys.get(name, ""))
+        for name, source in (("users", users), ("items", items))
+    }
+    columns = _key_columns(raw, events) if schema is None else {
+        "users": schema.interactions.user, "items": schema.interactions.item
+    }  # fmt: skip
+    side = {
+        name: _made_table(events, columns[name], keys.get(name, ""), name)
+        if table is None
+        else table
+        for name, table in raw.items()
+    }
     if schema is None:
-        schema, notes = infer_schema(*raw)
+        schema, notes = infer_schema(side["users"], side["items"], events)
         for note in notes:
             logger.info("schema: %s", note)
-    elif isinstance(schema, Mapping):
-        schema = Schema.from_dict(schema)
-    checked_users = _checked_table(raw[0], schema.users, "users")
-    checked_items = _checked_table(raw[1], schema.items, "items")
+    checked_users = _checked_table(side["users"], schema.users, "users")
+    checked_items = _checked_table(side["items"], schema.items, "items")
     joined = _join(
-        raw[2],
+        events,
         schema.interactions,
         user_keys=key_texts(checked_users.column(schema.users.key)),
         item_keys=key_texts(checked_items.column(schema.items.key)),
@@ -124,7 +153,92 @@ def load_tables(
     )
     if positive_threshold is not None:
         joined = joined.at_least(positive_threshold)
-    return Tables(checked_users, checked_items, joined, schema)
+    return Tables(checked_users, checked_items, joined, schema, tuple(events.column_names))
+
+
+def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:
+    """Read the table of users or items and join what belongs to it; None if there is no row."""
+    several = isinstance(source, Sequence) and not isinstance(source, str)
+    # A list of mappings is one table, of a row each.
+    if several and all(isinstance(one, Mapping) for one in source):  # type: ignore[union-attr]
+        several = False
+    if source is None or (several and not source) or source == "":
+        return None
+    table, *further = map(read_table, source if several else [source])  # type: ignore[arg-type]
+    if not table.num_rows:
+        return None
+    for number, other in enumerate(further, start=2):
+        table = _with_further(table, other, (name, f"{name} {number}"), key)
+    return table
+
+
+def _with_further(table: pa.Table, other: pa.Table, names: tuple[str, str], key: str) -> pa.Table:
+    """Join another table by the key; the values of a key that it repeats become lists."""
+    known = table.select([key]) if key in table.column_names else table
+    here, there = find_key(known, other, names, other.column_names)
+    for column in other.column_names:
+        if column != there and column in table.column_names:
+            logger.info(
+                "column %r of table %r is left out: the first table has it", column, names[1]
+            )
+            other = other.drop_columns(column)
+    keys = key_texts(other.column(there))
+    rows = pc.index_in(keys, value_set=key_texts(table.column(here)).cast(keys.type))
+    other = other.drop_columns(there).append_column("", rows).filter(rows.is_valid())
+    columns = [column for column in other.column_names if column]
+    if other.num_rows == pc.count_distinct(other.column("")).as_py():
+        order = pc.index_in(
+            pa.array(np.arange(table.num_rows), rows.type), value_set=other.column("")
+        )
+        other = other.take(order)
+    else:
+        # Sorted by row, so that the members of a row lie side by side.
+        other = other.take(pc.sort_indices(other.column("")))
+        counts = np.bincount(other.column("").to_numpy(), minlength=table.num_rows)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        offsets = pa.array(starts, pa.int32(), mask=np.append(counts == 0, False))
+        other = pa.table(
+            {
+                column: pa.ListArray.from_arrays(offsets, other.column(column).combine_chunks())
+                for column in columns
+            }
+        )
+    for column in columns:
+        table = table.append_column(column, other.column(column))
+    return table
+
+
+def _key_columns(raw: Mapping[str, pa.Table | None], events: pa.Table) -> dict[str, str]:
+    """Return the columns of the interactions that hold the keys of users and of items."""
+    free, columns = list(events.column_names), {}
+    for name, table in raw.items():
+        if table is not None:
+            columns[name] = find_key(table, events, (name, "interactions"), free)[1]
+            free.remove(columns[name])
+    for name, table in raw.items():
+        if table is None:
+            named = [one for one in free if re.search(_KEY_NAMES[name], one.lower())]
+            is_key = [one for one in named if re.search(r"(id|key|no|nr|code|sku)$", one.lower())]
+            columns[name] = next(iter([*is_key, *named, *free]), "")
+            if not columns[name]:
+                raise ValueError(
+                    f"table 'interactions' has no column of keys of {name}; it has: "
+                    f"{', '.join(events.column_names)}"
+                )
+            free.remove(columns[name])
+            logger.info("%s: made from column %r of the interactions", name, columns[name])
+    return columns
+
+
+def _made_table(events: pa.Table, column: str, key: str, name: str) -> pa.Table:
+    """Return the table of the keys that the interactions have, in the order of the file."""
+    _check_columns(events, [column], "interactions")
+    keys = pc.unique(key_texts(events.column(column))).drop_null()
+    if not len(keys):
+        raise ValueError(
+            f"table 'interactions', column {column!r} holds no key, so no {name} can be made of it"
+        )
+    return pa.table({key or column: keys})
 
 
 def _checked_table(table: pa.Table, schema: TableSchema, name: str) -> pa.Table:

@@ -19,7 +19,6 @@ from ftmamba.data.named_datasets import (
     amazon_beauty,
     ml_1m,
     movielens_100k,
-    read_sequences,
 )
 
 OFFICIAL = {
@@ -196,18 +195,6 @@ def test_the_real_tables_are_complete(ml100k):
     assert ml100k.items.column("genres")[0].as_py() == "Animation Children's Comedy"
     assert ml100k.items.column("release_year").null_count == 1
     assert ml100k.user_record(ml100k.user_row(42))["occupation"] == "administrator"
-
-
-def test_both_forms_of_a_file_are_the_same_sequences(tmp_path):
-    (tmp_path / "pairs.txt").write_text("b 3\nb 1\na 1\nb 3\n\n")
-    (tmp_path / "lines.txt").write_text("b 3 1\r\na  1\nb\t3\n")
-    pairs, lines = (read_sequences(tmp_path / name) for name in ("pairs.txt", "lines.txt"))
-    assert pairs[:2] == lines[:2] == (["b", "a"], ["3", "1"])
-    assert pairs[2].equals(lines[2])
-    assert pairs[2].to_pydict() == {
-        "user_id": ["b", "b", "a", "b"],
-        "item_id": ["3", "1", "1", "3"],
-    }
 
 
 def test_ml_1m_joins_people_and_films(folder_of):

@@ -4,6 +4,7 @@ import datetime
 import gzip
 import json
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
@@ -11,7 +12,7 @@ import pytest
 from datasets import Dataset
 
 from ftmamba.data import readers
-from ftmamba.data.readers import key_texts, numbers, read_table, typed_column
+from ftmamba.data.readers import is_in_order, key_texts, numbers, read_table, typed_column
 from modeling_ftmamba.configuration_ftmamba import Column
 
 TABLE = pa.table({"key": ["001", "002", None], "place": ["NA", "None", 'two\n"lines"']})
@@ -60,6 +61,36 @@ def test_tables_in_memory_are_read_as_they_are():
     assert read_table(dataset).to_pylist() == ROWS
     assert read_table(dataset.select([1, 0])).to_pylist() == [ROWS[1], ROWS[0]]
     assert read_table({"a": [1, 2]}).to_pylist() == [{"a": 1}, {"a": 2}]
+
+
+def test_records_and_frames_are_tables_and_a_named_index_is_a_column():
+    assert read_table([{"a": 1}, {"b": "x", "a": 2}]).to_pylist() == [
+        {"a": 1, "b": None},
+        {"a": 2, "b": "x"},
+    ]
+    frame = pd.DataFrame(ROWS)
+    assert read_table(frame[1:]).to_pylist() == ROWS[1:]
+    assert read_table(frame.set_index("key")).to_pylist() == [
+        {"place": row["place"], "key": row["key"]} for row in ROWS
+    ]
+
+    class Polars:
+        def __arrow_c_stream__(self, schema=None):
+            return TABLE.__arrow_c_stream__(schema)
+
+    assert read_table(Polars()).to_pylist() == ROWS
+    with pytest.raises(ValueError, match="must be a path or a table in memory, got int"):
+        read_table(5)
+
+
+def test_both_forms_of_a_file_are_the_same_sequences_in_order(tmp_path):
+    (tmp_path / "pairs.txt").write_text("b 3\nb 1\na 1\nb 3\n\n")
+    (tmp_path / "lines.inter").write_text("b 3 1\r\na  1\nb\t3\n")
+    pairs, lines = (read_table(tmp_path / name) for name in ("pairs.txt", "lines.inter"))
+    assert pairs.equals(lines)
+    assert pairs.to_pydict() == {"user_id": ["b", "b", "a", "b"], "item_id": ["3", "1", "1", "3"]}
+    assert is_in_order(pairs)
+    assert not is_in_order(TABLE)
 
 
 @pytest.mark.parametrize(

@@ -173,11 +173,75 @@ def test_a_fault_is_named_with_where_it_is(raw, schema, *, table, column, values
         load_tables(**raw, schema=schema)
 
 
-@pytest.mark.parametrize("empty", ["users", "items", "interactions"])
-def test_an_empty_table_is_named(raw, schema, empty):
-    raw[empty] = raw[empty].slice(0, 0)
-    with pytest.raises(ValueError, match=f"table '{empty}' is empty: it has no rows"):
+def test_no_interactions_are_refused(raw, schema):
+    raw["interactions"] = raw["interactions"].slice(0, 0)
+    with pytest.raises(ValueError, match="table 'interactions' is empty: it has no rows"):
         load_tables(**raw, schema=schema)
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {"user_id": [], "age": []}])
+def test_without_a_table_the_users_and_items_are_those_of_the_interactions(raw, nothing, caplog):
+    caplog.set_level("INFO")
+    tables = load_tables(nothing, raw["items"], raw["interactions"])
+    assert tables.users.to_pydict() == {"user_id": ["u1", "u3", "u2"]}
+    assert tables.schema.users.key == tables.schema.interactions.user == "user_id"
+    assert tables.interactions.user_ids.tolist() == [0, 1, 0, 2]
+    assert "users: made from column 'user_id' of the interactions" in caplog.text
+
+    both = load_tables(None, nothing, raw["interactions"])
+    assert both.item_keys == ["010", "001", "002", "011"]
+    assert both.interactions.item_ids.tolist() == [0, 1, 2, 3]
+
+    declared = {
+        "users": {"key": "who", "columns": {"who": "categorical"}},
+        "items": {"key": "what", "columns": {"what": "categorical"}},
+        "interactions": {"user": "user_id", "item": "item_id"},
+    }
+    by_schema = load_tables(None, None, raw["interactions"], declared)
+    assert by_schema.users.column_names == ["who"]
+    assert by_schema.item_keys == both.item_keys
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("order id", "Customer No", "SKU", "price"), ("Customer No", "SKU")),
+        (("user_name", "userId", "movie_title", "movieId"), ("userId", "movieId")),
+        (("who", "what", "x", "y"), ("who", "what")),
+    ],
+)
+def test_the_columns_of_keys_are_told_by_their_names_else_by_their_order(names, columns):
+    events = {name: [f"{name}{row % 3}" for row in range(9)] for name in names}
+    schema = load_tables(None, None, events).schema
+    assert (schema.interactions.user, schema.interactions.item) == columns
+
+
+def test_a_file_of_sequences_is_enough(tmp_path):
+    (tmp_path / "lists.txt").write_text("b 3 1\na 1\n")
+    tables = load_tables(None, None, tmp_path / "lists.txt")
+    assert (tables.user_keys, tables.item_keys) == (["b", "a"], ["3", "1"])
+    assert tables.interactions.item_ids.tolist() == [0, 1, 1]
+    assert tables.interactions.is_ordered
+
+
+def test_further_tables_are_joined_by_key_and_repeated_keys_give_sets(raw, caplog):
+    caplog.set_level("INFO")
+    jobs = {"age": [1, 1], "job": ["cook", "cook"], "user_id": ["u3", "u1"]}
+    cuisines = {"Who": ["u1", "u3", "u1", "u9"], "cuisine": ["thai", "greek", "greek", "thai"]}
+    sources = [raw["users"], jobs, cuisines]
+
+    tables = load_tables(sources, [raw["items"]], raw["interactions"])
+
+    assert tables.users.select(["age", "job", "cuisine"]).to_pydict() == {
+        "age": [30, None, 50],
+        "job": ["cook", None, "cook"],
+        "cuisine": [["thai", "greek"], None, ["greek"]],
+    }
+    kinds = {column.name: column.kind for column in tables.schema.users.columns}
+    assert kinds["cuisine"] == "categories"
+    assert "column 'age' of table 'users 2' is left out: the first table has it" in caplog.text
+    with pytest.raises(ValueError, match="table 'users 2' has no column that holds keys of"):
+        load_tables([raw["users"], {"a": ["x"], "b": ["y"]}], None, raw["interactions"])
 
 
 def test_columns_must_be_there_once_and_sets_need_a_separator(raw, schema):
