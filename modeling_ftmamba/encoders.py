@@ -46,6 +46,10 @@ TIME_RULE = (
 _AGAIN = "download or save the checkpoint again"
 _YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MISSING_TEXTS = ("", "?", "-", "nan", "null", "n/a", "#n/a", "<na>", "nat")
+"""Texts that mean a missing value, in lower case."""
+TRUE_WORDS = ("true", "t", "yes", "y", "on", "1", "ja", "j", "si", "sí", "oui", "sim", "vrai")
+FALSE_WORDS = ("false", "f", "no", "n", "off", "0", "nein", "non", "não", "faux")
 Members = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str | None]]
 _NUMBERS = (int, float, Decimal, np.number, np.bool_)
 
@@ -70,12 +74,14 @@ def text_of(value: object) -> str | None:
 
     36, 36.0, `np.int8(36)` and "36" are "36"; other numbers are written as Python writes a float,
     truth as "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC.
+    Blanks around a text are not part of it, and `MISSING_TEXTS` are missing.
     """
-    if value is None or isinstance(value, str):
-        return str(value or "") or None
+    if isinstance(value, str):
+        text = str(value).strip()
+        return None if text.lower() in MISSING_TEXTS else text
     value = _python_value(value)
     if isinstance(value, bytes):
-        return value.decode() or None
+        return text_of(value.decode())
     if is_missing(value):
         return None
     if isinstance(value, bool):
@@ -375,7 +381,14 @@ class CategoryEncoder(ColumnEncoder):
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:
-        return {None: MISSING_ID} | {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
+        ids = {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
+        if {*ids} <= {"true", "false"}:
+            words = [("true", word) for word in TRUE_WORDS] + [
+                ("false", word) for word in FALSE_WORDS
+            ]
+            cases = (str.lower, str.upper, str.title)
+            ids |= {case(word): ids[one] for one, word in words if one in ids for case in cases}
+        return {None: MISSING_ID, **ids}
 
     def encode(self, values: Any) -> NDArray[np.int64]:
         return self.ids(column_members(values, self.column, self.name))

@@ -15,13 +15,13 @@ from ftmamba.data import readers
 from ftmamba.data.readers import is_in_order, key_texts, numbers, read_table, typed_column
 from modeling_ftmamba.configuration_ftmamba import Column
 
-TABLE = pa.table({"key": ["001", "002", None], "place": ["NA", "None", 'two\n"lines"']})
+TABLE = pa.table({"key": ["001", "002", None], "place": ["none", "None", 'two\n"lines"']})
 ROWS = TABLE.to_pylist()
 
 
 def write_csv(path, delimiter=",", opened=open):
     text = delimiter.join(["key", "place"]) + "\n"
-    text += f"001{delimiter}NA\n002{delimiter}None\n{delimiter}" + '"two\n""lines"""\n'
+    text += f"001{delimiter}none\n002{delimiter}None\n{delimiter}" + '"two\n""lines"""\n'
     with opened(path, "wt", encoding="utf-8") as file:
         file.write(text)
 
@@ -142,8 +142,17 @@ def test_a_missing_file_or_folder_is_named_with_the_near_one(tmp_path):
     ("name", "content", "message"),
     [
         ("t.csv", b"", "is empty; its first line must name the columns"),
-        ("t.csv", b"a,b\n1,2\n1,2,3\n", r"cannot be read as csv: .*Expected 2 columns, got 3"),
-        ("t.csv", b"a\n\xff\n", "cannot be read as csv"),
+        (
+            "t.csv",
+            b"a,b\n1,2\n1,2,3\n\n4\n",
+            r"2 of 3 lines do not have the 2 values that its header names: line 3 has 3, line 5 has 1;"
+            r" correct them: a value that holds ',' needs quotes around it",
+        ),
+        (
+            "t.csv",
+            b"1,2,u,v\n",
+            "begins with values, not with the names of its columns; add a first",
+        ),
         ("t.parquet", b"no parquet", "cannot be read as parquet"),
         ("t.jsonl", b"{", "cannot be read as jsonl"),
         ("t.json", b"[{", "cannot be read as json"),
