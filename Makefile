@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint types check bench mutants sanitize clean
+.PHONY: quickstart test lint types check bench docs mutants sanitize clean
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ types: $(VENV)/test.stamp
 check: $(VENV)/test.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 	$(BIN)/python -m xdoctest modeling_ftmamba all --quiet
+
+# The documents as a site, in build/site.
+docs: $(VENV)/test.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/train.stamp
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,baselines,bench]'

@@ -4,7 +4,6 @@
 
 Needs Debian's chromium and chromium-driver, and the extras `space` and `test`.
 """
-# ruff: noqa: INP001 - a folder of texts, no package
 
 import argparse
 import shutil
@@ -95,7 +94,7 @@ def photograph(driver: Any, url: str, path: Path, *, width: int, wait_for: str =
     # This method keeps a colour that few points have.
     few = picture.quantize(N_COLOURS, method=Image.Quantize.MAXCOVERAGE)
     few.save(path, optimize=True)
-    print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")  # noqa: T201
+    print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
 
 
 def resize(driver: Any, width: int, height: int) -> None:

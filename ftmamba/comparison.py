@@ -6,7 +6,7 @@ The test part is read here and nowhere else. Shapes: U test users.
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -28,10 +28,12 @@ from ftmamba.evaluation import (
     paired_test,
     tune,
 )
-from ftmamba.evaluation.baselines import GRIDS
+from ftmamba.evaluation.baselines import GRIDS, Baseline, Tuned
+from ftmamba.evaluation.blending import Asked, BlendedScorer, Blending, choose_blend
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
 from ftmamba.recipe import (
+    EvaluationRecipe,
     ModelRecipe,
     Recipe,
     TrainingRecipe,
@@ -41,9 +43,16 @@ from ftmamba.recipe import (
     to_plain,
 )
 from ftmamba.training.run import Trained, embedding_scorer, make_protocol, train
+from modeling_ftmamba.catalogue import Blend
 from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 
 logger = logging.getLogger(__name__)
+
+WITH_COUNTS = " + counts"
+"""Ends the name of a model whose score is blended."""
+
+N_BLENDED = 3
+"""Counting models of each kind that a blend is tried with."""
 
 NAMES = {"mamba": "FT-Mamba", "ssd": "FT-Mamba-2", "attention": "FT-Transformer"}
 RIVAL_COLUMNS = ("all", "ids")
@@ -64,12 +73,16 @@ class Comparison:
         metric: which metric picked epochs and options, and is tested.
         options: baseline -> the options that validation chose.
         seconds: model -> wall time of fitting, choosing and scoring.
+        blending: what validation chose for the blend; None where the towers are served alone.
+        blend: the same, counted on train + validation, for the catalogue.
     """
 
     evaluations: Mapping[str, Evaluation]
     metric: str
     options: Mapping[str, str]
     seconds: Mapping[str, float]
+    blending: Blending | None = None
+    blend: Blend | None = None
 
     @property
     def protocol(self) -> str:
@@ -93,6 +106,7 @@ class Comparison:
             "differences": {name: asdict(one) for name, one in self.paired().items()},
             "options": dict(self.options),
             "seconds": dict(self.seconds),
+            "blend": None if self.blending is None else self.blending.to_dict(),
         }
 
 
@@ -109,8 +123,14 @@ def compare(
     evaluations: dict[str, Evaluation] = {}
     options: dict[str, str] = {}
     seconds: dict[str, float] = {}
+    tuning = _Tuning(recipe.evaluation, split)
+    blending = blend = None
+    config = trained.model.config
+    own = NAMES[config.mixer] if config.num_hidden_layers else "MLP"
     start = time.perf_counter()
-    for name, scorer, chosen in _scorers(recipe, tables, split, trained, accelerator):
+
+    def add(name: str, scorer: Scorer, chosen: str = "") -> None:
+        nonlocal start
         evaluations[name] = evaluate(
             scorer, test=split.test, seen=split.before_test, protocol=protocol
         )
@@ -118,7 +138,68 @@ def compare(
             options[name] = chosen
         seconds[name] = round(time.perf_counter() - start, 3)
         start = time.perf_counter()
-    return Comparison(evaluations, recipe.evaluation.selection_metric, options, seconds)
+
+    towers = held_out_scorer(trained, split)
+    if trained.asked is not None and accelerator.is_main_process:
+        blending = tuning.blend(trained.asked)
+        blend = blending.count(split.before_test, split.test_time)
+        reads_history = trained.data.histories is not None
+        histories = histories_of(split.before_test).items if reads_history else None
+        add(f"{own}{WITH_COUNTS}", BlendedScorer(towers, blend, histories), str(blending))
+    add(own, towers)
+    for rival in parse_rivals(recipe.evaluation.rivals):
+        logger.info("rival: %s", rival.name)
+        columns = tables
+        if rival.columns == "ids":
+            columns = replace(tables, schema=ids_only(tables.schema))
+        rival_trained = train(rival_recipe(rival, recipe), columns, split, accelerator)
+        add(rival.name, held_out_scorer(rival_trained, split))
+    # Rivals need every process; a baseline is fitted once.
+    if accelerator.is_main_process:
+        for name in recipe.evaluation.baselines:
+            baseline, chosen = tuning.baseline(name)
+            add(baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen)
+    metric = recipe.evaluation.selection_metric
+    return Comparison(evaluations, metric, options, seconds, blending, blend)
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """The baselines of a recipe with the options that validation chose, each tuned once."""
+
+    plan: EvaluationRecipe
+    split: Split
+    tuned: dict[str, Tuned] = field(default_factory=dict)
+
+    def baseline(self, name: str) -> tuple[Baseline, str]:
+        """Return a baseline, and its options in words if they were chosen."""
+        is_tuned = name in GRIDS and self.plan.tune_baselines and len(self.split.validation)
+        logger.info("baseline: %s%s", name, ", tuned on validation" if is_tuned else "")
+        if not is_tuned:
+            return make_baseline(name, self.plan.baseline_options.get(name)), ""
+        best = self.tune(name).best
+        return best, str(best)
+
+    def tune(self, name: str) -> Tuned:
+        if name not in self.tuned:
+            protocol, metric = make_protocol(self.plan), self.plan.selection_metric
+            self.tuned[name] = tune(GRIDS[name], self.split, protocol=protocol, metric=metric)
+        return self.tuned[name]
+
+    def blend(self, asked: Asked) -> Blending:
+        """Choose the blend among the counting models that do best alone."""
+        is_ordered = getattr(self.split.train, "is_ordered", True)
+        names = ("pctm",) if is_ordered else ("item-knn", "ease")
+        candidates = [one for name in names for one in self.tune(name).ranked[:N_BLENDED]]
+        blending = choose_blend(
+            asked,
+            self.split,
+            candidates,
+            mask_seen=self.plan.mask_seen,
+            metric=self.plan.selection_metric,
+        )
+        logger.info("blend: %s", blending)
+        return blending
 
 
 def check_rivals_and_baselines(recipe: Recipe) -> None:
@@ -137,35 +218,6 @@ def check_rivals_and_baselines(recipe: Recipe) -> None:
             f"baseline_options {both} are not read with tune_baselines, which chooses them on "
             "validation; remove one of the two"
         )
-
-
-def _scorers(
-    recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
-) -> Iterator[tuple[str, Scorer, str]]:
-    """Yield each model's name, fitted scorer and, if it was tuned, the options chosen."""
-    config, plan = trained.model.config, recipe.evaluation
-    own = NAMES[config.mixer] if config.num_hidden_layers else "MLP"
-    yield own, held_out_scorer(trained, split), ""
-    for rival in parse_rivals(plan.rivals):
-        logger.info("rival: %s", rival.name)
-        columns = tables
-        if rival.columns == "ids":
-            columns = replace(tables, schema=ids_only(tables.schema))
-        rival_trained = train(rival_recipe(rival, recipe), columns, split, accelerator)
-        yield rival.name, held_out_scorer(rival_trained, split), ""
-    if not accelerator.is_main_process:
-        # Rivals need every process; a baseline is fitted once.
-        return
-    for name in plan.baselines:
-        baseline, chosen = make_baseline(name, plan.baseline_options.get(name)), ""
-        if name in GRIDS and plan.tune_baselines and len(split.validation):
-            logger.info("baseline: %s, tuned on validation", name)
-            protocol, metric = make_protocol(plan), plan.selection_metric
-            baseline = tune(GRIDS[name], split, protocol=protocol, metric=metric).best
-            chosen = str(baseline)
-        else:
-            logger.info("baseline: %s", name)
-        yield baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen
 
 
 def held_out_scorer(trained: Trained, split: Split) -> EmbeddingScorer:

@@ -186,7 +186,7 @@ def explain(
     histories = reader.events([record]) if events is None else [events]
     user = extractor(users=[dict(record)])
     with torch.inference_mode():
-        history, seen = reader.of_events(histories), reader.seen(histories)
+        history, rows = reader.of_events(histories), reader.rows(histories)[0]
         embed_user = _coalitions(users, user, extractor(users=[{}]), history)
         embed_item = _coalitions(items, item, extractor(items=[{}]), {})
         found = shares(
@@ -203,7 +203,7 @@ def explain(
     if column is not None:
         n_events = int(history["user_history_lengths"][0])
         user_values[column.name] = f"{n_events} event{'' if n_events == 1 else 's'}"
-        if seen is not None and bool((seen[1] == row).any()):
+        if model.repeat_bias is not None and row in rows[-column.max_length :]:
             # The bias of a repeat comes with the history, in whatever order the columns come.
             bias = float(model.repeat_bias.detach() / model.temperature.detach())
             user_C[users.index(column)] += bias

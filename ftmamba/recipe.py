@@ -352,6 +352,10 @@ class Recipe(_Options):
     model: ModelRecipe = option(ModelRecipe(), "the network")
     training: TrainingRecipe = option(TrainingRecipe(), "the training")
     evaluation: EvaluationRecipe = option(EvaluationRecipe(), "the evaluation")
+    blend: str = option(
+        "none", "auto: add counted neighbours and popularity to the score, weighed on validation",
+        choices=("none", "auto"),
+    )  # fmt: skip
     examples: ExamplesRecipe = option(ExamplesRecipe(), "what the finished run shows")
     card: CardRecipe = option(CardRecipe(), "the model card")
     output_dir: str = option("runs/latest", "folder of the run's checkpoint and results")

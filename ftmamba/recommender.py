@@ -56,8 +56,8 @@ class Recommender:
     """A trained model with its catalogue, ready to answer.
 
     A score is the inner product of the user's and the item's embedding over the temperature, with
-    the `repeat_bias` of a model that has one for items of the user's history. Equal scores
-    are ordered as in the catalogue.
+    the `repeat_bias` of a model that has one for items of the user's history, plus what the
+    catalogue's `Blend` adds, if it has one. Equal scores are ordered as in the catalogue.
 
     Attributes:
         catalogue: the items that can be recommended.
@@ -230,9 +230,8 @@ class Recommender:
         """Return the score of one item for a raw record."""
         row = self.catalogue.row(item_key)
         events = self._history.events([record])
-        users_UE = _finite(self._model.get_user_embeddings(**self._inputs([record], events)))
-        users_UE, seen = users_UE.to(self._items_IE.dtype), self._history.seen(events)
-        return float(self._model.scores(users_UE, self._items_IE, seen)[0, row])
+        users_UE = self._model.get_user_embeddings(**self._inputs([record], events))
+        return float(self._scores(users_UE, events)[0, row])
 
     def explain(self, user: Record | str, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
@@ -267,7 +266,7 @@ class Recommender:
         if (user_keys is None) == (records is None):
             given = "none" if records is None else "both"
             raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")
-        excluded = [row for row in self.catalogue.index.rows(exclude) if row is not None]
+        excluded = [row for row in self.catalogue.rows(exclude) if row is not None]
         users = None if user_keys is None else self._known_users()
         rows_U = np.array([users.row(key) for key in user_keys or ()] if users else [], np.int64)
         n_users = len(rows_U) if users is not None else len(records or ())
@@ -282,15 +281,18 @@ class Recommender:
                 block = users.records.take(rows)
                 reads_history = self._history.column is not None
                 events = [users.events(row) if reads_history else [] for row in rows]
-            embeds = self._model.get_user_embeddings(**self._inputs(block, events))
-            users_UE, seen = _finite(embeds).to(self._items_IE.dtype), self._history.seen(events)
-            scores_UI = self._model.scores(users_UE, self._items_IE, seen)
+            users_UE = self._model.get_user_embeddings(**self._inputs(block, events))
+            scores_UI = self._scores(users_UE, events)
             if users is not None and exclude_seen:
                 index, item_ids = users.seen.pairs(rows)
                 scores_UI[torch.from_numpy(index), torch.from_numpy(item_ids)] = -torch.inf
             scores_UI[:, excluded] = -torch.inf
             ranked += self._best(scores_UI, k)
         return ranked
+
+    def _scores(self, users_UE: Tensor, events: Sequence[Sequence[Event]]) -> Tensor:
+        users_UE = _finite(users_UE).to(self._items_IE.dtype)
+        return self._history.scores(users_UE, self._history.rows(events))
 
     def _inputs(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
@@ -56,16 +56,17 @@ def make_checkpoint(
     """
     users = tables.schema.users
     data = trained.data
+    catalogue = embed_catalogue(
+        trained.model,
+        data.catalogue_rows(split.test_time),
+        keys=tables.item_keys,
+        titles=tables.item_titles,
+        as_of=data.as_of if split.test_time is None else split.test_time,
+    )
     return Checkpoint(
         model=trained.model,
         extractor=data.extractor,
-        catalogue=embed_catalogue(
-            trained.model,
-            data.catalogue_rows(split.test_time),
-            keys=tables.item_keys,
-            titles=tables.item_titles,
-            as_of=data.as_of if split.test_time is None else split.test_time,
-        ),
+        catalogue=replace(catalogue, blend=comparison.blend),
         users=known_users(
             tables.users,
             split.before_test,

@@ -6,8 +6,9 @@ Shapes: U users, I items, E embedding, S slots of an encoded record, K ranks.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,50 +28,88 @@ LONGEST_KEY = 4096  # bytes
 GROUP_SIZE = 32
 CAST_TYPES = (torch.bfloat16, torch.float16, torch.float64)
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
-_RECORDS = "records/"
+_RECORDS, _BLEND = "records/", "blend/"
 _MOST_TO_SUGGEST_FROM = 50_000
 
 
-class KeyIndex:
-    """Finds rows by a hash of the keys' bytes; `repeated` is a key that occurs twice, or None."""
+def history_weights(
+    age_R: NDArray[np.int64], n_R: NDArray[np.int64], ratio: float, n_recent: int, share: float
+) -> NDArray[np.float64]:
+    """Return the weight of each event of a history by its age, 0 the newest, and the length.
 
-    def __init__(self, keys: TextTable) -> None:
-        if (longest := np.diff(keys.offsets).max(initial=0)) > LONGEST_KEY:
-            raise ValueError(f"a key has {longest} bytes, at most {LONGEST_KEY} are read")
-        hash_N = _hashes(keys)
-        self._keys, self._order_N = keys, np.argsort(hash_N)
-        self._sorted_N = hash_N[self._order_N]
-        # Anyone can choose keys that share a hash; then a dict finds the rows.
-        has_alike = bool((self._sorted_N[1:] == self._sorted_N[:-1]).any())
-        self._row_of = {key: row for row, key in enumerate(keys)} if has_alike else {}
-        repeats = (key for row, key in enumerate(keys) if self._row_of[key] != row)
-        self.repeated = next(repeats, None) if has_alike else None
-
-    def rows(self, keys: Iterable[str]) -> list[int | None]:
-        """Return the row of each key, None where there is none."""
-        asked = list(keys)
-        if self._row_of or not len(self._keys):
-            return [self._row_of.get(key) for key in asked]
-        index = np.searchsorted(self._sorted_N, _hashes(text_table(asked)))
-        found = self._order_N[np.minimum(index, len(self._keys) - 1)]
-        rows = zip(found.tolist(), self._keys.take(found), asked, strict=True)
-        return [row if own == key else None for row, own, key in rows]
+    The `n_recent` newest events share `share`, each `ratio` times the next newer one; all older
+    ones share the rest equally.
+    """
+    powers = np.float64(ratio) ** np.arange(max(n_recent, 1))
+    sum_R = np.cumsum(powers)[np.clip(n_R, 1, len(powers)) - 1]
+    recent_R = share * powers[np.minimum(age_R, len(powers) - 1)] / sum_R
+    return np.where(age_R < n_recent, recent_R, (1 - share) / np.maximum(n_R - n_recent, 1))
 
 
-def _hashes(keys: TextTable) -> NDArray[np.uint64]:
-    """Return a hash of each key (N,), read eight bytes at a time."""
-    starts_N, lengths_N = keys.offsets[:-1], np.diff(keys.offsets)
-    # The eight bytes from each byte on, as one number.
-    padded = np.concatenate([keys.packed, np.zeros(8, np.uint8)])
-    words = np.ndarray(len(keys.packed) + 1, np.dtype("<u8"), padded.data, strides=(1,))
-    hash_N = lengths_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for start in range(0, lengths_N.max(initial=0), 8):
-        rows = np.flatnonzero(lengths_N > start)
-        absent = np.maximum(start + 8 - lengths_N[rows], 0).astype(np.uint64) * np.uint64(8)
-        word = words[starts_N[rows] + start] << absent
-        mixed = (hash_N[rows] ^ word) * np.uint64(0xD6E8FEB86659FD93)
-        hash_N[rows] = mixed ^ (mixed >> np.uint64(32))
-    return hash_N
+@dataclass(frozen=True)
+class Blend:
+    """What counted interactions add to the towers' scores.
+
+    To the score of item j it is weight * sum_a h_a E[item of age a, j] + popularity_weight *
+    log_popularity_j, with the weights h of `history_weights`; for a user without a history it is
+    cold_weight * log_popularity_j. E is sparse: item i has the evidence
+    `evidence[starts[i] : starts[i + 1]]` for the items `neighbours` of the same indices.
+    """
+
+    starts: NDArray[np.int64]  # (I + 1,)
+    neighbours: NDArray[np.int32]
+    evidence: NDArray[np.float32]
+    log_popularity: NDArray[np.float32]  # (I,), as of the catalogue's time
+    weight: float = 0.0
+    popularity_weight: float = 0.0
+    cold_weight: float = 0.0
+    max_history: int = 200  # newest events that count
+    ratio: float = 1.0
+    n_recent: int = 0
+    recent_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        n_items, n, s = len(self.log_popularity), len(self.neighbours), self.starts
+        dtypes = [getattr(self, name).dtype for name in _BLEND_ARRAYS]
+        fits = dtypes == [np.int64, np.int32, np.float32, np.float32] and s.shape == (n_items + 1,)
+        fits = fits and self.neighbours.shape == self.evidence.shape == (n,)
+        if not fits or s[0] != 0 or s[-1] != n or (np.diff(s) < 0).any():
+            raise ValueError(f"the neighbours of a blend do not fit its {n_items} items")
+        if n and not 0 <= self.neighbours.min() <= self.neighbours.max() < n_items:
+            raise ValueError(f"a blend names neighbours that are none of its {n_items} items")
+        numbers = np.array([getattr(self, name) for name in _BLEND_NUMBERS], np.float64)
+        arrays: tuple[NDArray[Any], ...] = (self.evidence, self.log_popularity, numbers)
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError("a blend holds numbers that are not finite")
+        if self.max_history < 1 or self.n_recent < 0:
+            raise ValueError("a blend's max_history must be >= 1 and its n_recent >= 0")
+
+    def added(self, histories: Sequence[Sequence[int] | NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Return what is added to the scores (U, I) of users, given their items, oldest first.
+
+        An item of no catalogue is -1. The cost of a user grows with the history alone.
+        """
+        n_items = len(self.log_popularity)
+        newest = [np.asarray(one, np.int64)[: -self.max_history - 1 : -1] for one in histories]
+        n_U = np.array([len(one) for one in newest], np.int64)
+        user_R, item_R = np.repeat(np.arange(len(newest)), n_U), np.concatenate(newest)
+        age_R = np.arange(len(user_R)) - np.repeat(np.cumsum(n_U) - n_U, n_U)
+        shape = self.ratio, self.n_recent, self.recent_share
+        weight_R = self.weight * history_weights(age_R, n_U[user_R], *shape)
+        known = np.flatnonzero(item_R >= 0)
+        user_R, item_R, weight_R = user_R[known], item_R[known], weight_R[known]
+        count_R = self.starts[item_R + 1] - self.starts[item_R]
+        first_R = self.starts[item_R] - (np.cumsum(count_R) - count_R)
+        index = np.arange(count_R.sum()) + np.repeat(first_R, count_R)
+        flat = np.repeat(user_R * n_items, count_R) + self.neighbours[index]
+        values = np.repeat(weight_R, count_R) * self.evidence[index]
+        added_UI = np.bincount(flat, values, len(newest) * n_items).reshape(-1, n_items)
+        prior_U1 = np.where(n_U > 0, self.popularity_weight, self.cold_weight)[:, None]
+        return (added_UI + prior_U1 * self.log_popularity.astype(np.float64)).astype(np.float32)
+
+
+_BLEND_ARRAYS = ("starts", "neighbours", "evidence", "log_popularity")
+_BLEND_NUMBERS = tuple(one.name for one in fields(Blend) if one.name not in _BLEND_ARRAYS)
 
 
 @dataclass(frozen=True)
@@ -85,6 +124,7 @@ class Catalogue:
     cast_fingerprints: Sequence[str] = ()  # of the same weights as `CAST_TYPES`
     # The encoded items (I, S) by the extractor's names, if they are kept for explanations.
     records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    blend: Blend | None = None  # what is added to the towers' scores
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", text_table(self.keys))
@@ -95,18 +135,27 @@ class Catalogue:
             raise ValueError(f"a catalogue's embeddings must be float32 (items, width), got {got}")
         lengths = {"titles": len(self.titles), "embeddings": len(found)}
         lengths |= {name: len(record_IS) for name, record_IS in self.records.items()}
+        lengths |= {"blend": len(self.blend.log_popularity)} if self.blend else {}
         if n_items == 0 or set(lengths.values()) != {n_items}:
             raise ValueError(f"a catalogue of {n_items} items must have one each of: {lengths}")
-        if self.index.repeated is not None:
-            raise ValueError(f"the item key {self.index.repeated!r} occurs twice in a catalogue")
+        if (longest := max(map(len, self._row_of))) > LONGEST_KEY:
+            raise ValueError(f"a key has {longest} bytes, at most {LONGEST_KEY} are read")
+        if len(self._row_of) < n_items:
+            twice = next(key for row, key in enumerate(self.keys) if self.rows([key]) != [row])
+            raise ValueError(f"the item key {twice!r} occurs twice in a catalogue")
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @cached_property
-    def index(self) -> KeyIndex:
-        """The index of the item keys."""
-        return KeyIndex(text_table(self.keys))
+    def _row_of(self) -> dict[bytes, int]:
+        table = text_table(self.keys)
+        packed, ends = table.packed.tobytes(), table.offsets.tolist()
+        return {packed[start:end]: row for row, (start, end) in enumerate(pairwise(ends))}
+
+    def rows(self, item_keys: Iterable[str]) -> list[int | None]:
+        """Return the row of each key, None where there is none."""
+        return [self._row_of.get(key.encode("utf-8", "surrogatepass")) for key in item_keys]
 
     def is_of(self, model: nn.Module) -> bool:
         """Return whether the model's weights made it, in whatever type they are loaded."""
@@ -114,7 +163,7 @@ class Catalogue:
 
     def row(self, item_key: str) -> int:
         """Return the row of an item; an unknown key raises a ValueError with the nearest one."""
-        row = self.index.rows([item_key])[0] if isinstance(item_key, str) else None
+        row = self.rows([item_key])[0] if isinstance(item_key, str) else None
         if row is None:
             guess = near(item_key, self.keys) if len(self) <= _MOST_TO_SUGGEST_FROM else ""
             raise ValueError(f"no item {item_key!r} among the {len(self)} of the catalogue{guess}")
@@ -126,8 +175,11 @@ class Catalogue:
         texts = [array for table in tables for array in (table.packed, table.offsets)]
         arrays = {**dict(zip(_TEXTS, texts, strict=True)), "embeddings": self.embeddings}
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
-        facts = {"as_of": self.as_of, "fingerprint": self.fingerprint, "n_items": len(self)}
-        facts["cast_fingerprints"] = list(self.cast_fingerprints)
+        facts: dict[str, Any] = {"as_of": self.as_of, "fingerprint": self.fingerprint}
+        facts |= {"n_items": len(self), "cast_fingerprints": list(self.cast_fingerprints)}
+        if self.blend is not None:
+            arrays |= {f"{_BLEND}{name}": getattr(self.blend, name) for name in _BLEND_ARRAYS}
+            facts["blend"] = {name: getattr(self.blend, name) for name in _BLEND_NUMBERS}
         metadata = {"format_version": str(CATALOGUE_VERSION), "catalogue": json.dumps(facts)}
         temporary = path.with_name(f".{path.name}.new")
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
@@ -150,8 +202,12 @@ def load_catalogue(path: Path) -> Catalogue:
         keys, titles = TextTable(*packed[:2]), TextTable(*packed[2:])
         own = (arrays.pop("embeddings"), facts["as_of"], facts["fingerprint"])
         cast = tuple(map(str, facts.get("cast_fingerprints", ())))
+        blend = None
+        if numbers := facts.get("blend"):
+            counted = [arrays.pop(f"{_BLEND}{name}") for name in _BLEND_ARRAYS]
+            blend = Blend(*counted, **numbers)
         records = {name.removeprefix(_RECORDS): array for name, array in arrays.items()}
-        return Catalogue(keys, titles, *own, cast, records)
+        return Catalogue(keys, titles, *own, cast, records, blend)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{str(path)!r} is truncated or no catalogue ({error!s:.300})"
         raise ValueError(f"{problem}; download or save the checkpoint again") from None

@@ -246,9 +246,9 @@ class FTMambaArchitecture(PreTrainedConfig):
     conv_kernel: int = 4  # width of the causal convolution, in tokens
     expand: int = 2  # inner width of a mixer over hidden_size
     time_step_rank: int = 0  # of dt's projection in `mamba`; 0 means ceil(hidden_size / 16)
-    time_step_min: float | int = 0.001  # dt starts log-uniform between these two ...
-    time_step_max: float | int = 0.1
-    time_step_floor: float | int = 1e-4  # ... and never below this
+    time_step_min: float | int = 0.001  # dt starts log-uniform between this ...
+    time_step_max: float | int = 0.1  # ... and this
+    time_step_floor: float | int = 1e-4  # dt never starts below this
     # Channels a head of `ssd`; 0 means 32, or the largest power of two that fits the inner width.
     ssd_head_size: int = 0
     bidirectional: bool = False  # a second mixer in each layer, over the reversed tokens

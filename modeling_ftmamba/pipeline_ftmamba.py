@@ -24,7 +24,7 @@ from .processing_ftmamba import HistoryReader, name_of
 _PARAMETERS = ("top_k", "exclude")
 _RECORDS_AT_ONCE = 1024
 _SCORES_AT_ONCE = 2**24
-_SEEN = "seen"  # beside a batch's tensors: the items of its histories, for the model's `scores`
+_ROWS = "rows"  # beside a batch's tensors: the items of its histories, for `scores`
 
 Answer = list[dict[str, Any]]  # items, best first: `item_key`, `score` and `title` of each
 
@@ -150,13 +150,13 @@ class FTMambaRecommendationPipeline(Pipeline):
         """Encode a list of records, and the events of their histories."""
         encoded = dict(self.feature_extractor(users=input_, return_tensors="pt"))
         events = self._history.events(input_)
-        return encoded | self._history.of_events(events) | {_SEEN: self._history.seen(events)}
+        return encoded | self._history.of_events(events) | {_ROWS: self._history.rows(events)}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        tensors = {name: one for name, one in input_tensors.items() if name != _SEEN}
+        tensors = {name: one for name, one in input_tensors.items() if name != _ROWS}
         users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
-        scores_BI = self.model.scores(users_BE, self._items_IE, input_tensors[_SEEN])
-        rows = self.catalogue.index.rows(forward_parameters.get("exclude", ()))
+        scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
+        rows = self.catalogue.rows(forward_parameters.get("exclude", ()))
         scores_BI[:, [row for row in rows if row is not None]] = -torch.inf
         scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
         return {"scores": scores_BK, "rows": rows_BK, "is_finite": users_BE.isfinite().all(1)}

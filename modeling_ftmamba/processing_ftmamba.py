@@ -457,16 +457,31 @@ class HistoryReader:
             histories.append(events)
         return histories
 
-    def seen(self, histories: Sequence[Sequence[Event]]) -> tuple[Tensor, Tensor] | None:
-        """Return the users' and the seen items' rows for `scores`; None where it has no bias."""
-        if self.column is None or self._model.repeat_bias is None:
-            return None
-        newest = [history[-self.column.max_length :] for history in histories]
-        rows_of = self._rows([event.item for history in newest for event in history])
-        users = [row for row, history in enumerate(newest) for _ in history]
-        pairs = [(row, item) for row, item in zip(users, rows_of, strict=True) if item is not None]
-        pairs_P2 = torch.tensor(pairs, dtype=torch.int64, device=self._items_IE.device).view(-1, 2)
-        return pairs_P2[:, 0], pairs_P2[:, 1]
+    def rows(self, histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
+        """Return the rows of the newest items that `scores` reads, -1 for one of no catalogue."""
+        blend = self._catalogue.blend
+        reads = [
+            0 if self._model.repeat_bias is None or not self.column else self.column.max_length
+        ]
+        most = max(*reads, blend.max_history if blend and self.column else 0)
+        newest = [history[-most:] if most else () for history in histories]
+        rows = self._rows([event.item for history in newest for event in history])
+        known = np.array([-1 if row is None else row for row in rows], np.int64)
+        return np.split(known, np.cumsum([len(history) for history in newest])[:-1])
+
+    def scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Return the scores (U, I) of users by their embeddings and the `rows` of their items."""
+        seen = None
+        if self.column is not None and self._model.repeat_bias is not None:
+            newest = [own[-self.column.max_length :] for own in rows]
+            users = np.repeat(np.arange(len(newest)), [len(own) for own in newest])
+            pairs_2P = np.stack([users, np.concatenate(newest)])
+            pairs = torch.from_numpy(pairs_2P[:, pairs_2P[1] >= 0]).to(users_UE.device)
+            seen = pairs[0], pairs[1]
+        scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, seen)
+        if self._catalogue.blend is not None:
+            scores_UI += torch.from_numpy(self._catalogue.blend.added(rows)).to(scores_UI)
+        return scores_UI
 
     def of_events(
         self, histories: Sequence[Sequence[Event]], max_length: int | None = None
@@ -502,7 +517,7 @@ class HistoryReader:
     def _rows(self, items: Sequence[Any]) -> list[int | None]:
         """Return the rows of the catalogue that items are, None for what is not in it."""
         keys = [one for one in items if isinstance(one, str)]
-        found = iter(self._catalogue.index.rows(keys) if keys else ())
+        found = iter(self._catalogue.rows(keys) if keys else ())
         rows = [next(found) if isinstance(one, str) else one for one in items]
         return [row if isinstance(row, int) else None for row in rows]
 

@@ -69,6 +69,7 @@ class Study:
                 f"it has: {', '.join(variants)}"
             )
         own = {"seed": seed, "data": {"folder": folder}, "output_dir": "runs/sequences/latest"}
+        own["evaluation"] = {"refit": False}  # what is trained on validation too is in `refits`
         return recipe_from_dict(merged(merged(base, variants[variant]), own))
 
 

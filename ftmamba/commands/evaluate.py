@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ftmamba.checkpoint import Checkpoint
     from ftmamba.data.tables import Tables
     from ftmamba.evaluation import Evaluation, Split
+    from ftmamba.evaluation.protocol import Scorer
     from ftmamba.recipe import Recipe
 
 
@@ -49,6 +50,7 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
     from ftmamba.data.histories import histories_of
     from ftmamba.data.popularity import PopularityHistory
     from ftmamba.evaluation import evaluate
+    from ftmamba.evaluation.blending import BlendedScorer
     from ftmamba.recipe import recipe_from_dict
     from ftmamba.table_embedding import embed_table
     from ftmamba.training.embedding import embed_with_histories
@@ -88,7 +90,10 @@ def repeat_evaluation(checkpoint: "Checkpoint") -> tuple["Split", "Evaluation"]:
         histories = histories_of(split.before_test)
         every_U = torch.arange(n_users)
         users_UE = embed_with_histories(model, encode_users, every_U, items_IE, histories, history)
-    scorer = scorer_of(model, users_UE, items_IE, histories, history)
+    towers = scorer_of(model, users_UE, items_IE, histories, history)
+    scorer: Scorer = towers
+    if (blend := checkpoint.catalogue.blend) is not None:
+        scorer = BlendedScorer(towers, blend, None if histories is None else histories.items)
     protocol = make_protocol(recipe.evaluation)
     return split, evaluate(scorer, test=split.test, seen=split.before_test, protocol=protocol)
 

@@ -24,10 +24,13 @@ from ftmamba.evaluation.evaluate import evaluate
 from ftmamba.evaluation.named import make_named
 from ftmamba.evaluation.protocol import Protocol
 from ftmamba.evaluation.splits import Split
-from modeling_ftmamba.catalogue import top_k
+from modeling_ftmamba.catalogue import history_weights, top_k
 
 N_SIMILARITIES_AT_ONCE = 2**24
 SECONDS_A_DAY = 86_400
+
+MOST_HISTORY = 200
+"""Newest items that a blend reads of a user."""
 
 MAX_ITEMS = 30_000
 """An inverse of 30,000 x 30,000 float64 takes 7 GB, and a quarter of an hour on two cores."""
@@ -145,13 +148,18 @@ class ItemKNN:
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         history_UI = _history_matrix(train, self.name)
-        similarity_II = self._similarities(history_UI)
+        similarity_II = self.neighbours(train)
         return _fitted(
             self.name, train, lambda users: (history_UI[users] @ similarity_II).toarray()
         )
 
-    def _similarities(self, history_UI: Any) -> Any:
-        """Return a CSR matrix (I, I), computed a block of rows at a time."""
+    def history_shape(self) -> Mapping[str, Any]:
+        """Return how a blend weighs a history: every item alike."""
+        return {"max_history": MOST_HISTORY}
+
+    def neighbours(self, train: Interactions) -> Any:
+        """Return the similarities, a CSR matrix (I, I), computed a block of rows at a time."""
+        history_UI = _history_matrix(train, self.name)
         sparse = require("scipy.sparse", self.name)
         n_items = history_UI.shape[1]
         norm_I = np.sqrt(np.asarray(history_UI.sum(0)).ravel())
@@ -194,14 +202,26 @@ class EASE:
                 f"baseline 'EASE' inverts a matrix of items x items, at most {MAX_ITEMS} items, "
                 f"got {train.n_items}; leave it out and keep item-kNN and iALS"
             )
+        history_UI, weights_II = _history_matrix(train, self.name), self._weights(train)
+        return _fitted(self.name, train, lambda users: history_UI[users] @ weights_II)
+
+    def history_shape(self) -> Mapping[str, Any]:
+        """Return how a blend weighs a history: every item alike."""
+        return {"max_history": MOST_HISTORY}
+
+    def neighbours(self, train: Interactions) -> Any:
+        """Return the weights as a sparse matrix (I, I)."""
+        return require("scipy.sparse", self.name).csr_matrix(self._weights(train))
+
+    def _weights(self, train: Interactions) -> Scores:
         history_UI = _history_matrix(train, self.name)
         gram_II = (history_UI.T @ history_UI).toarray().astype(np.float64)
         diagonal = np.diag_indices(train.n_items)
         gram_II[diagonal] += self.regularization
         inverse_II = np.linalg.inv(gram_II)
-        weights_II = (-inverse_II / np.diag(inverse_II)).astype(np.float32)
+        weights_II: Scores = (-inverse_II / np.diag(inverse_II)).astype(np.float32)
         weights_II[diagonal] = 0
-        return _fitted(self.name, train, lambda users: history_UI[users] @ weights_II)
+        return weights_II
 
 
 @dataclass(frozen=True)
@@ -330,11 +350,7 @@ class PCTM:
             )
 
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
-        sequences = _sequences(train, self.name)
-        distances = np.arange(1, self.max_distance + 1, dtype=np.float32)
-        weights = distances ** np.float32(-self.distance_power)
-        evidence_II = _transition_counts(sequences, train.n_items, weights, self.name)
-        evidence_II.data = np.log1p(evidence_II.data * np.float32(train.n_items / self.tau))
+        sequences, evidence_II = _sequences(train, self.name), self.neighbours(train)
         counts_I = _item_counts(train).astype(np.float64) + 1
         bias_I = (self.popularity_weight * np.log(counts_I / counts_I.sum())).astype(np.float32)
         history_UI = _weighted_history(sequences, self._weights(sequences[0]), train, self.name)
@@ -342,15 +358,27 @@ class PCTM:
             self.name, train, lambda users: (history_UI[users] @ evidence_II).toarray() + bias_I
         )
 
+    def history_shape(self) -> Mapping[str, Any]:
+        """Return how a blend weighs a history."""
+        return {
+            name: getattr(self, name)
+            for name in ("max_history", "ratio", "n_recent", "recent_share")
+        }
+
+    def neighbours(self, train: Interactions) -> Any:
+        """Return the evidence, a CSR matrix (I, I)."""
+        sequences = _sequences(train, self.name)
+        distances = np.arange(1, self.max_distance + 1, dtype=np.float32)
+        weights = distances ** np.float32(-self.distance_power)
+        evidence_II = _transition_counts(sequences, train.n_items, weights, self.name)
+        evidence_II.data = np.log1p(evidence_II.data * np.float32(train.n_items / self.tau))
+        return evidence_II
+
     def _weights(self, user_R: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return h of each event (R,); 0 beyond `max_history`."""
         age_R = _ages(user_R)
         n_R = np.minimum(np.bincount(user_R)[user_R], self.max_history)
-        powers = np.float64(self.ratio) ** np.arange(self.n_recent)
-        recent_R = powers[np.minimum(age_R, self.n_recent - 1)]
-        sum_R = np.cumsum(powers)[np.minimum(n_R, self.n_recent) - 1]
-        others_R = (1 - self.recent_share) / np.maximum(n_R - self.n_recent, 1)
-        h_R = np.where(age_R < self.n_recent, self.recent_share * recent_R / sum_R, others_R)
+        h_R = history_weights(age_R, n_R, self.ratio, self.n_recent, self.recent_share)
         return np.where(age_R < n_R, h_R, 0).astype(np.float32)
 
 
@@ -512,6 +540,13 @@ class Tuned(NamedTuple):
     best: Baseline
     score: float
     scores: tuple[float, ...]
+    candidates: tuple[Any, ...]
+
+    @property
+    def ranked(self) -> list[Any]:
+        """The candidates, the best first."""
+        order = sorted(range(len(self.scores)), key=lambda index: -self.scores[index])
+        return [self.candidates[index] for index in order]
 
 
 def tune(
@@ -542,4 +577,4 @@ def tune(
         for candidate in candidates
     )
     best = max(range(len(scores)), key=scores.__getitem__)
-    return Tuned(candidates[best], scores[best], scores)
+    return Tuned(candidates[best], scores[best], scores, tuple(candidates))

@@ -73,7 +73,7 @@ class CheckpointObserver:
 
     def refusals(self, events: Sequence[UserEvent]) -> list[Refusal | None]:
         """Return for each event why it cannot be observed, None if it can."""
-        rows = self._catalogue.index.rows(one.event.item for one in events)
+        rows = self._catalogue.rows(one.event.item for one in events)
         return [self._refusal(one, row) for one, row in zip(events, rows, strict=True)]
 
     def _refusal(self, one: UserEvent, row: int | None) -> Refusal | None:
@@ -122,7 +122,7 @@ class CheckpointObserver:
 
     def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
         """Return the states of users after some events of each, in order of time."""
-        rows = iter(self._catalogue.index.rows(one.event.item for own in events for one in own))
+        rows = iter(self._catalogue.rows(one.event.item for own in events for one in own))
         histories = [[_resolved(one, next(rows)) for one in own] for own in events]
         return self._observe(state, histories)
 

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.data.encoded import EncodedData, encode
-from ftmamba.data.histories import Histories
+from ftmamba.data.histories import Histories, histories_of
 from ftmamba.data.named_datasets import NAMED_DATASETS
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
+from ftmamba.evaluation.blending import Asked, validation_users
 from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, TrainingRecipe, load_preset
 from ftmamba.training.checkpoints import OnCheckpoint
 from ftmamba.training.embedding import catalogue_embeddings, longest_history, user_embeddings
@@ -42,12 +43,14 @@ class Trained:
         data: the tables as the model reads them.
         result: epochs, scores and losses of the training that was validated.
         seconds: wall time of training, the refit included.
+        asked: users of validation as scored by the model before a refit; None without a blend.
     """
 
     model: FTMambaTwoTowerModel
     data: EncodedData
     result: FitResult
     seconds: float
+    asked: Asked | None = None
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -155,9 +158,27 @@ def train(
         seed=recipe.seed,
         on_checkpoint=on_checkpoint,
     )
+    asked = None
+    if recipe.blend == "auto" and len(split.validation):
+        asked = ask_validation(model, data, split, recipe.seed)
     if recipe.evaluation.refit:
         model, data = refit(recipe, tables, split, accelerator, n_epochs=result.best_epoch)
-    return Trained(model, data, result, round(time.perf_counter() - start, 3))
+    return Trained(model, data, result, round(time.perf_counter() - start, 3), asked)
+
+
+def ask_validation(
+    model: FTMambaTwoTowerModel, data: EncodedData, split: Split, seed: int
+) -> Asked:
+    """Embed the users of validation by whom a blend is chosen, with and without histories."""
+    user_ids, as_of = validation_users(split, seed), split.validation_time
+
+    def scorer(histories: Histories | None) -> EmbeddingScorer:
+        return embedding_scorer(model, data, as_of, user_ids=user_ids, histories=histories)
+
+    if data.histories is None:
+        return Asked(user_ids, scorer(None), None)
+    none = histories_of(split.train.select(np.zeros(0, np.int64)))
+    return Asked(user_ids, scorer(data.histories), scorer(none))
 
 
 def refit(

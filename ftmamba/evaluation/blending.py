@@ -1,0 +1,292 @@
+"""The blend: what counted interactions add to the scores of the towers, weighed on validation.
+
+Shapes: U users, I items, B users of a block, K ranks, N neighbours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ftmamba.data.histories import histories_of
+from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
+from ftmamba.data.popularity import SECONDS_A_DAY
+from ftmamba.evaluation.evaluate import N_SCORES_AT_ONCE
+from ftmamba.evaluation.metrics import METRICS
+from ftmamba.evaluation.protocol import EmbeddingScorer
+from ftmamba.evaluation.splits import Split
+from modeling_ftmamba.catalogue import Blend, top_k
+
+N_NEIGHBOURS = 200
+MOST_USERS, LEAST_USERS, MOST_SCORES = 5_000, 500, 10**8
+"""Users of validation by whom the weights are chosen: fewer where the catalogue is large."""
+
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+PRIORS = (-0.2, -0.1, -0.05, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+WINDOWS = (7, 14, 30, 90, None)
+"""Days of popularity; None counts all."""
+
+LEAST_COLD = 100
+"""With fewer users without a history in validation, the histories of others are hidden."""
+
+_GRID_SCORES_AT_ONCE = 2**20
+
+
+class Counting(Protocol):
+    """A counting model whose evidence is a sparse matrix of items."""
+
+    @property
+    def name(self) -> str: ...
+
+    def neighbours(self, train: Interactions) -> Any:
+        """Return the evidence E_ij (I, I) of an item i in the history for item j, CSR."""
+
+    def history_shape(self) -> Mapping[str, Any]:
+        """Return how `Blend` weighs the events of a history."""
+
+
+class Asked(NamedTuple):
+    """Users of validation, as a tower trained on the training part scores them.
+
+    Attributes:
+        user_ids: those of whom a score is known.
+        towers: with their histories.
+        hidden: the same users without any history; None where the model has none.
+    """
+
+    user_ids: NDArray[np.int64]
+    towers: EmbeddingScorer
+    hidden: EmbeddingScorer | None
+
+
+@dataclass(frozen=True)
+class BlendedScorer:
+    """Scores of the towers and what a blend adds, as a checkpoint serves them; a `Scorer`.
+
+    Attributes:
+        towers: of the model.
+        blend: of its catalogue.
+        histories: each user's items, oldest first; None where the model reads no history.
+    """
+
+    towers: EmbeddingScorer
+    blend: Blend
+    histories: ItemsByUser | None
+
+    def scores(self, user_ids: NDArray[np.int64]) -> Tensor:
+        scores_UI = self.towers.scores(user_ids)
+        added_UI = self.blend.added(_items_of(self.histories, user_ids))
+        return scores_UI + torch.from_numpy(added_UI).to(scores_UI.device)
+
+
+@dataclass(frozen=True)
+class Blending:
+    """What validation chose for the blend; `count` makes it of any interactions.
+
+    Attributes:
+        counting: the counting model; None where it does not help.
+        days: window of the popularity; None counts all.
+        weight: of the evidence.
+        popularity_weight: of the log popularity, for users with a history.
+        cold_weight: of the same, for users without.
+        metric: by which they were chosen.
+        pure: the towers' metric on validation.
+        blended: the metric with these weights.
+    """
+
+    counting: Counting | None
+    days: int | None
+    weight: float
+    popularity_weight: float
+    cold_weight: float
+    metric: str
+    pure: float
+    blended: float
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether nothing is added to the towers."""
+        return not (self.weight or self.popularity_weight or self.cold_weight)
+
+    def count(self, interactions: Interactions, as_of: int | None) -> Blend:
+        """Count the interactions before a time; None is the end of them."""
+        popularity_I = log_popularity(interactions, self.days, as_of)
+        if self.counting is None:
+            return replace(no_neighbours(popularity_I), **self._weights())
+        return replace(counted(self.counting, interactions, popularity_I), **self._weights())
+
+    def _weights(self) -> dict[str, Any]:
+        names = ("weight", "popularity_weight", "cold_weight")
+        return {name: getattr(self, name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        counting = None if self.counting is None else str(self.counting)
+        validation = {"metric": self.metric, "pure": self.pure, "blended": self.blended}
+        facts = {"counting": counting, "days": self.days, **self._weights()}
+        return {**facts, "validation": validation}
+
+
+def log_popularity(
+    interactions: Interactions, days: int | None, as_of: int | None
+) -> NDArray[np.float32]:
+    """Return log(1 + count) of each item (I,) in the days before a time, or in all of them."""
+    item_ids = interactions.item_ids
+    if days is not None and interactions.times is not None:
+        until = int(interactions.times.max()) + 1 if as_of is None else as_of
+        since = until - days * SECONDS_A_DAY
+        item_ids = item_ids[(interactions.times >= since) & (interactions.times < until)]
+    counts_I = np.bincount(item_ids, minlength=interactions.n_items)
+    return np.log1p(counts_I).astype(np.float32)
+
+
+def no_neighbours(popularity_I: NDArray[np.float32]) -> Blend:
+    """Return a blend of popularity alone."""
+    none = np.zeros(0, np.float32)
+    return Blend(np.zeros(len(popularity_I) + 1, np.int64), none.astype(np.int32), none,
+                 popularity_I)  # fmt: skip
+
+
+def counted(
+    counting: Counting, interactions: Interactions, popularity_I: NDArray[np.float32]
+) -> Blend:
+    """Return a blend with weight 1 of the highest evidence for each item."""
+    evidence_II = counting.neighbours(interactions).tocsr()
+    evidence_II.sum_duplicates()
+    starts, data = evidence_II.indptr, evidence_II.data
+    is_kept_N = data > 0
+    for row in np.flatnonzero(np.diff(starts) > N_NEIGHBOURS):
+        own = slice(starts[row], starts[row + 1])
+        least = np.partition(data[own], -N_NEIGHBOURS)[-N_NEIGHBOURS]
+        # Of those level with the last one, the lowest ids stay.
+        n_level = N_NEIGHBOURS - int((data[own] > least).sum())
+        is_level = data[own] == least
+        is_level &= np.cumsum(is_level) <= n_level
+        is_kept_N[own] &= (data[own] > least) | is_level
+    kept = np.concatenate([[0], np.cumsum(is_kept_N)])[starts]
+    return Blend(
+        kept.astype(np.int64),
+        evidence_II.indices[is_kept_N].astype(np.int32),
+        data[is_kept_N].astype(np.float32),
+        popularity_I,
+        weight=1.0,
+        **counting.history_shape(),
+    )
+
+
+def validation_users(split: Split, seed: int) -> NDArray[np.int64]:
+    """Return users of validation, a seeded sample where they are many."""
+    users = np.unique(split.validation.user_ids)
+    most = min(MOST_USERS, max(LEAST_USERS, MOST_SCORES // split.validation.n_items))
+    if len(users) > most:
+        users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
+    return users
+
+
+def choose_blend(
+    asked: Asked, split: Split, candidates: Sequence[Counting], *, mask_seen: bool, metric: str
+) -> Blending:
+    """Choose counting model, window and weights by the metric on validation."""
+    hidden = asked.hidden
+    is_warm_U = np.isin(asked.user_ids, split.train.user_ids) & (hidden is not None)
+    grid = _Grid(split, mask_seen, metric)
+    warm = asked.user_ids[is_warm_U], asked.towers
+    cold = asked.user_ids[~is_warm_U], asked.towers
+    if hidden is not None and len(cold[0]) < LEAST_COLD:
+        # What a person without a history is served, asked of those who have one.
+        cold = warm[0], hidden
+    until = split.validation_time
+    windows = WINDOWS if split.train.times is not None else (None,)
+    popularity = {days: log_popularity(split.train, days, until) for days in windows}
+    best, counting, weight = grid.means(*warm, no_neighbours(popularity[None]))[0, 0], None, 0.0
+    pure = best
+    blends = {one: counted(one, split.train, popularity[None]) for one in candidates}
+    for one, blend in blends.items():
+        means_W = grid.means(*warm, blend, weights=WEIGHTS)[:, 0]
+        if means_W.max() > best:
+            best, counting, weight = means_W.max(), one, WEIGHTS[int(means_W.argmax())]
+    around: tuple[float, ...] = (0.0,)
+    if counting is not None:
+        index = WEIGHTS.index(weight)
+        around = WEIGHTS[max(0, index - 1) : index + 2]
+    found: tuple[float, int | None, float, float, float, float] | None = None
+    for days, popularity_I in popularity.items():
+        empty = no_neighbours(popularity_I)
+        blend = (
+            empty if counting is None else replace(blends[counting], log_popularity=popularity_I)
+        )
+        means_WP = grid.means(*warm, blend, weights=around, priors=PRIORS)
+        row, column = np.unravel_index(means_WP.argmax(), means_WP.shape)
+        cold_P = grid.means(*cold, empty, priors=PRIORS)[0]
+        own = (PRIORS[int(column)], PRIORS[int(cold_P.argmax())])
+        total = means_WP.max() * len(warm[0]) + cold_P.max() * len(cold[0])
+        if found is None or total > found[0]:
+            found = (total, days, around[int(row)], *own, float(means_WP.max()))
+    assert found is not None
+    _, days, weight, prior, cold_prior, blended = found
+    return Blending(
+        counting if weight else None, days, weight, prior, cold_prior, metric, pure, blended
+    )
+
+
+class _Grid:
+    """The mean of a metric on validation for each weight of evidence and of popularity."""
+
+    def __init__(self, split: Split, mask_seen: bool, metric: str) -> None:
+        name, _, k = metric.partition("@")
+        self._metric, self._k = METRICS[name], int(k)
+        self._n_items = split.validation.n_items
+        self._masked = items_by_user(split.train) if mask_seen else None
+        self._targets = items_by_user(split.validation)
+        self._histories = histories_of(split.train).items
+
+    def means(
+        self,
+        user_ids: NDArray[np.int64],
+        towers: EmbeddingScorer,
+        blend: Blend,
+        weights: Sequence[float] = (0.0,),
+        priors: Sequence[float] = (0.0,),
+    ) -> NDArray[np.float64]:
+        """Return (weights, priors); 0 without users."""
+        sums = np.zeros((len(weights), len(priors)))
+        popularity_I = torch.from_numpy(blend.log_popularity)
+        for users_B in self._blocks(user_ids):
+            scores_BI = towers.scores(users_B).cpu()
+            if self._masked is not None:
+                rows, items = self._masked.pairs(users_B)
+                scores_BI[torch.from_numpy(rows), torch.from_numpy(items)] = -torch.inf
+            is_target_BI = torch.zeros(scores_BI.shape, dtype=torch.bool)
+            rows, items = self._targets.pairs(users_B)
+            is_target_BI[torch.from_numpy(rows), torch.from_numpy(items)] = True
+            n_relevant_B = is_target_BI.sum(1).numpy()
+            evidence_BI = torch.zeros(())
+            if any(weights):
+                only = replace(blend, popularity_weight=0.0, cold_weight=0.0, weight=1.0)
+                evidence_BI = torch.from_numpy(only.added(_items_of(self._histories, users_B)))
+            for row, weight in enumerate(weights):
+                with_evidence = scores_BI + weight * evidence_BI if weight else scores_BI
+                for column, prior in enumerate(priors):
+                    total = with_evidence + prior * popularity_I if prior else with_evidence
+                    ids_BK = top_k(total, self._k)[1]
+                    hits_BK = is_target_BI.gather(1, ids_BK).numpy()
+                    sums[row, column] += self._metric(hits_BK, n_relevant_B).sum()
+        return sums / max(1, len(user_ids))
+
+    def _blocks(self, user_ids: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        step = max(1, min(_GRID_SCORES_AT_ONCE, N_SCORES_AT_ONCE) // self._n_items)
+        for start in range(0, len(user_ids), step):
+            yield user_ids[start : start + step]
+
+
+def _items_of(
+    histories: ItemsByUser | None, user_ids: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    if histories is None:
+        return [np.zeros(0, np.int64)] * len(user_ids)
+    ends = histories.starts
+    return [histories.item_ids[ends[user] : ends[user + 1]] for user in user_ids]

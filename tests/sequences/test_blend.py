@@ -1,0 +1,201 @@
+"""Counted neighbours and popularity are blended into the score, and every way to a score knows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+
+from ftmamba import Recommender
+from ftmamba.checkpoint import load_checkpoint, save_checkpoint
+from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.comparison import compare, held_out_scorer
+from ftmamba.data.histories import histories_of
+from ftmamba.evaluation.baselines import ItemKNN
+from ftmamba.evaluation.blending import BlendedScorer, counted, log_popularity
+from ftmamba.recipe import recipe_from_dict
+from ftmamba.results import make_checkpoint
+from modeling_ftmamba.catalogue import Blend, Catalogue, load_catalogue
+from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
+from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+from tests.evaluation.test_baselines import DAY, interactions_of, random_pairs
+
+from .conftest import N_ITEMS, N_USERS, ring_recipe, ring_tables, trained_on
+
+
+@pytest.fixture(scope="module")
+def blended(tmp_path_factory):
+    """A run of few epochs on the ring, where counting knows what comes next, and its folder."""
+    folder = tmp_path_factory.mktemp("blend")
+    values = {**ring_recipe(folder, num_epochs=2, evaluate_every=2).to_dict(), "blend": "auto"}
+    values["evaluation"] |= {"baselines": ["popularity", "pctm"], "tune_baselines": True}
+    recipe, tables = recipe_from_dict(values), ring_tables()
+    split, trained = trained_on(recipe, tables)
+    comparison = compare(recipe, tables, split, trained, Accelerator(cpu=True))
+    save_checkpoint(folder / "run", make_checkpoint(recipe, tables, split, trained, comparison))
+    return split, trained, comparison, folder / "run"
+
+
+def slow_scores(towers_UI, blend, histories):
+    """The definition of the blended score, in float64, one event after the other."""
+    result = np.asarray(towers_UI).astype(np.float64)
+    for user, history in enumerate(histories):
+        newest = list(reversed(history))[: blend.max_history]
+        prior = blend.popularity_weight if newest else blend.cold_weight
+        result[user] += prior * blend.log_popularity.astype(np.float64)
+        n_recent = min(len(newest), blend.n_recent)
+        total = sum(blend.ratio**age for age in range(n_recent))
+        for age, item in enumerate(newest):
+            if age < blend.n_recent:
+                h = blend.recent_share * blend.ratio**age / total
+            else:
+                h = (1 - blend.recent_share) / (len(newest) - blend.n_recent)
+            for index in range(blend.starts[item], blend.starts[item + 1]):
+                evidence = float(blend.evidence[index])
+                result[user, blend.neighbours[index]] += blend.weight * h * evidence
+    return result
+
+
+def drawn_blend(n_items=30, **values):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 6, n_items)
+    return Blend(
+        np.concatenate([[0], np.cumsum(counts)]),
+        np.concatenate([rng.permutation(n_items)[:n] for n in counts]).astype(np.int32),
+        rng.random(counts.sum()).astype(np.float32),
+        rng.random(n_items).astype(np.float32),
+        **values,
+    )
+
+
+SHAPES = {
+    "recent events and older ones": {"ratio": 0.6, "n_recent": 3, "recent_share": 0.8},
+    "recent events alone": {"ratio": 0.5, "n_recent": 50, "recent_share": 1.0},
+    "every event alike": {},
+    "few events": {"ratio": 0.6, "n_recent": 3, "recent_share": 0.8, "max_history": 4},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_what_is_added_is_its_definition(shape):
+    blend = drawn_blend(weight=1.5, popularity_weight=-0.3, cold_weight=2.0, **shape)
+    rng = np.random.default_rng(1)
+    histories = [rng.integers(30, size=n).tolist() for n in (0, 1, 3, 4, 9, 0, 20)]
+    expected = slow_scores(np.zeros((7, 30)), blend, histories)
+    np.testing.assert_allclose(blend.added(histories), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_an_item_of_no_catalogue_has_an_age_and_no_neighbours():
+    blend = drawn_blend(weight=1.0, ratio=0.5, n_recent=2, recent_share=1.0)
+    item = int(np.flatnonzero(np.diff(blend.starts))[0])
+    expected = blend.added([[item, 0]]) - blend.added([[0]]) * 2 / 3
+    np.testing.assert_allclose(blend.added([[item, -1]]), expected, atol=1e-6)
+
+
+def test_only_the_most_similar_neighbours_are_kept_the_lowest_ids_among_equals(monkeypatch):
+    monkeypatch.setattr("ftmamba.evaluation.blending.N_NEIGHBOURS", 3)
+    train, _ = random_pairs(30, 12, 200)
+    model = ItemKNN(n_neighbours=12, shrink=1)
+    whole = model.neighbours(train).toarray()
+    blend = counted(model, train, log_popularity(train, None, None))
+    for item in range(12):
+        best = sorted(range(12), key=lambda other: (-whole[item, other], other))[:3]
+        found = blend.neighbours[blend.starts[item] : blend.starts[item + 1]]
+        assert sorted(found.tolist()) == sorted(one for one in best if whole[item, one] > 0)
+
+
+def test_counting_helps_a_young_model_and_is_first_in_the_table(blended):
+    comparison = blended[2]
+    names = list(comparison.evaluations)
+    assert names[:2] == ["FT-Mamba + counts", "FT-Mamba"]
+    best, pure = (comparison.evaluations[name].mean("HR@1") for name in names[:2])
+    assert best > pure + 0.1
+    facts = comparison.to_dict()["blend"]
+    assert facts["weight"] > 0
+    assert facts["counting"].startswith("PCTM(")
+    assert facts["validation"]["blended"] > facts["validation"]["pure"]
+    assert comparison.options["FT-Mamba + counts"]
+
+
+def test_recommender_pipeline_and_evaluation_give_the_scores_of_the_definition(blended):
+    split, trained, comparison, folder = blended
+    recommender = Recommender.from_pretrained(folder)
+    blend = recommender.catalogue.blend
+    histories = histories_of(split.before_test).items
+    users = np.arange(N_USERS)
+    items = [histories.item_ids[histories.starts[u] : histories.starts[u + 1]] for u in users]
+    towers = held_out_scorer(trained, split)
+    expected = slow_scores(towers.scores(users), blend, [one.tolist() for one in items])
+    evaluated = BlendedScorer(towers, comparison.blend, histories).scores(users)
+    np.testing.assert_allclose(evaluated, expected, atol=1e-5)
+    keys = [f"u{user}" for user in users]
+    found = recommender.recommend_batch(user_keys=keys, k=N_ITEMS, exclude_seen=False)
+    pipe = FTMambaRecommendationPipeline(
+        FTMambaTwoTowerModel.from_pretrained(folder),
+        FTMambaFeatureExtractor.from_pretrained(folder),
+        catalogue=folder / "catalogue.safetensors",
+    )
+    item_keys = recommender.catalogue.keys
+    records = [
+        {**recommender.users.record(u), "history": [item_keys[item] for item in own]}
+        for u, own in zip(users, items, strict=True)
+    ]
+    piped = pipe(records, top_k=N_ITEMS)
+    for user in users:
+        mine = {recommender.catalogue.row(one.item_key): one.score for one in found[user]}
+        theirs = {recommender.catalogue.row(one["item_key"]): one["score"] for one in piped[user]}
+        scores_I = [mine[item] for item in range(N_ITEMS)]
+        np.testing.assert_allclose(scores_I, expected[user], atol=1e-5)
+        np.testing.assert_allclose(
+            [theirs[item] for item in range(N_ITEMS)], expected[user], atol=1e-5
+        )
+    one = recommender.score(records[3], item_keys[5])
+    assert one == pytest.approx(expected[3, 5], abs=1e-5)
+
+
+def test_the_evaluation_of_a_checkpoint_is_the_one_of_its_run(blended, monkeypatch):
+    *_, comparison, folder = blended
+    monkeypatch.setattr("ftmamba.commands.evaluate.tables_of", lambda _recipe: ring_tables())
+    _, again = repeat_evaluation(load_checkpoint(folder))
+    first = next(iter(comparison.evaluations.values()))
+    np.testing.assert_array_equal(again.recommended, first.recommended)
+
+
+def test_a_blend_is_saved_and_read_back(blended, tmp_path):
+    catalogue = load_catalogue(blended[3] / "catalogue.safetensors")
+    catalogue.save(tmp_path / "again.safetensors")
+    again = load_catalogue(tmp_path / "again.safetensors").blend
+    assert again.weight == catalogue.blend.weight > 0
+    np.testing.assert_array_equal(again.evidence, catalogue.blend.evidence)
+    np.testing.assert_array_equal(again.starts, catalogue.blend.starts)
+    with safe_open(tmp_path / "again.safetensors", framework="np") as file:
+        assert "blend/evidence" in file.keys()  # noqa: SIM118
+
+
+WRONG = {
+    "no neighbour": ({"neighbours": np.array([0, 3], np.int32)}, "none of its 3 items"),
+    "starts": ({"starts": np.array([0, 2, 1, 2])}, "do not fit"),
+    "a type": ({"evidence": np.ones(2)}, "do not fit"),
+    "not finite": ({"evidence": np.array([1, np.inf], np.float32)}, "not finite"),
+    "a weight": ({"weight": float("nan")}, "not finite"),
+    "a history": ({"max_history": 0}, "max_history"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_a_damaged_blend_is_refused(change, message):
+    blend = Blend(np.array([0, 1, 1, 2]), np.array([1, 2], np.int32),
+                  np.ones(2, np.float32), np.zeros(3, np.float32))  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        replace(blend, **change)
+    with pytest.raises(ValueError, match="must have one each"):
+        Catalogue(("a", "b"), ("", ""), torch.zeros(2, 4).numpy(), blend=blend)
+
+
+def test_popularity_counts_a_window_before_a_time():
+    train = interactions_of((0, 0, 1), (0, 1, 8), (1, 1, 9))
+    np.testing.assert_allclose(log_popularity(train, 7, 9 * DAY), np.log1p([0, 1, 0, 0]))
+    np.testing.assert_allclose(log_popularity(train, None, None), np.log1p([1, 2, 0, 0]))
