@@ -381,7 +381,7 @@ class CategoryEncoder(ColumnEncoder):
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:
-        ids = {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
+        ids: dict[str | None, int] = {t: N_SPECIAL_IDS + i for i, t in enumerate(self.texts)}
         if {*ids} <= {"true", "false"}:
             words = [("true", word) for word in TRUE_WORDS] + [
                 ("false", word) for word in FALSE_WORDS

@@ -205,17 +205,16 @@ def _is_one_of(texts: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
     return pc.is_in(pc.utf8_lower(texts), value_set=pa.array(words, texts.type))
 
 
-def _read_csv(path: Path) -> pa.Table:
-    encoding = _encoding(path)
-    with _text_stream(path, encoding) as stream:
-        head = stream.read(1 << 16).decode("utf-8", errors="replace").lstrip("\ufeff \r\n")
-    if not head:
-        raise ValueError(f"file '{path}' is empty; its first line must name the columns")
+def _read_csv(path: Path, spare: str = ",") -> pa.Table:
+    """Read a table; `spare` divides its columns if the first line has no usual delimiter."""
+    encoding, head = _look_into(path)
     line, *others = head.splitlines()
     skipped = int(line.lower().startswith("sep=") and bool(others))  # as Excel writes it
     line = others[0] if skipped else line
     # Delimiters inside quotes are part of a name.
-    delimiter = max(DELIMITERS, key=re.sub('"[^"]*"', "", line).count)
+    bare = re.sub('"[^"]*"', "", line)
+    delimiter = max(DELIMITERS, key=bare.count)
+    delimiter = delimiter if delimiter in bare else spare
     names = [name.strip().strip('"') for name in next(csv.reader([line], delimiter=delimiter))]
     n_values = sum(re.fullmatch(r"[+-]?\d[\d.,:/TZ +-]*", name) is not None for name in names)
     is_headless = len(names) <= 4 and n_values * 2 >= len(names)
@@ -256,10 +255,10 @@ def _read_csv(path: Path) -> pa.Table:
     if ragged:
         table, ragged = read(quote, threads=False)  # only one thread counts lines
         n_lines = table.num_rows + len(ragged)
-        shown = ", ".join(f"line {row.number} has {row.actual_columns}" for row in ragged[:3])
+        shown = ", ".join(f"row {row.number - 1} is {row.text:.60}" for row in ragged[:3])
         message = (
-            f"file '{path}': {len(ragged)} of {n_lines} lines do not have the "
-            f"{ragged[0].expected_columns} values that its header names: {shown}"
+            f"file '{path}': {len(ragged)} of {n_lines} rows do not have the "
+            f"{ragged[0].expected_columns} values that the header names: {shown}"
         )
         if len(ragged) > _FEW_RAGGED * n_lines:
             raise ValueError(
@@ -297,12 +296,7 @@ def _with_usual_names(table: pa.Table, path: Path) -> pa.Table:
     """Name the columns of a file without a header: user, item, then times and ratings."""
     names = ["user_id", "item_id"]
     for column in table.columns[2:]:
-        texts = column.slice(0, _PROBED_ROWS).drop_null()
-        is_time = (
-            parse_moments(texts) is not None
-            or pc.all(pc.match_substring_regex(texts, r"^\d{9,19}$")).as_py()
-        )
-        names.append("timestamp" if is_time else "rating")
+        names.append("timestamp" if holds_times(column) else "rating")
     names = names[: table.num_columns]
     if len({*names}) < len(names) or len(names) < 2:
         raise ValueError(
@@ -317,6 +311,28 @@ def _with_usual_names(table: pa.Table, path: Path) -> pa.Table:
     return table.rename_columns(names).replace_schema_metadata(metadata)
 
 
+def _look_into(path: Path) -> tuple[str, str]:
+    """Return the encoding and the first lines of a file."""
+    encoding = _encoding(path)
+    with _text_stream(path, encoding) as stream:
+        head = stream.read(1 << 16).decode("utf-8", errors="replace").lstrip("\ufeff \r\n")
+    if not head:
+        raise ValueError(f"file '{path}' is empty; its first line must name the columns")
+    return encoding, head
+
+
+def _read_text(path: Path) -> pa.Table:
+    """Read sequences or, where the lines are those of a table, that."""
+    line, *others = [line.strip() for line in _look_into(path)[1].splitlines()[:_PROBED_ROWS]]
+    has_names = others and not re.search(r"\d", line) and re.search(r"\d", others[0])
+    sizes = {line.count("\t") for line in (line, *others[:-1]) if line}
+    # Sequences of one length each would be a table, too: here they have names or times.
+    is_table = sizes == {2} or sizes == {3}
+    if has_names or is_table or re.search(r"[,;|]|:(token|float)", line):
+        return _read_csv(path, " ")
+    return read_sequences(path)
+
+
 def _encoding(path: Path) -> str:
     """Return the encoding of a file; "cp1252" stands for UTF-8 mixed with it too."""
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -326,6 +342,10 @@ def _encoding(path: Path) -> str:
             return "utf-16"
         if b"\0" in block[:2]:
             return "utf-16-le" if block[1] == 0 else "utf-16-be"
+        if b"\0" in block:
+            raise ValueError(
+                f"file '{path}' holds no text; unpack it, or save it as CSV where it was made"
+            )
         while block:
             try:
                 decoder.decode(block)
@@ -358,17 +378,16 @@ def _text_stream(path: Path, encoding: str) -> pa.NativeFile:
         return stream
     if encoding == "cp1252":
         # Files put together of several sources hold lines of UTF-8 too.
-        codecs.register_error(
-            "cp1252",
-            lambda error: (
-                error.object[error.start : error.end].decode("cp1252", "replace"),
-                error.end,
-            ),
-        )
-        decoder = codecs.getincrementaldecoder("utf-8")("cp1252")
+        codecs.register_error("cp1252", _from_cp1252)
+        decode = codecs.getincrementaldecoder("utf-8")("cp1252").decode
     else:
-        decoder = codecs.getincrementaldecoder(encoding)("replace")
-    return pa.TransformInputStream(stream, lambda block: decoder.decode(block).encode())
+        decode = codecs.getincrementaldecoder(encoding)("replace").decode
+    return pa.TransformInputStream(stream, lambda block: decode(block).encode())
+
+
+def _from_cp1252(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -414,7 +433,8 @@ def read_sequences(path: Path) -> pa.Table:
     read = pa.csv.ReadOptions(column_names=["line"])
     convert = pa.csv.ConvertOptions(column_types={"line": pa.string()})
     try:
-        lines = pa.csv.read_csv(path, read, parse, convert).column("line")
+        with _text_stream(path, _encoding(path)) as stream:
+            lines = pa.csv.read_csv(stream, read, parse, convert).column("line")
     except pa.ArrowInvalid as error:
         if "Empty CSV" not in str(error):
             raise
@@ -454,8 +474,10 @@ READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".json": _read_json,
     ".arrow": _read_arrow,
     ".feather": _read_arrow,
-    ".txt": read_sequences,
-    ".inter": read_sequences,
+    ".txt": _read_text,
+    ".inter": _read_text,
+    ".data": _read_text,
+    ".dat": _read_text,
 }
 """How each form of file is read, by its suffix."""
 
@@ -641,6 +663,18 @@ def seconds(values: pa.ChunkedArray, schema: InteractionSchema) -> NDArray[np.in
             f"{', '.join(TIME_UNITS)}"
         )
     return whole  # type: ignore[no-any-return]
+
+
+def holds_times(values: pa.ChunkedArray) -> bool:
+    """Say whether the first values of a column are times, dates or numbers of an epoch's size."""
+    probe = values.slice(0, _PROBED_ROWS).drop_null()
+    if not is_text(probe.type):
+        is_number = pa.types.is_integer(probe.type) or pa.types.is_floating(probe.type)
+        if not is_number:
+            return bool(pa.types.is_timestamp(probe.type) or pa.types.is_date(probe.type))
+        probe = probe.cast(pa.int64(), safe=False).cast(pa.string())
+    like_epoch = pc.all(pc.match_substring_regex(probe, r"^([89]|1\d)\d{8}(\d{3}){0,3}$")).as_py()
+    return len(probe) > 0 and (like_epoch or parse_moments(probe) is not None)
 
 
 def epoch_unit(times: pa.ChunkedArray) -> str:
