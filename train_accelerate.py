@@ -1,27 +1,18 @@
-"""Train and evaluate a two-tower recommender: `accelerate launch train_accelerate.py --config ...`.
+"""`ftmamba train` as a script: `accelerate launch --quiet train_accelerate.py --config ...`.
 
-It is `ftmamba train` as a script, which Accelerate launches in several processes. The recipe holds
-every option; a flag overrides it; `--help` lists them all.
+Accelerate launches it in several processes. The recipe holds every option; a flag overrides it;
+`--help` lists them all. Without `--quiet` the launcher prints its own stack after our error.
 """
 
 import sys
 from collections.abc import Sequence
 
-from ftmamba.commands.train import train_from_flags
-from ftmamba.hub import hide_tokens, known_tokens
-
-BAD_INPUT = 2
+from ftmamba.__main__ import main as ftmamba
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a recipe and return the exit code: 0, or 2 after bad input."""
-    try:
-        train_from_flags(argv, program="train_accelerate.py")
-    except (ValueError, OSError) as error:
-        message = hide_tokens(str(error), known_tokens())
-        print(f"train_accelerate.py: error: {message}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+    """Train and return the exit code: 0, or 2 after bad input."""
+    return ftmamba(["train", *argv], program="train_accelerate.py")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ USER_ERRORS = (ValueError, OSError, ImportError)
 BAD_INPUT = 2
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "ftmamba") -> int:
     """Run one command and return the exit code: 0, or 2 after bad input."""
-    parser = _parser()
+    parser = _parser(program)
     arguments, rest = parser.parse_known_args(argv)
-    arguments.rest = rest
+    arguments.rest, arguments.program = rest, program
     if rest and not COMMANDS[arguments.command].flags_of_recipe:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser("ftmamba", description="Two-tower recommenders from tables.")
+def _parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(program, description="Two-tower recommenders from tables.")
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the program an error arose"
     )

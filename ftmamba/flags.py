@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
@@ -30,21 +30,58 @@ class Option:
         annotation: the type of its value.
         default: its value, or of an option that a choice reads, the value of each choice.
         help_text: one line for `--help`.
+        choices: the values it may have; empty allows any.
         flags: any end of its dotted name that no other option ends with; where a section is named
-            by it, those of the section too.
+            by it, those of the section too. The first is the one that `--help` shows.
     """
 
     path: tuple[str, ...]
     annotation: Any
     default: Any
     help_text: str
+    choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 
     @property
     def takes_mapping(self) -> bool:
         """Whether the option holds a mapping, so that `--option.key value` sets one key."""
-        kinds = (self.annotation, *get_args(self.annotation))
-        return any(dict in (kind, get_origin(kind)) for kind in kinds)
+        return dict in self._kinds
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether the option holds a list: `--option a b`, `--option a,b`, `--option '[a, b]'`."""
+        return tuple in self._kinds
+
+    @property
+    def values_in_help(self) -> str:
+        """What stands for the value in `--help`."""
+        if self.choices:
+            return f"{{{','.join(choice or repr(choice) for choice in self.choices)}}}"
+        names = {dict: "YAML", bool: "true|false", int: "N", float: "X", str: "TEXT"}
+        name = next(name for kind, name in names.items() if kind in self._kinds)
+        return f"{name} ..." if self.takes_list else name
+
+    @property
+    def help_line(self) -> str:
+        """What the option is, who reads it, and its default."""
+        read_by = self.default if isinstance(self.default, Mapping) and self.default else {}
+        own = {choice: value for choice, value in read_by.items() if value is not None}
+        if read_by:
+            default = ", ".join(f"{value} with {choice}" for choice, value in own.items())
+            values = set(map(repr, own.values()))
+            default = str(next(iter(own.values()))) if len(values) == 1 else default
+            line = f"{self.help_text}; read by {', '.join(read_by)}"
+        else:
+            line = self.help_text
+            default = ", ".join(map(str, self.default)) if self.takes_list else str(self.default)
+        return f"{line} (default: {default})" if default not in ("", "None", "{}") else line
+
+    @property
+    def _kinds(self) -> set[Any]:
+        kinds = {self.annotation}
+        for _ in range(2):  # a union, and what its members hold
+            kinds |= {part for kind in kinds for part in (get_origin(kind), *get_args(kind))}
+        return kinds
 
 
 class RecipeParser(argparse.ArgumentParser):
@@ -83,6 +120,9 @@ def read_flags(argv: Sequence[str], *, program: str = PROGRAM) -> tuple[dict[str
     parsed, rest = make_parser(options, program).parse_known_args(list(argv))
     given = vars(parsed)
     path = given.pop("config", "")
+    for one in options:
+        if one.takes_list and (words := given.get(".".join(one.path))):
+            given[".".join(one.path)] = _list_of(words, one.flags[0])
     values = choose_variant(read_recipe(path) if path else {}, given.get("split.kind"))
     for one in _main_options_first(options):
         name = ".".join(one.path)
@@ -129,11 +169,11 @@ def list_options() -> list[Option]:
         paths = [one.path, one.path[:-1]] if is_main else [one.path]
         flags = [
             f"--{end}"
-            for path in paths
+            for path in reversed(paths)
             for end in _ends(path)
             if end == ".".join(path) or (ends[end] == 1 and end not in top)
         ]
-        options.append(Option(one.path, one.annotation, one.default, one.help_text, tuple(flags)))
+        options.append(replace(one, flags=tuple(flags)))
     return options
 
 
@@ -141,26 +181,50 @@ def make_parser(options: Sequence[Option], program: str = PROGRAM) -> RecipePars
     """Build the parser; an option that no flag sets is absent from its result."""
     parser = RecipeParser(
         prog=program,
-        description="Train and evaluate a two-tower recommender from three tables.",
+        usage=f"{program} (--interactions FILE [--items FILE] [--users FILE] | --config RECIPE) "
+        "[--option value ...]",
+        description="Train a recommender on your tables, compare it with simpler models, and save "
+        "it. Without --config the options that you leave out are chosen to fit the tables; the "
+        "defaults below are those of a recipe.",
+        epilog="An option may be written with its section too: --training.loss.t. A list is "
+        "written a b, a,b or '[a, b]'; a key of a mapping as --overrides.hidden_size 32.",
+        formatter_class=_FirstFlag,
         allow_abbrev=False,
     )
     recipes = ", ".join(shipped_names("recipes"))
-    parser.add_argument("--config", default="", help=f"a recipe: a YAML file, or one of: {recipes}")
+    parser.add_argument(
+        "--config", default="", metavar="RECIPE", help=f"a YAML file, or one of: {recipes}"
+    )
     groups: dict[str, Any] = {}
     for one in options:
         title = ".".join(one.path[:-1]) or "run"
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        switch: dict[str, Any] = {"nargs": "?", "const": "true"}
+        nargs: dict[str, Any] = {"nargs": "+"} if one.takes_list else {}
+        if one.annotation is bool:
+            nargs = {"nargs": "?", "const": "true"}
         groups[title].add_argument(
             *one.flags,
             dest=".".join(one.path),
             default=argparse.SUPPRESS,
-            metavar=one.path[-1].upper(),
-            help=f"{one.help_text} (default: {one.default!r})".replace("%", "%%"),
-            **(switch if one.annotation is bool else {}),
+            metavar=one.values_in_help,
+            help=one.help_line.replace("%", "%%"),
+            **nargs,
         )
     return parser
+
+
+class _FirstFlag(argparse.HelpFormatter):
+    """Shows one flag for each option, of the several that set it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.dest == "help":
+            return super()._format_action_invocation(action)
+        flag, value = action.option_strings[0], action.metavar
+        return f"{flag} [{value}]" if action.nargs == "?" else f"{flag} {value}"
 
 
 def _walk(section: Any, path: tuple[str, ...]) -> Iterator[tuple[Option, bool]]:
@@ -173,7 +237,8 @@ def _walk(section: Any, path: tuple[str, ...]) -> Iterator[tuple[Option, bool]]:
             default = f.metadata["read_by"] or getattr(section(), f.name)
             help_text, needs = f.metadata["help"], f.metadata["needs"]
             help_text += f"; needs {needs}" if needs else ""
-            one = Option((*path, f.name), hints[f.name], default, help_text)
+            choices = tuple(f.metadata["choices"])
+            one = Option((*path, f.name), hints[f.name], default, help_text, choices)
             yield one, f.name == section.main
 
 
@@ -186,6 +251,15 @@ def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
     for name in reversed(path):
         value = {name: value}
     return dict(value)
+
+
+def _list_of(words: Sequence[str], flag: str) -> Any:
+    """Return the parts of a list's words, which may be YAML; one part alone stays a text."""
+    text = " ".join(words).strip()
+    if text.startswith("["):
+        return _yaml(text, flag)
+    parts = [part.strip() for word in words for part in word.split(",")]
+    return parts[0] if len(parts) == 1 else parts
 
 
 def _yaml(text: str, flag: str) -> Any:

@@ -198,10 +198,10 @@ class Recommender:
         See `recommend` for the arguments; `records` may also be a table, one row a user: pandas,
         polars, Arrow, `datasets`, or a file. Memory stays bounded however many users are given.
         """
-        if records is not None and (isinstance(records, str) or not isinstance(records, Sequence)):
+        if records is not None and not isinstance(records, list | tuple):
             from ftmamba.data.readers import read_table
 
-            records = read_table(records).to_pylist()
+            records = list(read_table(records).to_pylist())
         return self._ranked(user_keys, records, k, exclude_seen=exclude_seen)
 
     @torch.inference_mode()

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
+
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.comparison import (
     check_group_columns,
@@ -78,12 +80,16 @@ class ProposedRun:
 
     def describe(self) -> str:
         """Return what was read and chosen, and why, a line each."""
-        tables = self.tables
-        read = (
-            f"{len(tables.interactions):,} interactions of {tables.users.num_rows:,} users "
-            f"with {tables.items.num_rows:,} items"
-        )
-        return "\n".join([read, *(f"  {reason}" for reason in self.reasons)])
+        tables, schema = self.tables, self.tables.schema
+        lines = [
+            f"{len(tables.interactions):,} interactions of {tables.users.num_rows:,} users with "
+            f"{tables.items.num_rows:,} items"
+        ]
+        for name, table in (("users", schema.users), ("items", schema.items)):
+            columns = (f"{column.name} ({column.kind})" for column in table.columns)
+            title = [f"{table.title} (title)"] if table.title else []
+            lines.append(f"{name}: {', '.join([f'{table.key} (key)', *title, *columns])}")
+        return "\n  ".join([*lines, *self.reasons])
 
 
 def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> ProposedRun:
@@ -98,8 +104,16 @@ def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> Pr
         data.check_complete()
         tables = read_tables(data, given.get("schema"), start_processes())
     proposal = propose(tables, given)
-    values = {**lay_over(Recipe, proposal.values, given), "schema": tables.schema.to_dict()}
-    return ProposedRun(recipe_from_dict(values), tables, tuple(proposal.reasons))
+    counts = np.bincount(tables.interactions.user_ids, minlength=tables.users.num_rows)
+    # Of the median number of interactions.
+    example = tables.user_keys[int(np.argsort(counts, kind="stable")[len(counts) // 2])]
+    chosen = lay_over(Recipe, {"examples": {"user_key": example}}, proposal.values)
+    values = {**lay_over(Recipe, chosen, given), "schema": tables.schema.to_dict()}
+    recipe = recipe_from_dict(values)
+    if recipe.data.positive_threshold is not None:
+        positives = tables.interactions.at_least(recipe.data.positive_threshold)
+        tables = replace(tables, interactions=positives)
+    return ProposedRun(recipe, tables, tuple(proposal.reasons))
 
 
 def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any]) -> FinishedRun:
@@ -126,12 +140,15 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
     return finished
 
 
-def _paths(sources: Mapping[str, Source | None]) -> dict[str, str]:
+def _paths(sources: Mapping[str, Source | None]) -> dict[str, Any]:
     """Return where the tables are, if all of them are files."""
-    given = {name: source for name, source in sources.items() if source is not None}
-    if all(isinstance(source, str | Path) for source in given.values()):
-        return {name: str(source) for name, source in given.items()}
-    return {}
+    paths: dict[str, Any] = {}
+    for name, source in sources.items():
+        parts = source if isinstance(source, list | tuple) else [source]
+        if source is not None and not all(isinstance(part, str | Path) for part in parts):
+            return {}
+        paths |= {} if source is None else {name: [str(part) for part in parts]}
+    return {name: parts[0] if len(parts) == 1 else parts for name, parts in paths.items()}
 
 
 def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:

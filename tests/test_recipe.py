@@ -162,6 +162,25 @@ def test_every_option_has_flags_of_its_own_and_help():
     text = make_parser(options).format_help()
     assert len(options) > 40
     assert all(one.flags[0] in text and one.help_text for one in options)
+    usage, _, rest = text.partition("\n\n")
+    assert "--interactions FILE" in usage
+    assert usage.count("\n") < 3
+    assert "--split {random,leave-last-out,global-time}" in rest
+    assert "--log_q [true|false]" in rest
+    assert "--training.loss.log_q" not in rest
+    assert "--k N ..." in rest
+    assert "None" not in rest.replace("None:", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["popularity", "item-knn"], ["popularity,item-knn"], ["popularity,", "item-knn"],
+     ["[popularity, item-knn]"], ["[popularity,", "item-knn]"]],
+)  # fmt: skip
+def test_a_list_is_given_as_words_with_commas_or_as_yaml(words):
+    recipe = load_recipe([*NAMED, "--baselines", *words, "--seed", "3", "--k", "3"])
+    assert recipe.evaluation.baselines == ("popularity", "item-knn")
+    assert (recipe.evaluation.k, recipe.seed) == ((3,), 3)
 
 
 def test_a_written_recipe_reads_back_equal(tmp_path):

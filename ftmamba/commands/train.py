@@ -1,7 +1,7 @@
 """`ftmamba train` and `train_accelerate.py`: from flags to a trained checkpoint and its results."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,22 +21,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Train as the flags say and print the results."""
-    train_from_flags(arguments.rest, program="ftmamba train")
-
-
-def train_from_flags(argv: Sequence[str], *, program: str) -> None:
     """Run the recipe that `--config` names, or without one a recipe proposed for the tables."""
     from ftmamba.flags import read_flags
     from ftmamba.recipe import recipe_from_dict
     from ftmamba.run import propose_recipe, run_recipe
+    from ftmamba.training.run import start_processes
 
-    values, is_recipe = read_flags(argv, program=program)
+    program = "ftmamba train" if arguments.program == "ftmamba" else arguments.program
+    values, is_recipe = read_flags(arguments.rest, program=program)
     if is_recipe:
         finished = run_recipe(recipe_from_dict(values))
     else:
         proposed = propose_recipe(values)
-        print(proposed.describe(), flush=True)
+        if start_processes().is_main_process:
+            print(proposed.describe(), flush=True)
         finished = run_recipe(proposed.recipe, proposed.tables)
     if finished.is_main:
         print_results(finished)
@@ -74,12 +72,12 @@ def show_examples(
         order = np.arange(len(mine))
         if mine.times is not None:
             order = np.argsort(mine.times, kind="stable")
-        liked = [
+        newest = [
             tables.item_titles[item] or tables.item_keys[item]
             for item in mine.item_ids[order[::-1][:N_SHOWN]]
         ]
         columns = [
-            ["liked, newest first", *liked],
+            ["newest first" if known.is_ordered else "interacted with", *newest],
             ["recommended", *recommended(user_key=recipe.user_key)],
         ]
         n_rows = max(map(len, columns))

@@ -52,12 +52,14 @@ class Tables:
         items: the key, the title and the schema's raw columns, one row an item.
         interactions: row ids into both.
         schema: what the columns are.
+        event_columns: names of all columns of the table of interactions.
     """
 
     users: pa.Table
     items: pa.Table
     interactions: Interactions
     schema: Schema
+    event_columns: tuple[str, ...] = ()
 
     @cached_property
     def user_keys(self) -> list[str]:
@@ -159,7 +161,7 @@ def load_tables(
     )
     if positive_threshold is not None:
         joined = joined.at_least(positive_threshold)
-    return Tables(checked_users, checked_items, joined, schema)
+    return Tables(checked_users, checked_items, joined, schema, tuple(events.column_names))
 
 
 def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:

@@ -65,7 +65,8 @@ class RandomPerUser:
 
     Row r draws p_r, uniform. Among a user's n rows, the row of the j-th smallest p goes to
     training if j/n <= 1 - test_fraction, else to test. Training rows are divided once more in the
-    same way. Times are ignored, so a model may learn from a user's future.
+    same way. Users of a single row are divided together, as if they were one. Times are ignored, so
+    a model may learn from a user's future.
 
     Attributes:
         test_fraction: of a user's interactions.
@@ -232,7 +233,12 @@ def rolling_cuts(
 def _rank_in_user(
     user_ids_R: NDArray[np.int64], generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Draw one number a row; return its rank within its user, as a fraction in (0, 1]."""
+    """Draw one number a row; return its rank within its user, as a fraction in (0, 1].
+
+    All users of a single row count as one user.
+    """
+    is_single_R = np.bincount(user_ids_R)[user_ids_R] == 1
+    user_ids_R = np.where(is_single_R, user_ids_R.max(initial=0) + 1, user_ids_R)
     order_R = np.lexsort((generator.random(len(user_ids_R)), user_ids_R))
     counts = np.bincount(user_ids_R)
     starts = np.cumsum(counts) - counts

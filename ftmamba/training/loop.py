@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ftmamba.data.batches import make_batches
@@ -194,8 +195,10 @@ class TrainingLoop:
         """Train to the end, an early stop included, and put the best weights in the model."""
         recipe, progress = self.recipe, self.progress
         end = min(recipe.num_epochs, recipe.stop_after_epochs or recipe.num_epochs)
-        # None hides the bar where the output is no terminal.
+        # None hides the bar where the output is no terminal; a notebook's output is none either.
         hidden = None if self.accelerator.is_main_process else True
+        if hidden is None and "ipykernel" in sys.modules:
+            hidden = False
         n_steps = self.steps_per_epoch * end
         bar = tqdm(total=n_steps, initial=progress.step, unit="step", disable=hidden)
         with logging_redirect_tqdm(), bar:

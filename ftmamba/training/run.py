@@ -71,17 +71,18 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     check_processes(accelerator)
     if training.with_tracking:
         accelerator.init_trackers("ftmamba", config=_flat(recipe.to_dict()))
-    level = logging.INFO if accelerator.is_main_process else logging.WARNING
-    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("ftmamba").setLevel(level)
     return accelerator
 
 
 def start_processes() -> PartialState:
-    """Join the launched processes, before a recipe is known."""
+    """Join the launched processes, before a recipe is known; the main one shows the log."""
     # Without `cpu=True` and without a GPU, Accelerate takes each launched process for the only one.
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu)
+    processes = PartialState(cpu=on_cpu)
+    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    level = logging.INFO if processes.is_main_process else logging.WARNING
+    logging.getLogger("ftmamba").setLevel(level)
+    return processes
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -11,7 +11,7 @@ from tests.made_up_tables import checkerboard
 
 SMALL = {
     "num_epochs": 1, "baselines": ["popularity"],
-    "overrides": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "projection_size": 8},
+    "overrides": {"hidden_size": 16, "num_hidden_layers": 1, "projection_size": 16},
 }  # fmt: skip
 
 

@@ -108,14 +108,14 @@ def test_evaluating_the_checkpoint_again_gives_the_same_figures(run, checkpoint,
     assert again.mean("NDCG@3") == own.mean("NDCG@3")
 
 
-def test_examples_show_what_was_liked_and_what_is_recommended(run, checkpoint):
+def test_examples_show_the_newest_items_and_what_is_recommended(run, checkpoint):
     recommender = Recommender(checkpoint)
     known = run.split.before_test
     text = show_examples(recommender, run.recipe.examples, run.tables, known)
     first, second = text.split("\n\n")
     row = run.tables.user_row("u2")
-    liked = known.item_ids[known.user_ids == row]
-    for item in liked:
+    newest = known.item_ids[known.user_ids == row]
+    for item in newest:
         assert f"  {run.tables.item_titles[item] or run.tables.item_keys[item]} " in first
     for one in recommender.recommend(user_key="u2", k=10):
         assert one.title or one.item_key in first
