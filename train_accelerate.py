@@ -11,7 +11,7 @@ from ftmamba.__main__ import main as ftmamba
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train and return the exit code: 0, or 2 after bad input."""
+    """Train and return the exit code, as `ftmamba train` does."""
     return ftmamba(["train", *argv], program="train_accelerate.py")
 
 

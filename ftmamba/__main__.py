@@ -10,11 +10,11 @@ from ftmamba.commands import COMMANDS
 USER_ERRORS = (ValueError, OSError, ImportError)
 """What bad input raises: the message is for the person, the stack is not."""
 
-BAD_INPUT = 2
+BAD_INPUT, STOPPED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "ftmamba") -> int:
-    """Run one command and return the exit code: 0, or 2 after bad input."""
+    """Run one command and return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
     parser = _parser(program)
     arguments, rest = parser.parse_known_args(argv)
     arguments.rest, arguments.program = rest, program
@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None, *, program: str = "ftmamba") -> int:
     except BrokenPipeError:
         # The reader (`| head`) has closed the pipe: print nothing more, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as stop:
+        print(f"{parser.prog}: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
+        return getattr(stop, "exit_code", STOPPED)
     except USER_ERRORS as error:
         if arguments.traceback:
             raise

@@ -5,11 +5,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 _NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _NOT_MOVABLE = frozenset((errno.EBUSY, errno.EXDEV))
@@ -61,6 +66,35 @@ def whole_folder(folder: Path, *, owned: Sequence[str]) -> Iterator[Path]:
         finally:
             shutil.rmtree(new, ignore_errors=True)
             finish_swap(folder, owned=owned)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which need not exist; it ends with the process at the latest.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("a"))
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ValueError(
+                        f"another run is writing to {str(folder)!r}; wait for its end, or give "
+                        "another output_dir"
+                    ) from None
+            # The one that held it before may have removed the file meanwhile.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                break
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def whole_folder_at(folder: Path) -> Path:

@@ -128,7 +128,7 @@ def save_checkpoint(
     catalogue, extractor = checkpoint.catalogue, checkpoint.extractor
     check_catalogue(catalogue, checkpoint.model, extractor.columns("item"), str(folder))
     folder = Path(folder).expanduser().resolve()
-    _check_nothing_lost(folder)
+    check_nothing_lost(folder)
     results = json.dumps(dict(checkpoint.results), indent=2, ensure_ascii=False, allow_nan=False)
     recipe = yaml.safe_dump(dict(checkpoint.recipe), sort_keys=False, allow_unicode=True)
     with whole_folder(folder, owned=REPLACED_FILES) as new:
@@ -303,8 +303,10 @@ def find_checkpoint(
     raise FileNotFoundError(problem)
 
 
-def _check_nothing_lost(folder: Path) -> None:
-    """Refuse a folder with files of another kind, such as a project with its README and code."""
+def check_nothing_lost(folder: Path) -> None:
+    """Refuse a file, and a folder with files of another kind, such as a project with its code."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file; give an empty or a new folder")
     config = folder / CONFIG_NAME
     if not folder.is_dir() or (
         config.is_file() and read_json(config).get("model_type") == FTMambaConfig.model_type

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,7 @@ from ftmamba.recipe import (
     load_preset,
     to_plain,
 )
+from ftmamba.training.checkpoints import RIVALS
 from ftmamba.training.run import Trained, embedding_scorer, make_protocol, train
 from modeling_ftmamba.catalogue import Blend
 from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
@@ -277,15 +279,21 @@ def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
 def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
     """Return the recipe with the rival's network and training options in place of its own."""
     FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
-    afresh = {"checkpointing_steps": "", "resume_from_checkpoint": "", **rival.training}
+    resume = "latest" if recipe.training.resume_from_checkpoint else ""
+    afresh = {"resume_from_checkpoint": resume, "allow_changed": (), **rival.training}
     own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
     training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
     if rival.columns == "ids":
         # Its items have no popularity columns, and its users no history.
         loss = replace(training.loss, time_buckets=None, mask_history=False)
         training = replace(training, loss=loss)
+    # Its states have a folder of their own, in which those of another rival may lie.
     return replace(
-        recipe, model=ModelRecipe(rival.preset, dict(rival.overrides)), training=training
+        recipe,
+        model=ModelRecipe(rival.preset, dict(rival.overrides)),
+        training=training,
+        output_dir=f"{recipe.output_dir}/{RIVALS}/{quote(rival.name, safe=' ')}",
+        overwrite_output_dir=True,
     )
 
 

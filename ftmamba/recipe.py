@@ -273,10 +273,16 @@ class TrainingRecipe(_Options):
     mixed_precision: str = option("no", "forward pass in", choices=("no", "bf16", "fp16"))
     evaluate_every: int = option(1, "validate after every so many epochs", least=1)
     early_stopping_patience: int = option(5, "stop after so many stale validations; 0: no", least=0)
-    checkpointing_steps: int | str = option("", "save each N steps, or 'epoch'; empty: never")
+    checkpointing_steps: int | str = option(
+        "", "save each N steps, each 'epoch' or at the 'end'; empty: only before a refit"
+    )
     checkpoints_total_limit: int = option(2, "checkpoints kept; 0: all", least=0,
                                           needs="checkpointing_steps")  # fmt: skip
     resume_from_checkpoint: str = option("", "a checkpoint folder, or 'latest'")
+    allow_changed: tuple[str, ...] = option(
+        (), "what may differ on resuming: 'data', where rows were added, or 'code'",
+        needs="resume_from_checkpoint",
+    )  # fmt: skip
     with_tracking: bool = option(False, "log to a tracker")
     report_to: str = option("tensorboard", "tracker", choices=("tensorboard", "trackio"),
                             needs="with_tracking")  # fmt: skip
@@ -285,10 +291,13 @@ class TrainingRecipe(_Options):
     def check(self) -> None:
         """Check when to save and to stop, and the order of batches."""
         steps = self.checkpointing_steps
-        if steps not in ("", "epoch") and not (isinstance(steps, int) and steps > 0):
+        if steps not in ("", "epoch", "end") and not (isinstance(steps, int) and steps > 0):
             raise ValueError(
-                f"checkpointing_steps must be a whole number > 0, 'epoch' or empty, got {steps!r}"
+                "checkpointing_steps must be a whole number > 0, 'epoch', 'end' or empty, got "
+                f"{steps!r}"
             )
+        if unknown := set(self.allow_changed) - {"data", "code"}:
+            raise ValueError(f"allow_changed may name data and code, got {sorted(unknown)}")
         if self.stop_after_epochs > self.num_epochs:
             raise ValueError(
                 f"stop_after_epochs {self.stop_after_epochs} is after the last of num_epochs "
@@ -359,6 +368,9 @@ class Recipe(_Options):
     examples: ExamplesRecipe = option(ExamplesRecipe(), "what the finished run shows")
     card: CardRecipe = option(CardRecipe(), "the model card")
     output_dir: str = option("runs/latest", "folder of the run's checkpoint and results")
+    overwrite_output_dir: bool = option(
+        False, "replace the checkpoint of another run there, and keep its training states apart"
+    )
     seed: int = option(42, "seed of weights, order, dropout and negatives", least=0)
     max_shard_size: str = option("5GB", "largest file of weights, such as 500MB")
     push_to_hub: bool = option(False, "push to the Hub in the background, as hub_strategy says")

@@ -81,6 +81,7 @@ def make_checkpoint(
                 "history": trained.result.history,
                 "seconds": trained.seconds,
             },
+            "identity": trained.identity,
             "n_parameters": trained.model.num_parameters(),
             "seed": recipe.seed,
             "hardware": hardware(),

@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.comparison import (
@@ -33,6 +34,8 @@ from ftmamba.recipe import (
 )
 from ftmamba.results import make_checkpoint, measured_cost
 from ftmamba.training.run import (
+    check_before_training,
+    folder_of_run,
     make_accelerator,
     read_tables,
     split_tables,
@@ -177,10 +180,18 @@ def run_recipe(
     check_rivals_and_baselines(recipe)
     check_hub(recipe)
     accelerator = make_accelerator(here)
+    with folder_of_run(Path(here.output_dir), accelerator):
+        return _run_in_folder(recipe, here, tables, accelerator)
+
+
+def _run_in_folder(
+    recipe: Recipe, here: Recipe, tables: Tables | None, accelerator: Accelerator
+) -> FinishedRun:
     is_main = accelerator.is_main_process
     if tables is None:
         recipe.data.check_complete()
         tables = read_tables(recipe.data, recipe.schema, accelerator)
+    check_before_training(recipe, tables)
     check_group_columns(recipe.evaluation.user_groups, tables)
     split = split_tables(tables, recipe)
     with pushing(here, tables, is_main=is_main) as hub:

@@ -319,7 +319,7 @@ OTHER = {
         "max_grad_norm": 3, "gradient_accumulation_steps": 2, "mixed_precision": "bf16",
         "evaluate_every": 2, "early_stopping_patience": 2, "checkpointing_steps": 9,
         "checkpoints_total_limit": 3, "resume_from_checkpoint": "latest", "with_tracking": True,
-        "report_to": "trackio", "log_every_steps": 3,
+        "report_to": "trackio", "log_every_steps": 3, "allow_changed": ("code",),
     },
     "training.loss": {
         "name": "bce", "n_negatives": 3, "negatives": "mixed", "t": 0.25, "log_q": False,
@@ -336,8 +336,8 @@ OTHER = {
     "card": {"title": "T", "licence": "mit", "data_licence": "L", "data_hub_id": "a/b",
              "citation": "@misc{}", "country": "FRA"},
     "": {
-        "schema": {}, "blend": "auto", "output_dir": "out", "seed": 3, "max_shard_size": "1MB",
-        "push_to_hub": True,
+        "schema": {}, "blend": "auto", "output_dir": "out", "overwrite_output_dir": True,
+        "seed": 3, "max_shard_size": "1MB", "push_to_hub": True,
         "hub_model_id": "you/films", "hub_private": True, "hub_strategy": "every_save",
         "hub_catalogue": False, "hub_training_state": True, "hub_patience": 3,
     },
@@ -345,7 +345,7 @@ OTHER = {
 UNREAD = {
     "data": {"name", "folder"},
     "split": {"seed"},
-    "training": {"checkpoints_total_limit", "report_to"},
+    "training": {"checkpoints_total_limit", "report_to", "allow_changed"},
     "training.loss": {"n_negatives", "negatives", "t", "label_smoothing", "n_sampled_items",
                       "user_weight_exponent", "positive_weight", "l2"},
     "evaluation": {"baseline_options", "tune_baselines"},
@@ -363,16 +363,19 @@ MODES = {
                      {"training": {"sequences", *UNREAD["training"]}}),
     "sequences": ({"training": {"sequences": "every"}},
                   {"training": {"batch_order", *UNREAD["training"]}}),
-    "saving": ({"training": {"checkpointing_steps": "epoch"}}, {"training": {"report_to"}}),
+    "saving": ({"training": {"checkpointing_steps": "epoch"}},
+               {"training": {"report_to", "allow_changed"}}),
     "tracking": ({"training": {"with_tracking": True}},
-                 {"training": {"checkpoints_total_limit"}}),
+                 {"training": {"checkpoints_total_limit", "allow_changed"}}),
+    "resuming": ({"training": {"resume_from_checkpoint": "latest"}},
+                 {"training": {"checkpoints_total_limit", "report_to"}}),
     "baselines": ({"evaluation": {"baselines": ["ease"]}}, {"evaluation": set()}),
     "pushing": ({"push_to_hub": True, "hub_model_id": "me/films"},
                 {"": {"hub_strategy", "hub_training_state"}}),
     "pushing states": (
         {"push_to_hub": True, "hub_model_id": "me/films", "hub_strategy": "checkpoint",
          "training": {"checkpointing_steps": 3}},
-        {"": {"push_to_hub"}, "training": {"report_to"}},
+        {"": {"push_to_hub"}, "training": {"report_to", "allow_changed"}},
     ),
 }  # fmt: skip
 

@@ -6,12 +6,14 @@ Shapes: R rows of a table, W slots, B rows read.
 """
 
 import hashlib
+import io
 import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -135,7 +137,24 @@ class TableRows:
 def content_hash(table: pa.Table) -> bytes:
     """Return a digest of the column names, types and values; chunks and metadata do not count."""
     plain = table.replace_schema_metadata(None).combine_chunks()
-    digest = hashlib.blake2b(plain.schema.serialize(), digest_size=16)
-    for batch in plain.to_batches(max_chunksize=_ROWS_HASHED_AT_ONCE):
-        digest.update(batch.serialize())
-    return digest.digest()
+    sink = _HashedBytes()
+    # A stream, for a batch alone would leave out the values of dictionaries.
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), plain.schema) as writer:
+        for batch in plain.to_batches(max_chunksize=_ROWS_HASHED_AT_ONCE):
+            # Copied, for the end of a buffer may hold bytes of rows that were cut off.
+            writer.write_batch(batch.take(pa.array(np.arange(len(batch)))))
+    return sink.digest.digest()
+
+
+class _HashedBytes(io.RawIOBase):
+    """A file that keeps a digest of what is written."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.blake2b(digest_size=16)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return len(data)

@@ -163,6 +163,7 @@ def encode(
     *,
     as_of: int | None = None,
     cache_dir: str | Path | None = None,
+    extractor: FTMambaFeatureExtractor | None = None,
 ) -> EncodedData:
     """Fit the feature extractor on the training rows and encode the tables, once.
 
@@ -174,17 +175,21 @@ def encode(
         train: the only interactions that fitting, counts and popularity may see.
         as_of: the time of the catalogue; None means the second after the last training time.
         cache_dir: where encoded tables are kept; `cache_folder()` if None.
+        extractor: already fitted; None fits one.
     """
     if not len(train):
         raise ValueError("the training part has no interactions; change the split")
     has_popularity = bool(tables.schema.items.popularity_columns)
     popularity = PopularityHistory(train) if has_popularity else None
-    folder = cache_folder(cache_dir) / f"encoded-{_fingerprint(tables, train)}"
+    fitted = "" if extractor is None else f"-{extractor.to_dict()['fingerprint']}"
+    folder = cache_folder(cache_dir) / f"encoded-{_fingerprint(tables, train)}{fitted}"
     if folder.is_dir() and (damaged := _damaged_files(folder)):
         logger.warning("encoding the tables again: %s of %s is damaged", damaged, folder)
         shutil.rmtree(folder)
     if not folder.is_dir():
-        place_folder(folder, lambda target: _encode_into(target, tables, train, popularity))
+        place_folder(
+            folder, lambda target: _encode_into(target, tables, train, popularity, extractor)
+        )
     if as_of is None and train.times is not None:
         as_of = int(train.times.max()) + 1
     return EncodedData(
@@ -201,9 +206,13 @@ def encode(
 
 
 def _encode_into(
-    folder: Path, tables: Tables, train: Interactions, popularity: PopularityHistory | None
+    folder: Path,
+    tables: Tables,
+    train: Interactions,
+    popularity: PopularityHistory | None,
+    extractor: FTMambaFeatureExtractor | None,
 ) -> None:
-    extractor = _fitted_extractor(tables, train, popularity)
+    extractor = extractor or _fitted_extractor(tables, train, popularity)
     extractor.save_pretrained(folder)
     write_arrays(folder / "users.arrow", _arrays(extractor(users=tables.users), "user_"))
     write_arrays(folder / "items.arrow", _arrays(extractor(items=tables.items), "item_"))

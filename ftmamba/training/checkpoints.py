@@ -2,14 +2,16 @@
 
 A folder `step-00001200` holds `model.safetensors`, `optimizer.safetensors` (AdamW's tensors, named
 `<state>/<parameter>`), `best.safetensors` (the best weights so far, where a validation has picked
-some) and `training_state.json`. No random state is in it: the randomness of a step is a function of
-(seed, step, rank).
+some), the feature extractor and `training_state.json`, which says of which run it is. No random
+state is in it: the randomness of a step is a function of (seed, step, rank).
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +20,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ftmamba.atomic import whole_folder
+from ftmamba.atomic import whole_folder, whole_folder_at
+from ftmamba.checkpoint import RESULTS_FILE
+from ftmamba.checks import EXTRACTOR_NAME, read_json
 from ftmamba.data.encoded import EncodedData
-from ftmamba.recipe import TrainingRecipe, to_plain
+from ftmamba.data.tables import Tables
+from ftmamba.identity import Identity, data_differences, differences
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
-FORMAT_VERSION = 2
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 3
 STATE_FILE = "training_state.json"
-
-FREE_TO_CHANGE = (
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "early_stopping_patience",
-    "evaluate_every",
-    "log_every_steps",
-    "report_to",
-    "resume_from_checkpoint",
-    "stop_after_epochs",
-    "with_tracking",
-)
-"""Options that say when to look, save or stop, and change no step."""
+STATE_FOLDERS = CHECKPOINTS, REFIT, RIVALS = ("checkpoints", "refit", "rivals")
+"""Folders of a run's training states: of the model, of its refit, and of the rivals."""
 
 
 @dataclass
@@ -53,6 +50,8 @@ class Progress:
         best_epoch: number of epochs after which the validation score was best; 0 before any.
         best_score: that score.
         n_stale: validations since then.
+        start_epoch: epochs finished when the data last changed; 0 if they never did.
+        start_step: steps taken by then.
     """
 
     epoch: int = 0
@@ -63,6 +62,14 @@ class Progress:
     best_epoch: int = 0
     best_score: float | None = None
     n_stale: int = 0
+    start_epoch: int = 0
+    start_step: int = 0
+
+    def begin_on_changed_data(self) -> None:
+        """Go on at the beginning of an epoch; what validation found on the former data is void."""
+        self.start_epoch, self.start_step = self.epoch, self.step
+        self.batch, self.loss_sum = 0, 0.0
+        self.best_epoch, self.best_score, self.n_stale = 0, None, 0
 
     def record_score(self, score: float) -> bool:
         """Record the validation score of the epoch that just ended; return whether it is best."""
@@ -97,14 +104,18 @@ OnCheckpoint = Callable[[TrainingCheckpoint], None]
 class CheckpointStore:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, total_limit: int) -> None:
+    def __init__(self, folder: Path, total_limit: int = 0) -> None:
         self.folder = folder
         self.total_limit = total_limit
 
     def list(self) -> list[Path]:
         """Return the complete checkpoints in the order of their steps."""
-        found = self.folder.glob("step-*")
-        return sorted(path for path in found if (path / STATE_FILE).is_file())
+        # One that was being replaced when the process died lies beside its place.
+        cut_short = self.folder.glob(".step-*.previous")
+        names = {path.name[1:].removesuffix(".previous") for path in cut_short}
+        names |= {path.name for path in self.folder.glob("step-*")}
+        found = [whole_folder_at(self.folder / name) for name in sorted(names)]
+        return [path for path in found if (path / STATE_FILE).is_file()]
 
     def save(
         self,
@@ -113,16 +124,18 @@ class CheckpointStore:
         *,
         progress: Progress,
         best: Mapping[str, Tensor] | None,
+        extractor: FTMambaFeatureExtractor,
         facts: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint under a temporary name, rename it, then remove the oldest.
+        """Write a checkpoint under a temporary name, rename it, then remove the oldest before it.
 
         Args:
             model: the model itself, not its wrapper.
             optimizer: AdamW over its parameters.
             progress: where the run stands.
             best: the best weights so far.
-            facts: what must be equal on resuming, as plain values; and the gradient scaler.
+            extractor: that encoded what it trains on.
+            facts: the run's identity, and what else resuming needs, as plain values.
 
         Raises:
             OSError: the disk is full; earlier checkpoints are untouched.
@@ -134,9 +147,12 @@ class CheckpointStore:
             save_file(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
             if best is not None:
                 save_file(_contiguous(best), partial / "best.safetensors")
+            extractor.to_json_file(partial / EXTRACTOR_NAME)
             (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         if self.total_limit:
-            for old in self.list()[: -self.total_limit]:
+            # Those after it were there before it: of the same run, resumed from an earlier one.
+            until = [path for path in self.list() if path.name.lstrip(".") <= target.name]
+            for old in until[: -self.total_limit]:
                 shutil.rmtree(old)
         return target
 
@@ -177,9 +193,26 @@ def read_state(folder: Path) -> dict[str, Any]:
     return dict(state)
 
 
+def read_extractor(folder: Path, identity: Identity) -> FTMambaFeatureExtractor | None:
+    """Return the extractor of a run whose data changed; None where fitting gives the same one."""
+    state = read_state(folder)
+    if not state["progress"]["start_step"] and state["identity"]["data"] == identity["data"]:
+        return None
+    extractor: FTMambaFeatureExtractor = FTMambaFeatureExtractor.from_pretrained(folder)
+    return extractor
+
+
 def load_weights(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and AdamW's state back."""
-    model.load_state_dict(read_tensors(folder / "model.safetensors"))
+    """Put a checkpoint's weights and AdamW's state back.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    try:
+        model.load_state_dict(read_tensors(folder / "model.safetensors"))
+    except RuntimeError as error:
+        problem = f"the weights in {str(folder)!r} are of another network: {error!s:.200}"
+        raise ValueError(f"{problem}; start afresh in another output_dir") from None
     tensors = read_tensors(folder / "optimizer.safetensors")
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
@@ -195,28 +228,74 @@ def read_best(folder: Path) -> dict[str, Tensor] | None:
     return read_tensors(path) if path.exists() else None
 
 
-def facts_of_run(
-    recipe: TrainingRecipe, *, seed: int, n_processes: int, n_batches: int
-) -> dict[str, Any]:
-    """Return what shapes every step of a run, as plain values."""
-    options = {k: v for k, v in to_plain(recipe).items() if k not in FREE_TO_CHANGE}
-    options |= {f"loss.{name}": value for name, value in options.pop("loss").items()}
-    return {**options, "seed": seed, "n_processes": n_processes, "batches an epoch": n_batches}
+def check_same_run(
+    folder: Path, current: Identity, *, allowed: Collection[str], tables: Tables | None = None
+) -> None:
+    """Check that a checkpoint is of the run that resumes from it.
+
+    Args:
+        folder: the checkpoint.
+        current: the identity of the run that resumes.
+        allowed: parts that may differ: `data`, where rows were added or columns changed beside the
+            same users, items and interactions, and `code`.
+        tables: what the run reads now; None takes the data's difference as it stands.
+
+    Raises:
+        ValueError: they differ; says in what.
+    """
+    stored = read_state(folder)["identity"]
+    free = set(allowed) | ({"training.num_epochs"} if "data" in allowed else set())
+    problems: list[str] = []
+    others = differences(stored, current, without=free)
+    is_extended = True
+    if tables is not None:
+        problems, is_extended = data_differences(stored.get("data", {}), tables)
+    elif stored.get("data") != current.get("data"):
+        problems = ["the data differ"]
+    if "data" in allowed and is_extended:
+        problems = []
+    if not (problems or others):
+        return
+    remedy = "Give the same values, or start afresh in another output_dir"
+    if not others and is_extended:
+        remedy += "; --allow_changed data goes on with the data as they are now"
+    elif not problems and all(one.startswith("code.") for one in others):
+        remedy += "; --allow_changed code goes on with the code as it is now"
+    raise ValueError(
+        f"the checkpoint {str(folder)!r} is of another run, so resuming would not repeat it: "
+        f"{'; '.join([*problems, *others])}. {remedy}"
+    )
 
 
-def check_same_run(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise ValueError naming every fact in which a checkpoint's run differs from this one."""
-    differences = [
-        f"{name} was {stored.get(name)!r} and is {current.get(name)!r}"
-        for name in sorted(stored.keys() | current.keys())
-        if stored.get(name) != current.get(name)
-    ]
-    if differences:
-        raise ValueError(
-            "the checkpoint is of another run, so resuming would not repeat it: "
-            f"{'; '.join(differences)}. Give the same values, or start afresh without "
-            "resume_from_checkpoint"
-        )
+def check_output_dir(folder: Path, identity: Identity) -> str:
+    """Return in what the run that a folder holds differs from this one; empty if in nothing."""
+    held = []
+    if (newest := CheckpointStore(folder / CHECKPOINTS).find("latest")) is not None:
+        held.append(read_state(newest)["identity"])
+    if (folder / RESULTS_FILE).is_file():
+        held.append(read_json(folder / RESULTS_FILE).get("identity"))
+    for stored in held:
+        if not isinstance(stored, dict):
+            return "it does not say of which run it is"
+        found = differences(stored, identity)
+        if stored.get("data") != identity.get("data"):
+            found = ["the data are others", *found]
+        if found:
+            return "; ".join(found)
+    return ""
+
+
+def set_aside(folder: Path) -> None:
+    """Move training states of an earlier run into a folder of their own, `earlier-1`."""
+    kept = [folder / name for name in STATE_FOLDERS if (folder / name).is_dir()]
+    if not kept:
+        return
+    number = next(n for n in count(1) if not (folder / f"earlier-{n}").exists())
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    for path in kept:
+        path.rename(target / path.name)
+    logger.info("the training states of an earlier run are kept in %s", target)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

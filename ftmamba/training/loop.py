@@ -2,10 +2,12 @@
 
 import logging
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,15 +23,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ftmamba.data.batches import make_batches
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.read_ahead import pinned, read_ahead
+from ftmamba.identity import Identity, training_identity
 from ftmamba.kernels.softmax import seconds_of_products
 from ftmamba.recipe import TrainingRecipe
 from ftmamba.training.checkpoints import (
+    CHECKPOINTS,
     CheckpointStore,
     OnCheckpoint,
     Progress,
     TrainingCheckpoint,
     check_same_run,
-    facts_of_run,
     load_weights,
     read_best,
     read_state,
@@ -73,6 +76,7 @@ def fit(  # noqa: PLR0913 - validation and checkpoints have a callback each
     validate: Validate | None,
     output_dir: Path,
     seed: int = 0,
+    identity: Identity | None = None,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> FitResult:
     """Train a model in place; it ends with the weights of its best validated epoch.
@@ -86,6 +90,8 @@ def fit(  # noqa: PLR0913 - validation and checkpoints have a callback each
             last epoch's weights.
         output_dir: `checkpoints/` goes inside.
         seed: of order, dropout and negatives.
+        identity: of the run, which a checkpoint must share to be resumed; None: of its training
+            alone.
         on_checkpoint: called after each training checkpoint, on the main process.
 
     Raises:
@@ -101,8 +107,9 @@ def fit(  # noqa: PLR0913 - validation and checkpoints have a callback each
                 )
     loop = TrainingLoop(
         model, data, recipe, accelerator,
-        folder=output_dir / "checkpoints", seed=seed, on_checkpoint=on_checkpoint,
+        folder=output_dir / CHECKPOINTS, seed=seed, identity=identity,
     )  # fmt: skip
+    loop.on_checkpoint = on_checkpoint
     try:
         loop.resume()
         loop.run(validate)
@@ -110,6 +117,50 @@ def fit(  # noqa: PLR0913 - validation and checkpoints have a callback each
         accelerator.free_memory()
     progress = loop.progress
     return FitResult(progress.best_epoch or progress.epoch, progress.best_score, progress.history)
+
+
+class TrainingStoppedError(KeyboardInterrupt):
+    """A signal ended the training, and its state is saved.
+
+    Attributes:
+        exit_code: that shells expect after the signal: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, folder: Path, step: int, number: int) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name} after step {step}; the state is saved in {str(folder)!r}: go on "
+            "with the same command and --resume_from_checkpoint latest"
+        )
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def signals_held_back() -> Iterator[list[int]]:
+    """Yield a list to which Ctrl-C and SIGTERM are appended; the second one acts as it always did.
+
+    Only the main thread can do so; in another one they act as always.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def hold_back(number: int, _frame: object) -> None:
+        came.append(number)
+        restore()
+
+    for number in usual:
+        signal.signal(number, hold_back)
+    try:
+        yield came
+    finally:
+        restore()
 
 
 class TrainingLoop:
@@ -124,7 +175,7 @@ class TrainingLoop:
         *,
         folder: Path,
         seed: int,
-        on_checkpoint: OnCheckpoint | None = None,
+        identity: Identity | None = None,
     ) -> None:
         if accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
@@ -133,7 +184,7 @@ class TrainingLoop:
                 "section instead"
             )
         self.recipe, self.accelerator, self.seed, self.data = recipe, accelerator, seed, data
-        self.on_checkpoint = on_checkpoint
+        self.on_checkpoint: OnCheckpoint | None = None
         self.base = model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.checkpoints = CheckpointStore(folder, recipe.checkpoints_total_limit)
@@ -162,20 +213,19 @@ class TrainingLoop:
             batch_order=recipe.batch_order,
         )
         self.steps_per_epoch = -(-self.batches.n_batches // recipe.gradient_accumulation_steps)
-        self.n_steps = self.steps_per_epoch * recipe.num_epochs
         self.objective = Objective(self.base, data, recipe, seed=seed, in_bfloat16=self.in_bfloat16)
         # The objective around the model is what is wrapped: its forward is the loss.
         self.wrapped, self.optimizer = accelerator.prepare(
             self.objective, make_optimizer(self.base, recipe)
         )
-        self.facts = facts_of_run(
-            recipe,
-            seed=seed,
-            n_processes=accelerator.num_processes,
-            n_batches=self.batches.n_batches,
-        )
+        self.identity = identity or {
+            "data": {"batches an epoch": self.batches.n_batches},
+            **training_identity(recipe, seed=seed, n_processes=accelerator.num_processes),
+        }
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
+        self.saved_at = (0, 0)
+        self.signals: list[int] = []
 
     def resume(self) -> None:
         """Go on from the recipe's checkpoint, if it names one."""
@@ -183,13 +233,32 @@ class TrainingLoop:
         if folder is None:
             return
         state = read_state(folder)
-        check_same_run(state["run"], self.facts)
+        check_same_run(folder, self.identity, allowed=self.recipe.allow_changed)
         load_weights(folder, self.base, self.optimizer.optimizer)
         self.best = read_best(folder)
         self.progress = Progress(**state["progress"])
+        if state["identity"]["data"] != self.identity["data"]:
+            self.best = None
+            self.progress.begin_on_changed_data()
+            if self.progress.epoch >= self.recipe.num_epochs:
+                raise ValueError(
+                    f"the checkpoint {str(folder)!r} has trained all {self.progress.epoch} epochs; "
+                    "give a larger num_epochs to train on the changed data"
+                )
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.saved_at = (self.progress.epoch, self.progress.step)
         logger.info("resumed from %s after step %d", folder, self.progress.step)
+
+    def step_after(self, n_epochs: int) -> int:
+        """Return the number of the step that ends so many epochs."""
+        progress = self.progress
+        return progress.start_step + (n_epochs - progress.start_epoch) * self.steps_per_epoch
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole schedule."""
+        return self.step_after(self.recipe.num_epochs)
 
     def run(self, validate: Validate | None) -> None:
         """Train to the end, an early stop included, and put the best weights in the model."""
@@ -199,9 +268,8 @@ class TrainingLoop:
         hidden = None if self.accelerator.is_main_process else True
         if hidden is None and "ipykernel" in sys.modules:
             hidden = False
-        n_steps = self.steps_per_epoch * end
-        bar = tqdm(total=n_steps, initial=progress.step, unit="step", disable=hidden)
-        with logging_redirect_tqdm(), bar:
+        bar = tqdm(total=self.step_after(end), initial=progress.step, unit="step", disable=hidden)
+        with logging_redirect_tqdm(), bar, signals_held_back() as self.signals:
             patience = recipe.early_stopping_patience or math.inf
             while progress.epoch < end and progress.n_stale < patience:
                 started = time.perf_counter()
@@ -220,6 +288,9 @@ class TrainingLoop:
                 self._report_epoch(end)
                 if recipe.checkpointing_steps == "epoch":
                     self._save()
+                self._stop_if_asked()
+            if recipe.checkpointing_steps and self.saved_at != (progress.epoch, progress.step):
+                self._save()
         if self.best is not None:
             self.base.load_state_dict(self.best)
 
@@ -240,6 +311,7 @@ class TrainingLoop:
                 every = self.recipe.checkpointing_steps
                 if isinstance(every, int) and progress.step % every == 0:
                     self._save()
+                self._stop_if_asked()
 
     def _prepared(self) -> Iterator[Prepared]:
         """Prepare the rest of an epoch's batches, in the thread that reads ahead."""
@@ -322,7 +394,18 @@ class TrainingLoop:
         tracked = {f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}
         self.accelerator.log(tracked, step=progress.step)
 
+    def _stop_if_asked(self) -> None:
+        """Save and raise if a signal has come, to any of the processes."""
+        number = torch.tensor(max(self.signals, default=0), device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            number = self.accelerator.gather(number[None]).max()
+        if number:
+            if self.saved_at != (self.progress.epoch, self.progress.step):
+                self._save()
+            raise TrainingStoppedError(self.checkpoints.folder, self.progress.step, int(number))
+
     def _save(self) -> None:
+        self.saved_at = (self.progress.epoch, self.progress.step)
         self.progress.loss_sum = self._mean_loss_sum()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
@@ -331,8 +414,9 @@ class TrainingLoop:
                 self.optimizer.optimizer,
                 progress=self.progress,
                 best=self.best,
+                extractor=self.data.extractor,
                 facts={
-                    "run": self.facts,
+                    "identity": self.identity,
                     "scaler": scaler and scaler.state_dict(),
                     "in_bfloat16": self.in_bfloat16,
                 },

@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
+from accelerate.utils import (
+    ProjectConfiguration,
+    broadcast_object_list,
+    parse_flag_from_env,
+    set_seed,
+)
 from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ftmamba.atomic import finish_swap, locked
+from ftmamba.checkpoint import REPLACED_FILES, check_nothing_lost
 from ftmamba.data.encoded import EncodedData, encode
 from ftmamba.data.histories import Histories, histories_of
 from ftmamba.data.named_datasets import NAMED_DATASETS
@@ -24,12 +32,24 @@ from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
 from ftmamba.evaluation.blending import Asked, validation_users
+from ftmamba.evaluation.metrics import METRICS
+from ftmamba.identity import Identity, identity_of
 from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, TrainingRecipe, load_preset
-from ftmamba.training.checkpoints import OnCheckpoint
+from ftmamba.training.checkpoints import (
+    CHECKPOINTS,
+    REFIT,
+    CheckpointStore,
+    OnCheckpoint,
+    check_output_dir,
+    check_same_run,
+    read_extractor,
+    set_aside,
+)
 from ftmamba.training.embedding import catalogue_embeddings, longest_history, user_embeddings
 from ftmamba.training.loop import FitResult, fit
 from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +63,7 @@ class Trained:
         data: the tables as the model reads them.
         result: epochs, scores and losses of the training that was validated.
         seconds: wall time of training, the refit included.
+        identity: of the run.
         asked: users of validation as scored by the model before a refit; None without a blend.
     """
 
@@ -50,6 +71,7 @@ class Trained:
     data: EncodedData
     result: FitResult
     seconds: float
+    identity: Identity = field(default_factory=dict)
     asked: Asked | None = None
 
 
@@ -128,6 +150,56 @@ def split_tables(tables: Tables, recipe: Recipe) -> Split:
     return splitter.split(tables.interactions)
 
 
+@contextmanager
+def folder_of_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a run's folder, so that no other run writes there, once saving there cannot fail.
+
+    A save that a kill has cut short is finished first.
+
+    Raises:
+        ValueError: another run holds it, or saving would replace files of another kind.
+        OSError: it cannot be written to.
+    """
+    folder, problem = folder.expanduser().resolve(), [""]
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked(folder))
+                finish_swap(folder, owned=REPLACED_FILES)
+                check_nothing_lost(folder)
+                folder.mkdir(exist_ok=True)
+            except (ValueError, OSError) as error:
+                problem = [f"output_dir: {error}"]
+        if message := broadcast_object_list(problem)[0]:
+            raise ValueError(message)
+        yield
+
+
+def check_before_training(recipe: Recipe, tables: Tables) -> None:
+    """Raise ValueError for a metric or an example that the tables and the recipe do not have."""
+    plan, examples = recipe.evaluation, recipe.examples
+    metrics = [f"{name}@{k}" for k in plan.k for name in METRICS]
+    if plan.selection_metric not in metrics:
+        raise ValueError(
+            f"selection_metric {plan.selection_metric!r} is not evaluated"
+            f"{near(plan.selection_metric, metrics)}; there are: {', '.join(metrics)}"
+        )
+    if max(plan.k) > tables.items.num_rows:
+        raise ValueError(
+            f"k={max(plan.k)} is larger than the catalogue of {tables.items.num_rows} items; give "
+            "a smaller k"
+        )
+    if examples.user_key:
+        tables.user_row(examples.user_key)
+    columns = [column.name for column in tables.schema.users.columns]
+    for name in examples.record:
+        if name not in columns:
+            raise ValueError(
+                f"examples.record: the users have no column {name!r}{near(name, columns)}; they "
+                f"have: {', '.join(columns)}"
+            )
+
+
 def train(
     recipe: Recipe,
     tables: Tables,
@@ -143,7 +215,12 @@ def train(
     called after each training checkpoint.
     """
     start = time.perf_counter()
-    data = encode_once(recipe, tables, split, accelerator)
+    identity = identity_of(recipe, tables, n_processes=accelerator.num_processes)
+    training, extractor = begin(recipe, identity, accelerator, tables=tables)
+    if recipe.evaluation.refit and not training.checkpointing_steps:
+        # Else what a refit needs of it would be lost with the process.
+        training = replace(training, checkpointing_steps="end")
+    data = encode_once(recipe, tables, split, accelerator, extractor=extractor)
     model = make_model(recipe, data)
     logger.info(
         "%s: %d training interactions, %d users, %d items, %d parameters",
@@ -152,19 +229,73 @@ def train(
     result = fit(
         model,
         data,
-        recipe.training,
+        training,
         accelerator,
         validate=make_validation(data, split, recipe.evaluation),
         output_dir=Path(recipe.output_dir),
         seed=recipe.seed,
+        identity=identity,
         on_checkpoint=on_checkpoint,
     )
     asked = None
     if recipe.blend == "auto" and len(split.validation):
         asked = ask_validation(model, data, split, recipe.seed)
     if recipe.evaluation.refit:
-        model, data = refit(recipe, tables, split, accelerator, n_epochs=result.best_epoch)
-    return Trained(model, data, result, round(time.perf_counter() - start, 3), asked)
+        identity = {**identity, "refit": {"n_epochs": result.best_epoch}}
+        model, data = refit(recipe, tables, split, accelerator, identity=identity)
+    return Trained(model, data, result, round(time.perf_counter() - start, 3), identity, asked)
+
+
+def begin(
+    recipe: Recipe,
+    identity: Identity,
+    accelerator: Accelerator,
+    *,
+    tables: Tables | None = None,
+) -> tuple[TrainingRecipe, FTMambaFeatureExtractor | None]:
+    """Find what the run resumes from, and see that its folder holds no other run.
+
+    Args:
+        recipe: of the run.
+        identity: of the run.
+        accelerator: of its processes.
+        tables: what it reads; None where the recipe's run has been compared with them.
+
+    Returns:
+        The options of training, which resume only where there is something to resume, and the
+        extractor to encode with, if it is not to be fitted.
+
+    Raises:
+        ValueError: another run is in the folder, or was to be resumed.
+    """
+    training, output_dir = recipe.training, Path(recipe.output_dir)
+    wanted, problem = training.resume_from_checkpoint, ""
+    resumed = CheckpointStore(output_dir / CHECKPOINTS).find(wanted) if wanted else None
+    if resumed is not None:
+        try:
+            check_same_run(resumed, identity, allowed=training.allow_changed, tables=tables)
+        except ValueError as error:
+            if not (recipe.overwrite_output_dir and wanted == "latest"):
+                raise
+            problem, resumed = str(error), None
+    if resumed is None or resumed.resolve().parents[1] != output_dir.resolve():
+        problem = problem or check_output_dir(output_dir, identity)
+    if problem and not recipe.overwrite_output_dir:
+        raise ValueError(
+            f"output_dir {recipe.output_dir!r} holds another run: {problem}. Give another "
+            "output_dir, or --overwrite_output_dir to replace its checkpoint"
+        )
+    # Every process has looked before one changes the folder.
+    accelerator.wait_for_everyone()
+    if problem and accelerator.is_main_process:
+        set_aside(output_dir)
+    accelerator.wait_for_everyone()
+    if resumed is None:
+        if wanted:
+            logger.info("no checkpoint of this run in %s yet; starting afresh", output_dir)
+        return replace(training, resume_from_checkpoint="", allow_changed=()), None
+    training = replace(training, resume_from_checkpoint=str(resumed))
+    return training, read_extractor(resumed, identity)
 
 
 def ask_validation(
@@ -183,9 +314,10 @@ def ask_validation(
 
 
 def refit(
-    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator, *, n_epochs: int
+    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator, *, identity: Identity
 ) -> tuple[FTMambaTwoTowerModel, EncodedData]:
     """Train afresh on training and validation, for the number of epochs that was best."""
+    n_epochs = identity["refit"]["n_epochs"]
     logger.info("training again on train + validation for %d epochs", n_epochs)
     merged = replace(split, train=split.before_test, validation_time=split.test_time)
     data = encode_once(recipe, tables, merged, accelerator)
@@ -193,19 +325,27 @@ def refit(
     training = replace(
         recipe.training,
         stop_after_epochs=n_epochs,
-        checkpointing_steps="",
-        checkpoints_total_limit=TrainingRecipe().checkpoints_total_limit,
-        resume_from_checkpoint="",
+        resume_from_checkpoint="latest" if recipe.training.resume_from_checkpoint else "",
+        allow_changed=(),
     )
+    # A refit of other data or for other epochs is begun again.
+    folder = Path(recipe.output_dir) / REFIT
+    own = replace(recipe, training=training, output_dir=str(folder), overwrite_output_dir=True)
+    training, _ = begin(own, identity, accelerator)
     fit(
         model, data, training, accelerator,
-        validate=None, output_dir=Path(recipe.output_dir), seed=recipe.seed,
+        validate=None, output_dir=folder, seed=recipe.seed, identity=identity,
     )  # fmt: skip
     return model, data
 
 
 def encode_once(
-    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator
+    recipe: Recipe,
+    tables: Tables,
+    split: Split,
+    accelerator: Accelerator,
+    *,
+    extractor: FTMambaFeatureExtractor | None = None,
 ) -> EncodedData:
     """Encode the tables on the first process of each machine; the others read its cache."""
     with accelerator.local_main_process_first():
@@ -214,6 +354,7 @@ def encode_once(
             split.train.by_time() if recipe.training.batch_order == "time" else split.train,
             as_of=split.validation_time,
             cache_dir=recipe.data.cache_dir or None,
+            extractor=extractor,
         )
 
 

@@ -14,7 +14,9 @@ from ftmamba.data.popularity import PopularityHistory
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation.splits import GlobalTime
+from ftmamba.identity import identity_of
 from ftmamba.known_users import known_users
+from ftmamba.recipe import recipe_from_dict
 from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
@@ -76,7 +78,8 @@ def folder(recipe, tmp_path):
         model, extractor(items=items), keys=tables.item_keys, titles=(), as_of=split.test_time
     )
     users = known_users(tables.users, split.before_test, key="user", columns=["age", "city"])
-    checkpoint = Checkpoint(model, extractor, catalogue, users, "card", {}, recipe)
+    results = {"identity": identity_of(recipe_from_dict(recipe), tables)}
+    checkpoint = Checkpoint(model, extractor, catalogue, users, "card", results, recipe)
     save_checkpoint(tmp_path / "run", checkpoint)
     return tmp_path / "run"
 
@@ -116,6 +119,60 @@ def test_it_prints_split_protocol_and_table_or_json(folder, capsys):
     assert main(["evaluate", str(folder), "--json"]) == 0
     _, evaluation = repeat_evaluation(load_checkpoint(folder))
     assert json.loads(capsys.readouterr().out) == evaluation.to_dict()
+
+
+def append(folder, table, text):
+    with (folder.parent / f"{table}.csv").open("a") as file:
+        file.write(text)
+
+
+def test_figures_on_other_tables_are_refused_and_the_message_says_what_differs(folder, capsys):
+    def problem(*flags):
+        assert main(["evaluate", str(folder), *flags]) == 2
+        return capsys.readouterr().err
+
+    assert main(["evaluate", str(folder)]) == 0
+    append(folder, "items", "i99\n")
+    append(folder, "interactions", "u1,i99,893900000\nu2,i3,893900000\n")
+    message = problem()
+    assert "table 'items' had 25 rows and has 26" in message
+    assert "table 'interactions' had 300 rows and has 302" in message
+    assert "--allow_changed data" in message
+    assert message.count("\n") == 1
+    path = folder.parent / "interactions.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[:0:-1]]))
+    for flags in ((), ("--allow_changed", "data")):
+        message = problem(*flags)
+        assert "table 'interactions' has other values of user, item, time" in message
+        assert "--allow_changed" not in message
+    recipe = folder / "recipe.yaml"
+    path.write_text("\n".join(lines[:301]) + "\n")
+    recipe.write_text(recipe.read_text().replace("kind: global-time", "kind: leave-last-out"))
+    assert "split.kind was 'global-time' and is 'leave-last-out'" in problem("--allow_changed=data")
+
+
+def test_added_rows_can_be_evaluated_unless_the_test_was_in_training(folder, capsys, caplog):
+    append(
+        folder, "interactions", "".join(f"u{row % 30},i3,{893900000 + row}\n" for row in range(60))
+    )
+    flags = ["evaluate", str(folder), "--allow_changed", "data"]
+    assert main(flags) == 0
+    assert "table 'interactions' had 300 rows and has 360" in caplog.text
+    recipe, results = folder / "recipe.yaml", folder / "all_results.json"
+    recipe.write_text(recipe.read_text().replace("kind: global-time", "kind: random"))
+    stored = json.loads(results.read_text())
+    stored["identity"]["split"] = {"kind": "random", "seed": 42}
+    results.write_text(json.dumps(stored))
+    capsys.readouterr()
+    assert main(flags) == 2
+    assert "test interactions were in training before rows were added" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_say_its_data_is_evaluated_with_a_warning(folder, caplog):
+    (folder / "all_results.json").unlink()
+    assert main(["evaluate", str(folder)]) == 0
+    assert "does not say on which data it was trained" in caplog.text
 
 
 def test_a_missing_table_or_recipe_is_one_line(folder, capsys):

@@ -104,3 +104,13 @@ def test_a_hash_is_of_names_types_and_values_alone():
     ]
     assert same == content_hash(table)
     assert len({content_hash(one) for one in (table, *others)}) == 4
+
+
+def test_a_digest_is_of_the_rows_alone_and_of_all_their_values():
+    long = pa.table({"key": [f"i{row}" for row in range(26)]})
+    assert content_hash(long.slice(0, 25)) == content_hash(pa.table({"key": long["key"][:25]}))
+    assert content_hash(long.slice(0, 25)) != content_hash(long.slice(1, 25))
+    few = pa.table({"key": [f"i{row}" for row in range(25)]})
+    assert content_hash(long.slice(0, 25)) == content_hash(few)
+    xy, xz = (pa.table({"c": pa.array(["x", one]).dictionary_encode()}) for one in "yz")
+    assert content_hash(xy) != content_hash(xz)

@@ -80,6 +80,7 @@ def test_states_go_to_their_branch_can_be_loaded_and_resumed(train, argv, here, 
     folder = state / "last-checkpoint"
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "optimizer.safetensors", "best.safetensors", "training_state.json",
+        "preprocessor_config.json", "vocabularies.safetensors",
     }  # fmt: skip
     resumed = ["--resume_from_checkpoint", str(folder), "--output_dir", str(tmp_path / "again")]
     with caplog.at_level(logging.INFO):

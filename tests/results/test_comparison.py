@@ -12,7 +12,8 @@ from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.commands.train import show_examples
 from ftmamba.comparison import Rival, held_out_scorer, ids_only, parse_rivals, rival_recipe
 from ftmamba.evaluation import Protocol, evaluate
-from ftmamba.recipe import ExamplesRecipe
+from ftmamba.identity import identity_of
+from ftmamba.recipe import ExamplesRecipe, recipe_from_dict
 from ftmamba.results import make_checkpoint
 
 
@@ -104,7 +105,9 @@ def test_evaluating_the_checkpoint_again_gives_the_same_figures(run, checkpoint,
     named = {"checkerboard": lambda *_, **__: run.tables}
     monkeypatch.setattr("ftmamba.training.run.NAMED_DATASETS", named)
     recipe = {**checkpoint.recipe, "split": {"kind": "random", "test_fraction": 0.3, "seed": 1}}
-    _, again = repeat_evaluation(replace(checkpoint, recipe=recipe))
+    identity = identity_of(recipe_from_dict(recipe), run.tables)
+    results = {**checkpoint.results, "identity": identity}
+    _, again = repeat_evaluation(replace(checkpoint, recipe=recipe, results=results))
     assert again.mean("NDCG@3") == own.mean("NDCG@3")
 
 

@@ -7,9 +7,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from ftmamba.identity import FREE_TO_CHANGE
 from ftmamba.recipe import TrainingRecipe
 from ftmamba.training import catalogue_embeddings, fit, loop, user_embeddings
-from ftmamba.training.checkpoints import FREE_TO_CHANGE, CheckpointStore
+from ftmamba.training.checkpoints import CheckpointStore
 from ftmamba.training.optimizer import decay_groups, learning_rate_at, make_optimizer
 
 from .conftest import forget_accelerate
@@ -240,7 +241,8 @@ def test_checkpoints_are_pruned_and_hold_no_pickle(data, run, tmp_path):
     folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [folder.name for folder in folders] == ["step-00000012", "step-00000016"]
     assert sorted(path.name for path in folders[0].iterdir()) == [
-        "best.safetensors", "model.safetensors", "optimizer.safetensors", "training_state.json",
+        "best.safetensors", "model.safetensors", "optimizer.safetensors",
+        "preprocessor_config.json", "training_state.json",
     ]  # fmt: skip
     assert len(load_file(folders[0] / "optimizer.safetensors")) > 60
 
@@ -263,7 +265,7 @@ def test_a_checkpoint_of_another_run_is_refused(data, run):
     recipe = training_recipe(batch_size=32, num_epochs=1, checkpointing_steps="epoch")
     run(data, recipe)
     again = replace(recipe, resume_from_checkpoint="latest", learning_rate=5e-4, num_epochs=3)
-    message = "learning_rate was 0.001 and is 0.0005; num_epochs was 1 and is 3"
+    message = r"\.learning_rate was 0.001 and is 0.0005; training.num_epochs was 1 and is 3"
     with pytest.raises(ValueError, match=message):
         run(data, again)
 
@@ -280,7 +282,7 @@ def test_a_damaged_or_unknown_checkpoint_is_named(data, run, tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors' is damaged or cut short"):
         run(data, again)
     state = folder / "training_state.json"
-    state.write_text(state.read_text().replace('"format_version": 2', '"format_version": 9'))
+    state.write_text(state.read_text().replace('"format_version": 3', '"format_version": 9'))
     with pytest.raises(ValueError, match="has format_version 9"):
         run(data, again)
     state.write_text("{")

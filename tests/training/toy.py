@@ -65,6 +65,7 @@ def encoded(folder: Path, *, with_popularity: bool = False) -> EncodedData:
         user_columns=_columns("user", N_USERS),
         item_columns=item_columns,
         columns=lambda _tower: tuple(map(column_from_dict, item_columns)),
+        to_json_file=lambda path: path.write_text("{}"),
         encoder=lambda *_: SimpleNamespace(encode=lambda raw_R: np.float32(raw_R)[:, None]),
     )
     return EncodedData(
