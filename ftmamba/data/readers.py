@@ -29,7 +29,7 @@ from pandas.tseries.api import guess_datetime_format
 
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from modeling_ftmamba.configuration_ftmamba import Column
-from modeling_ftmamba.encoders import FALSE_WORDS, MISSING_TEXTS, TRUE_WORDS, column_texts
+from modeling_ftmamba.encoders import MISSING_TEXTS, TRUTHS, column_texts
 
 logger = logging.getLogger(__name__)
 
@@ -181,14 +181,11 @@ def _tidy_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     probe = texts.slice(0, _PROBED_ROWS).drop_null()
     if not len(probe):
         return texts
-    if pc.all(_is_one_of(probe, (*TRUE_WORDS, *FALSE_WORDS))).as_py():
-        is_true, is_false = _is_one_of(texts, TRUE_WORDS), _is_one_of(texts, FALSE_WORDS)
-        is_truth = pc.any(is_true).as_py() and pc.any(is_false).as_py()
-        is_truth = is_truth and pc.sum(is_true).as_py() + pc.sum(is_false).as_py() == (
-            len(texts) - texts.null_count
-        )
+    if pc.all(_is_one_of(probe, (*TRUTHS,))).as_py():
+        words = pc.unique(pc.utf8_lower(texts.drop_null())).to_pylist()
         # Plain 1 and 0 are numbers.
-        if is_truth and not pc.all(_is_one_of(texts.drop_null(), ("0", "1"))).as_py():
+        if {TRUTHS.get(word) for word in words} == {"true", "false"} and {*words} - {"0", "1"}:
+            is_true = _is_one_of(texts, [word for word in words if TRUTHS[word] == "true"])
             return pc.if_else(texts.is_null(), pa.scalar(None, pa.bool_()), is_true)
     if pc.all(pc.match_substring_regex(probe, _LIST)).as_py():
         bare = pc.replace_substring_regex(texts, r"""^[\[({]\s*['"]?|['"]?\s*,?\s*[\])}]$""", "")
