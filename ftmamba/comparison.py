@@ -29,7 +29,15 @@ from ftmamba.evaluation import (
     paired_test,
     tune,
 )
-from ftmamba.evaluation.baselines import GRIDS, Baseline, Tuned
+from ftmamba.evaluation.baselines import (
+    GRIDS,
+    IN_ORDER,
+    IN_TIME,
+    MOST_SECONDS,
+    Baseline,
+    Tuned,
+    tuning_seconds,
+)  # fmt: skip
 from ftmamba.evaluation.blending import Asked, BlendedScorer, Blending, choose_blend
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
@@ -158,9 +166,10 @@ def compare(
         add(rival.name, held_out_scorer(rival_trained, split))
     # Rivals need every process; a baseline is fitted once.
     if accelerator.is_main_process:
-        for name in recipe.evaluation.baselines:
+        for name in tuning.possible(recipe.evaluation.baselines):
             baseline, chosen = tuning.baseline(name)
             add(baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen)
+            logger.info("baseline: %s, %.1f s", chosen or baseline.name, seconds[baseline.name])
     metric = recipe.evaluation.selection_metric
     return Comparison(evaluations, metric, options, seconds, blending, blend)
 
@@ -173,12 +182,26 @@ class _Tuning:
     split: Split
     tuned: dict[str, Tuned] = field(default_factory=dict)
 
+    def possible(self, names: Sequence[str]) -> list[str]:
+        """Return the baselines for which the interactions have what they read."""
+        has_times, is_ordered = self.split.train.times is not None, self.split.train.is_ordered
+        possible = []
+        for name in names:
+            if (name in IN_TIME and not has_times) or (name in IN_ORDER and not is_ordered):
+                lacking = "times" if name in IN_TIME else "order"
+                logger.warning("baseline: %s left out, the interactions have no %s", name, lacking)
+            else:
+                possible.append(name)
+        return possible
+
     def baseline(self, name: str) -> tuple[Baseline, str]:
         """Return a baseline, and its options in words if they were chosen."""
-        is_tuned = name in GRIDS and self.plan.tune_baselines and len(self.split.validation)
-        logger.info("baseline: %s%s", name, ", tuned on validation" if is_tuned else "")
-        if not is_tuned:
+        if name not in GRIDS or not self.plan.tune_baselines or not len(self.split.validation):
             return make_baseline(name, self.plan.baseline_options.get(name)), ""
+        if name not in self.tuned:
+            seconds = tuning_seconds(name, self.split.train)
+            cost = f", about {seconds / 60:.0f} min" if seconds > MOST_SECONDS else ""
+            logger.info("baseline: %s is tuned on validation%s", name, cost)
         best = self.tune(name).best
         return best, str(best)
 
@@ -190,8 +213,10 @@ class _Tuning:
 
     def blend(self, asked: Asked) -> Blending:
         """Choose the blend among the counting models that do best alone."""
-        is_ordered = getattr(self.split.train, "is_ordered", True)
-        names = ("pctm",) if is_ordered else ("item-knn", "ease")
+        train = self.split.train
+        names = ["pctm"] if train.is_ordered else ["item-knn"]
+        if not train.is_ordered and tuning_seconds("ease", train) <= MOST_SECONDS:
+            names.append("ease")
         candidates = [one for name in names for one in self.tune(name).ranked[:N_BLENDED]]
         blending = choose_blend(
             asked,
