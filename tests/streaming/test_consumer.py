@@ -89,7 +89,7 @@ def test_every_user_ends_as_the_forward_pass_over_all_events(checkpoint, observe
     store, counts = run(
         observer,
         events,
-        updated=lambda users, embeds: updated.update(zip(users, embeds, strict=True)),
+        updated=lambda users, state: updated.update(zip(users, observer.embed(state), strict=True)),
     )
     assert (counts.messages, counts.observed, counts.new_users) == (120, 120, 9)
     assert len(store) == 9
