@@ -162,7 +162,7 @@ def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:
     # A list of mappings is one table, of a row each.
     if several and all(isinstance(one, Mapping) for one in source):  # type: ignore[union-attr]
         several = False
-    if source is None or (several and not source) or source == "":
+    if source is None or (isinstance(source, str | Sequence) and not source):
         return None
     table, *further = map(read_table, source if several else [source])  # type: ignore[arg-type]
     if not table.num_rows:

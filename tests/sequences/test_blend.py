@@ -214,7 +214,7 @@ def test_a_blend_is_saved_and_read_back(blended, tmp_path):
 
 
 WRONG = {
-    "no neighbour": ({"neighbours": np.array([0, 3], np.int32)}, "none of its 3 items"),
+    "no neighbour": ({"neighbours": np.array([0, 3], np.int32)}, "do not fit its 3 items"),
     "starts": ({"starts": np.array([0, 2, 1, 2])}, "do not fit"),
     "a type": ({"evidence": np.ones(2)}, "do not fit"),
     "not finite": ({"evidence": np.array([1, np.inf], np.float32)}, "not finite"),
