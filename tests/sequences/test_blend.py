@@ -128,7 +128,7 @@ def test_counting_helps_a_young_model_and_is_first_in_the_table(blended):
 
 
 def test_nothing_is_blended_where_nothing_helps(blended, monkeypatch):
-    split, trained, comparison, _ = blended
+    split, trained, *_ = blended
     useless = Blending(None, None, 0.0, 0.0, 0.0, "HR@1", 0.5, 0.5)
     monkeypatch.setattr("ftmamba.comparison.choose_blend", lambda *_, **__: useless)
     recipe = recipe_from_dict({"data": {"name": "-"}, "blend": "auto",
