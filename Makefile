@@ -17,7 +17,7 @@ $(VENV)/test.stamp: $(VENV)/train.stamp
 	touch $@
 
 quickstart: $(VENV)/train.stamp
-	$(BIN)/accelerate launch --config_file configuration/accelerate/one-process.yaml train_accelerate.py --config configuration/recipes/movielens-100k.yaml --output_dir runs/quickstart
+	$(BIN)/accelerate launch --quiet --config_file configuration/accelerate/one-process.yaml train_accelerate.py --config configuration/recipes/movielens-100k.yaml --output_dir runs/quickstart
 
 test: lint types check
 

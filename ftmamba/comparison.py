@@ -14,8 +14,10 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import Schema
@@ -29,7 +31,15 @@ from ftmamba.evaluation import (
     paired_test,
     tune,
 )
-from ftmamba.evaluation.baselines import GRIDS, Baseline, Tuned
+from ftmamba.evaluation.baselines import (
+    GRIDS,
+    IN_ORDER,
+    IN_TIME,
+    MOST_SECONDS,
+    Baseline,
+    Tuned,
+    tuning_seconds,
+)  # fmt: skip
 from ftmamba.evaluation.blending import Asked, BlendedScorer, Blending, choose_blend
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
@@ -56,6 +66,9 @@ WITH_COUNTS = " + counts"
 N_BLENDED = 3
 """Counting models of each kind that a blend is tried with."""
 
+COLLAPSED = 0.98
+"""Mean cosine of the items from which on their embeddings count as one."""
+
 NAMES = {"mamba": "FT-Mamba", "ssd": "FT-Mamba-2", "attention": "FT-Transformer"}
 RIVAL_COLUMNS = ("all", "ids")
 
@@ -68,15 +81,16 @@ OTHERS, MISSING = "all others", "(missing)"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations by model, the recipe's own first.
+    """Evaluations by model, the recipe's own first: blended, if it has a blend, then pure.
 
     Attributes:
         evaluations: model -> its evaluation on the test part.
         metric: which metric picked epochs and options, and is tested.
         options: baseline -> the options that validation chose.
         seconds: model -> wall time of fitting, choosing and scoring.
-        blending: what validation chose for the blend; None where the towers are served alone.
-        blend: the same, counted on train + validation, for the catalogue.
+        blending: what validation chose for the blend; None where the recipe asks for none.
+        blend: the same, counted on train + validation, for the catalogue; None where the towers
+            are served alone, also because nothing that is counted helps them.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -92,12 +106,13 @@ class Comparison:
         own = next(iter(self.evaluations.values()))
         return own.protocol.describe(own.n_items)
 
-    def paired(self) -> dict[str, PairedComparison]:
-        """Test the recipe's own model against each other model, user by user."""
-        own, *others = self.evaluations
+    def paired(self, own: str = "") -> dict[str, PairedComparison]:
+        """Test a model, by default the served one, against each other model, user by user."""
+        own = own or next(iter(self.evaluations))
         return {
-            other: paired_test(self.evaluations[own], self.evaluations[other], self.metric)
-            for other in others
+            other: paired_test(self.evaluations[own], evaluation, self.metric)
+            for other, evaluation in self.evaluations.items()
+            if other != own
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +124,12 @@ class Comparison:
             "options": dict(self.options),
             "seconds": dict(self.seconds),
             "blend": None if self.blending is None else self.blending.to_dict(),
+            "differences_pure": {
+                name: asdict(one)
+                for pure in list(self.evaluations)[1:2]
+                if self.blend is not None
+                for name, one in self.paired(pure).items()
+            },
         }
 
 
@@ -127,6 +148,7 @@ def compare(
     seconds: dict[str, float] = {}
     tuning = _Tuning(recipe.evaluation, split)
     blending = blend = None
+    baselines: list[str] = []
     config = trained.model.config
     own = NAMES[config.mixer] if config.num_hidden_layers else "MLP"
     start = time.perf_counter()
@@ -144,6 +166,7 @@ def compare(
     towers = held_out_scorer(trained, split)
     if trained.asked is not None and accelerator.is_main_process:
         blending = tuning.blend(trained.asked)
+    if blending is not None and not blending.is_pure:
         blend = blending.count(split.before_test, split.test_time)
         reads_history = trained.data.histories is not None
         histories = histories_of(split.before_test).items if reads_history else None
@@ -158,11 +181,69 @@ def compare(
         add(rival.name, held_out_scorer(rival_trained, split))
     # Rivals need every process; a baseline is fitted once.
     if accelerator.is_main_process:
-        for name in recipe.evaluation.baselines:
+        for name in tuning.possible(recipe.evaluation.baselines):
             baseline, chosen = tuning.baseline(name)
             add(baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen)
+            baselines.append(baseline.name)
+            logger.info("baseline: %s, %.1f s", chosen or baseline.name, seconds[baseline.name])
+        lists = distinct_lists(next(iter(evaluations.values())))
+        logger.info("recommendations: %s", lists)
+        for concern in concerns(evaluations, baselines, towers.items, tuning.plan.selection_metric):
+            logger.warning("WARNING: %s", concern)
     metric = recipe.evaluation.selection_metric
     return Comparison(evaluations, metric, options, seconds, blending, blend)
+
+
+def distinct_lists(evaluation: Evaluation) -> str:
+    """Say how many lists differ, and how many items they cover."""
+    n_distinct = len(np.unique(evaluation.recommended, axis=0))
+    n_covered = round(evaluation.coverage(evaluation.protocol.k[-1]) * evaluation.n_items)
+    return (
+        f"{n_distinct:,} different lists for {len(evaluation):,} users, of {n_covered:,} of the "
+        f"{evaluation.n_items:,} items"
+    )
+
+
+def concerns(
+    evaluations: Mapping[str, Evaluation],
+    baselines: Sequence[str],
+    items_ID: Tensor,
+    metric: str,
+) -> list[str]:
+    """Return what is wrong with the served model, the first of all, and a remedy of each."""
+    own, *_ = evaluations
+    served, found = evaluations[own], []
+    means = {name: evaluations[name].mean(metric) for name in (own, *baselines)}
+    figures = {name: f"{name} ({metric} {mean:.4f})" for name, mean in means.items()}
+    popular = [name for name in baselines if name.startswith("popularity")]
+    others = [name for name in baselines if name not in popular]
+    below = max(popular, key=means.__getitem__, default=own)
+    if means[below] > means[own]:
+        found.append(
+            f"{figures[own]} is below {figures[below]}: it has learned little about single users; "
+            "train longer (training.num_epochs), give users a history, or set blend: auto"
+        )
+    best = max(others, key=means.__getitem__, default=own)
+    if means[best] > means[own]:
+        found.append(
+            f"{figures[own]} is behind the counting model {figures[best]}: train longer, set "
+            "blend: auto, or serve the counting model"
+        )
+    if len(served) > 1 and len(np.unique(served.recommended, axis=0)) == 1:
+        found.append(
+            "all users get the same list: nothing that the model reads of them tells them apart; "
+            "add a history or more columns of users"
+        )
+    unit_ID = torch.nn.functional.normalize(items_ID.double(), dim=1)
+    n_items = len(unit_ID)
+    cosine = float((unit_ID.sum(0).square().sum() - n_items) / max(1, n_items * (n_items - 1)))
+    if n_items > 1 and cosine > COLLAPSED:
+        found.append(
+            f"the embeddings of the items have collapsed (their mean cosine is {cosine:.3f}), so "
+            "similar items mean nothing; add the item's key as a column, or lower "
+            "training.learning_rate"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -173,12 +254,26 @@ class _Tuning:
     split: Split
     tuned: dict[str, Tuned] = field(default_factory=dict)
 
+    def possible(self, names: Sequence[str]) -> list[str]:
+        """Return the baselines for which the interactions have what they read."""
+        has_times, is_ordered = self.split.train.times is not None, self.split.train.is_ordered
+        possible = []
+        for name in names:
+            if (name in IN_TIME and not has_times) or (name in IN_ORDER and not is_ordered):
+                lacking = "times" if name in IN_TIME else "order"
+                logger.warning("baseline: %s left out, the interactions have no %s", name, lacking)
+            else:
+                possible.append(name)
+        return possible
+
     def baseline(self, name: str) -> tuple[Baseline, str]:
         """Return a baseline, and its options in words if they were chosen."""
-        is_tuned = name in GRIDS and self.plan.tune_baselines and len(self.split.validation)
-        logger.info("baseline: %s%s", name, ", tuned on validation" if is_tuned else "")
-        if not is_tuned:
+        if name not in GRIDS or not self.plan.tune_baselines or not len(self.split.validation):
             return make_baseline(name, self.plan.baseline_options.get(name)), ""
+        if name not in self.tuned:
+            seconds = tuning_seconds(name, self.split.train)
+            cost = f", about {seconds / 60:.0f} min" if seconds > MOST_SECONDS else ""
+            logger.info("baseline: %s is tuned on validation%s", name, cost)
         best = self.tune(name).best
         return best, str(best)
 
@@ -190,8 +285,10 @@ class _Tuning:
 
     def blend(self, asked: Asked) -> Blending:
         """Choose the blend among the counting models that do best alone."""
-        is_ordered = getattr(self.split.train, "is_ordered", True)
-        names = ("pctm",) if is_ordered else ("item-knn", "ease")
+        train = self.split.train
+        names = ["pctm"] if train.is_ordered else ["item-knn"]
+        if not train.is_ordered and tuning_seconds("ease", train) <= MOST_SECONDS:
+            names.append("ease")
         candidates = [one for name in names for one in self.tune(name).ranked[:N_BLENDED]]
         blending = choose_blend(
             asked,

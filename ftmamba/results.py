@@ -66,7 +66,7 @@ def make_checkpoint(
     return Checkpoint(
         model=trained.model,
         extractor=data.extractor,
-        catalogue=replace(catalogue, blend=comparison and comparison.blend),
+        catalogue=replace(catalogue, blend=None if comparison is None else comparison.blend),
         users=known_users(
             tables.users,
             split.before_test,

@@ -3,8 +3,11 @@
 Shapes: R interactions.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+from pyarrow import csv
 
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.schema import Schema
@@ -122,6 +125,20 @@ def clusters(
         }
     )
     return Tables(users, items, _events(users_R, items_R, n_users, n_items), schema)
+
+
+def write_csv(tables: Tables, folder: Path) -> dict[str, str]:
+    """Write the three tables as CSV; return their paths as a recipe's `data` has them."""
+    pairs = tables.interactions
+    interactions = {
+        "user_id": np.array(tables.user_keys)[pairs.user_ids],
+        "item_id": np.array(tables.item_keys)[pairs.item_ids],
+        "time": pairs.times,
+    }
+    raw = {"users": tables.users, "items": tables.items, "interactions": pa.table(interactions)}
+    for name, table in raw.items():
+        csv.write_csv(table, folder / f"{name}.csv")
+    return {name: str(folder / f"{name}.csv") for name in raw}
 
 
 def _same_colour(n_pairs: int, n_colours: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:

@@ -1,15 +1,14 @@
 """Baselines: simple models that a learned one must beat under the same protocol, and their tuning.
 
 All of them count. None needs more than the training interactions, and users without a history get
-the popularity of the items. Item-kNN, EASE, Markov and PCTM need scipy, iALS also `implicit`, both
-in the extra `baselines`.
+the popularity of the items. iALS needs `implicit`, in the extra `baselines`.
 
 Shapes: U users, I items, B items of a block, D factors, R interactions.
 """
 
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import product
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from ftmamba.data.interactions import Interactions
 from ftmamba.evaluation.evaluate import evaluate
@@ -27,6 +27,11 @@ from ftmamba.evaluation.splits import Split
 from modeling_ftmamba.catalogue import history_weights, top_k
 
 N_SIMILARITIES_AT_ONCE = 2**24
+N_PAIRS_AT_ONCE = 2**25
+
+MOST_USERS, LEAST_USERS, MOST_SCORES = 5_000, 500, 10**8
+"""Users of validation by whom options are chosen: fewer where the catalogue is large."""
+
 SECONDS_A_DAY = 86_400
 
 MOST_HISTORY = 200
@@ -160,7 +165,6 @@ class ItemKNN:
     def neighbours(self, train: Interactions) -> Any:
         """Return the similarities, a CSR matrix (I, I), computed a block of rows at a time."""
         history_UI = _history_matrix(train, self.name)
-        sparse = require("scipy.sparse", self.name)
         n_items = history_UI.shape[1]
         norm_I = np.sqrt(np.asarray(history_UI.sum(0)).ravel())
         by_item_UI = history_UI.tocsc()
@@ -211,7 +215,7 @@ class EASE:
 
     def neighbours(self, train: Interactions) -> Any:
         """Return the weights as a sparse matrix (I, I)."""
-        return require("scipy.sparse", self.name).csr_matrix(self._weights(train))
+        return sparse.csr_matrix(self._weights(train))
 
     def _weights(self, train: Interactions) -> Scores:
         history_UI = _history_matrix(train, self.name)
@@ -296,11 +300,11 @@ class Markov:
     def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
         sequences = _sequences(train, self.name)
         weights = np.float32(1) / np.arange(1, self.max_distance + 1, dtype=np.float32)
-        transitions_II = _transition_counts(sequences, train.n_items, weights, self.name)
+        transitions_II = _transition_counts(sequences, train.n_items, weights)
         last = np.array((*self.last_weights, 0), np.float32)
         weights_R = last[np.minimum(_ages(sequences[0]), len(self.last_weights))]
         bias_I = np.float32(self.popularity_weight) * _item_counts(train)
-        history_UI = _weighted_history(sequences, weights_R, train, self.name)
+        history_UI = _weighted_history(sequences, weights_R, train)
         return _fitted(
             self.name, train, lambda users: (history_UI[users] @ transitions_II).toarray() + bias_I
         )
@@ -349,11 +353,18 @@ class PCTM:
                 f"baseline 'pctm': recent_share must be in [0, 1], got {self.recent_share!r}"
             )
 
-    def fit(self, train: Interactions, *, as_of: int | None = None) -> FittedBaseline:  # noqa: ARG002
-        sequences, evidence_II = _sequences(train, self.name), self.neighbours(train)
+    def fit(
+        self,
+        train: Interactions,
+        *,
+        as_of: int | None = None,  # noqa: ARG002
+        memory: dict[Any, Any] | None = None,
+    ) -> FittedBaseline:
+        """Fit as `Baseline.fit` does; `memory` keeps what other options count in the same way."""
+        sequences, evidence_II = _sequences(train, self.name), self.neighbours(train, memory)
         counts_I = _item_counts(train).astype(np.float64) + 1
         bias_I = (self.popularity_weight * np.log(counts_I / counts_I.sum())).astype(np.float32)
-        history_UI = _weighted_history(sequences, self._weights(sequences[0]), train, self.name)
+        history_UI = _weighted_history(sequences, self._weights(sequences[0]), train)
         return _fitted(
             self.name, train, lambda users: (history_UI[users] @ evidence_II).toarray() + bias_I
         )
@@ -365,12 +376,17 @@ class PCTM:
             for name in ("max_history", "ratio", "n_recent", "recent_share")
         }
 
-    def neighbours(self, train: Interactions) -> Any:
-        """Return the evidence, a CSR matrix (I, I)."""
-        sequences = _sequences(train, self.name)
-        distances = np.arange(1, self.max_distance + 1, dtype=np.float32)
-        weights = distances ** np.float32(-self.distance_power)
-        evidence_II = _transition_counts(sequences, train.n_items, weights, self.name)
+    def neighbours(self, train: Interactions, memory: dict[Any, Any] | None = None) -> Any:
+        """Return the evidence, a CSR matrix (I, I); see `fit` for the memory."""
+        memory = {} if memory is None else memory
+        counted = self.max_distance, self.distance_power
+        if counted not in memory:
+            distances = np.arange(1, self.max_distance + 1, dtype=np.float32)
+            weights = distances ** np.float32(-self.distance_power)
+            sequences = _sequences(train, self.name)
+            memory.clear()  # one at a time is kept: they are large
+            memory[counted] = _transition_counts(sequences, train.n_items, weights)
+        evidence_II = memory[counted].copy()
         evidence_II.data = np.log1p(evidence_II.data * np.float32(train.n_items / self.tau))
         return evidence_II
 
@@ -421,7 +437,6 @@ def _history_matrix(train: Interactions, baseline: str) -> Any:
     Weights are left out: that a user rated an item says more than the rating.
     """
     _check_train(baseline, train)
-    sparse = require("scipy.sparse", baseline)
     ones = np.ones(len(train), np.float32)
     shape = (train.n_users, train.n_items)
     history_UI = sparse.csr_matrix((ones, (train.user_ids, train.item_ids)), shape=shape)
@@ -444,28 +459,30 @@ def _ages(user_R: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _transition_counts(
-    sequences: Sequences, n_items: int, distance_weights: NDArray[np.float32], baseline: str
+    sequences: Sequences, n_items: int, distance_weights: NDArray[np.float32]
 ) -> Any:
     """Return a CSR matrix (I, I): item -> later item of the same user, summed weights.
 
     The weights are those of pairs that are 1, 2, ... interactions apart.
     """
-    sparse = require("scipy.sparse", baseline)
     user_R, item_R = sequences
     counts_II = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
-    for distance, weight in enumerate(distance_weights, start=1):
-        is_same = user_R[distance:] == user_R[:-distance]
-        pair = item_R[:-distance][is_same], item_R[distance:][is_same]
-        weights = np.full(len(pair[0]), weight, np.float32)
-        counts_II += sparse.csr_matrix((weights, pair), shape=(n_items, n_items))
+    step = max(1, N_PAIRS_AT_ONCE // max(1, len(user_R)))
+    for first in range(1, len(distance_weights) + 1, step):
+        parts = []
+        for distance in range(first, min(first + step, len(distance_weights) + 1)):
+            rows = np.flatnonzero(user_R[distance:] == user_R[:-distance])
+            weights = np.full(len(rows), distance_weights[distance - 1], np.float32)
+            parts.append((weights, item_R[rows], item_R[rows + distance]))
+        weights, items, later = (np.concatenate(part) for part in zip(*parts, strict=True))
+        counts_II += sparse.csr_matrix((weights, (items, later)), shape=(n_items, n_items))
     return counts_II
 
 
 def _weighted_history(
-    sequences: Sequences, weights_R: NDArray[np.float32], train: Interactions, baseline: str
+    sequences: Sequences, weights_R: NDArray[np.float32], train: Interactions
 ) -> Any:
     """Return a CSR matrix (U, I) of the summed weights of each user's items."""
-    sparse = require("scipy.sparse", baseline)
     user_R, item_R = (ids_R[weights_R != 0] for ids_R in sequences)
     shape = (train.n_users, train.n_items)
     return sparse.csr_matrix((weights_R[weights_R != 0], (user_R, item_R)), shape=shape)
@@ -494,12 +511,19 @@ BASELINES: Mapping[str, Callable[..., Baseline]] = {
     "popularity": Popularity,
     "popularity-7d": partial(RecentPopularity, days=7),
     "popularity-14d": partial(RecentPopularity, days=14),
+    "popularity-recent": RecentPopularity,
     "item-knn": ItemKNN,
     "ease": EASE,
     "ials": IALS,
     "markov": Markov,
     "pctm": PCTM,
 }
+
+IN_ORDER = ("markov", "pctm")
+"""Baselines that read the order of interactions."""
+
+IN_TIME = ("popularity-7d", "popularity-14d", "popularity-recent")
+"""Baselines that read their times."""
 
 PCTM_SHAPES: tuple[Mapping[str, Any], ...] = (
     {"max_distance": 20, "distance_power": 1.0, "n_recent": 7, "recent_share": 0.8},
@@ -508,21 +532,71 @@ PCTM_SHAPES: tuple[Mapping[str, Any], ...] = (
 """How far transitions and the history reach: for long histories, and for short ones."""
 
 GRIDS: Mapping[str, tuple[Baseline, ...]] = {
+    "popularity-recent": tuple(RecentPopularity(days) for days in (1, 3, 7, 14, 30, 90)),
     "item-knn": (ItemKNN(50, 0), ItemKNN(100, 10), ItemKNN(200, 50), ItemKNN(400, 100)),
-    "ease": tuple(EASE(regularization) for regularization in (20, 50, 100, 200, 500, 1000, 2000)),
+    "ease": tuple(EASE(regularization) for regularization in (20, 100, 500, 2000)),
     "ials": tuple(
-        IALS(n_factors, regularization, alpha)
-        for n_factors, regularization, alpha in product(
-            (32, 64, 128), (0.1, 1.0, 10.0, 30.0), (1.0, 5.0, 20.0)
-        )
+        IALS(32, regularization, alpha)
+        for regularization, alpha in product((1.0, 10.0, 30.0), (1.0, 5.0, 20.0))
     ),
     "markov": (Markov(), Markov((1.0, 0.5)), Markov((1.0, 0.5, 0.25))),
     "pctm": tuple(
-        PCTM(tau=tau, popularity_weight=beta, **shape)
-        for shape, tau, beta in product(PCTM_SHAPES, (150.0, 1_500.0, 11_250.0), (-0.4, -0.04))
+        PCTM(tau=tau, popularity_weight=-0.04, **shape)
+        for shape, tau in product(PCTM_SHAPES, (150.0, 1_500.0, 11_250.0))
     ),
 }
-"""What `tune` chooses from; a baseline without a grid has no options worth tuning."""
+"""Where `tune` begins; a baseline without a grid has no options worth tuning."""
+
+FINER: Mapping[type[Any], Callable[[Any], Sequence[Mapping[str, Sequence[Any]]]]] = {
+    EASE: lambda best: ({"regularization": (best.regularization / 2, best.regularization * 2)},),
+    IALS: lambda best: (
+        {"n_factors": (64, 128)},
+        {"regularization": (best.regularization / 4, best.regularization * 4)},
+    ),
+    ItemKNN: lambda _best: ({"shrink": (0, 10, 50, 200)}, {"n_neighbours": (20, 50, 200)}),
+    Markov: lambda _best: ({"max_distance": (1, 10)},),
+    PCTM: lambda best: (
+        {"popularity_weight": (-0.4, -0.15, 0.05)},
+        {"tau": (best.tau / 10, best.tau / 4, best.tau * 4)},
+        {"ratio": (0.4, 0.8)},
+        {"max_distance": (5, 50)},
+    ),
+}
+"""Options to change, one after the other, once the best of a grid is known, and their values."""
+
+MOST_SECONDS = 60
+"""A baseline that takes longer to tune is proposed to nobody."""
+
+
+def tuning_seconds(name: str, train: Interactions) -> float:
+    """Estimate how long tuning a baseline takes on a core, by its arithmetic; 0 for the fast."""
+    n_pairs, n_users, n_items = len(train), train.n_users, train.n_items
+    if name == "ease":
+        return 6 * 1e-10 * n_items**3 if n_items <= MAX_ITEMS else float("inf")
+    if name == "ials":
+        widths = [32] * len(GRIDS[name]) + [64, 128, 64, 64]
+        steps = (n_pairs * width + (n_users + n_items) * width**2 for width in widths)
+        return IALS.n_iterations * 4e-9 * sum(steps)
+    return 0.0
+
+
+def proposed_baselines(train: Interactions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the baselines worth running on some interactions, and why others are left out."""
+    names, reasons = ["popularity"], []
+    if train.times is not None:
+        names.append("popularity-recent")
+    names.append("item-knn")
+    for name in ("ease", "ials"):
+        seconds = tuning_seconds(name, train)
+        if seconds <= MOST_SECONDS:
+            names.append(name)
+        else:
+            cost = f"{seconds / 60:.0f} minutes" if seconds < float("inf") else "more than memory"
+            reasons.append(
+                f"evaluation.baselines: without {name}, which would take {cost} for "
+                f"{train.n_users:,} users and {train.n_items:,} items; name it to have it"
+            )
+    return tuple(names + (list(IN_ORDER) if train.is_ordered else [])), tuple(reasons)
 
 
 def make_baseline(name: str, options: Mapping[str, Any] | None = None) -> Baseline:
@@ -535,18 +609,25 @@ def make_baseline(name: str, options: Mapping[str, Any] | None = None) -> Baseli
 
 
 class Tuned(NamedTuple):
-    """The first of the best candidates, its metric on validation, and those of all candidates."""
+    """Every candidate with its metric on validation; the first of the best is `best`."""
 
-    best: Baseline
-    score: float
-    scores: tuple[float, ...]
-    candidates: tuple[Any, ...]
+    scores: Mapping[Baseline, float]
 
     @property
     def ranked(self) -> list[Any]:
         """The candidates, the best first."""
-        order = sorted(range(len(self.scores)), key=lambda index: -self.scores[index])
-        return [self.candidates[index] for index in order]
+        return sorted(self.scores, key=lambda one: -self.scores[one])
+
+    @property
+    def best(self) -> Baseline:
+        """The first of the best."""
+        best: Baseline = self.ranked[0]
+        return best
+
+    @property
+    def score(self) -> float:
+        """The metric of the best."""
+        return self.scores[self.best]
 
 
 def tune(
@@ -556,8 +637,9 @@ def tune(
     protocol: Protocol | None = None,
     metric: str = "NDCG@10",
 ) -> Tuned:
-    """Fit every candidate on `split.train` and keep the best on `split.validation`.
+    """Fit every candidate on `split.train`, then finer steps from the best (`FINER`).
 
+    They are judged on `split.validation`, or on a seeded sample of its users where these are many.
     The test part is not used. Fit the best again on `split.before_test` before its test.
     """
     if not candidates:
@@ -567,14 +649,38 @@ def tune(
             f"tuning needs validation interactions, but the split '{split.description}' has none; "
             "raise its validation_fraction"
         )
-    scores = tuple(
-        evaluate(
-            candidate.fit(split.train, as_of=split.validation_time),
-            test=split.validation,
-            seen=split.train,
-            protocol=protocol,
-        ).mean(metric)
-        for candidate in candidates
-    )
-    best = max(range(len(scores)), key=scores.__getitem__)
-    return Tuned(candidates[best], scores[best], scores, tuple(candidates))
+    users = sampled_users(split.validation)
+    asked = split.validation.select(np.isin(split.validation.user_ids, users))
+    scores: dict[Baseline, float] = {}
+    memory: dict[Any, Any] = {}
+
+    def judge(candidate: Baseline) -> None:
+        if candidate in scores:
+            return
+        as_of = split.validation_time
+        if isinstance(candidate, PCTM):
+            fitted = candidate.fit(split.train, as_of=as_of, memory=memory)
+        else:
+            fitted = candidate.fit(split.train, as_of=as_of)
+        found = evaluate(fitted, test=asked, seen=split.train, protocol=protocol)
+        scores[candidate] = found.mean(metric)
+
+    for candidate in candidates:
+        judge(candidate)
+    tuned = Tuned(scores)
+    steps = FINER.get(type(candidates[0]), lambda _best: ())(tuned.best)
+    for options in steps if len(candidates) > 1 else ():
+        best: Any = tuned.best
+        for name, values in options.items():
+            for value in values:
+                judge(replace(best, **{name: value}))
+    return tuned
+
+
+def sampled_users(validation: Interactions, seed: int = 0) -> NDArray[np.int64]:
+    """Return the users of validation, a seeded sample where they are many."""
+    users = np.unique(validation.user_ids)
+    most = min(MOST_USERS, max(LEAST_USERS, MOST_SCORES // validation.n_items))
+    if len(users) > most:
+        users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
+    return users

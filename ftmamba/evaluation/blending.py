@@ -3,7 +3,7 @@
 Shapes: U users, I items, B users of a block, K ranks, N neighbours.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -15,18 +15,15 @@ from torch import Tensor
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.data.popularity import SECONDS_A_DAY
-from ftmamba.evaluation.evaluate import N_SCORES_AT_ONCE
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.evaluation.protocol import EmbeddingScorer
 from ftmamba.evaluation.splits import Split
 from modeling_ftmamba.catalogue import Blend, top_k
 
 N_NEIGHBOURS = 200
-MOST_USERS, LEAST_USERS, MOST_SCORES = 5_000, 500, 10**8
-"""Users of validation by whom the weights are chosen: fewer where the catalogue is large."""
-
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-PRIORS = (-0.2, -0.1, -0.05, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+PRIORS = (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+ZERO = PRIORS.index(0.0)
 WINDOWS = (7, 14, 30, 90, None)
 """Days of popularity; None counts all."""
 
@@ -178,15 +175,6 @@ def counted(
     )
 
 
-def validation_users(split: Split, seed: int) -> NDArray[np.int64]:
-    """Return users of validation, a seeded sample where they are many."""
-    users = np.unique(split.validation.user_ids)
-    most = min(MOST_USERS, max(LEAST_USERS, MOST_SCORES // split.validation.n_items))
-    if len(users) > most:
-        users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
-    return users
-
-
 def choose_blend(
     asked: Asked, split: Split, candidates: Sequence[Counting], *, mask_seen: bool, metric: str
 ) -> Blending:
@@ -200,41 +188,66 @@ def choose_blend(
         # What a person without a history is served, asked of those who have one.
         cold = warm[0], hidden
     until = split.validation_time
-    windows = WINDOWS if split.train.times is not None else (None,)
+    # The last interactions of users are of many times: there is no moment to look back from.
+    windows = (None,) if split.train.times is None or until is None else WINDOWS
     popularity = {days: log_popularity(split.train, days, until) for days in windows}
-    best, counting, weight = grid.means(*warm, no_neighbours(popularity[None]))[0, 0], None, 0.0
-    pure = best
+    pure_U = grid.values(*warm, no_neighbours(popularity[None]))[0, 0]
+    best_U, counting = pure_U, None
     blends = {one: counted(one, split.train, popularity[None]) for one in candidates}
     for one, blend in blends.items():
-        means_W = grid.means(*warm, blend, weights=WEIGHTS)[:, 0]
-        if means_W.max() > best:
-            best, counting, weight = means_W.max(), one, WEIGHTS[int(means_W.argmax())]
-    around: tuple[float, ...] = (0.0,)
-    if counting is not None:
-        index = WEIGHTS.index(weight)
-        around = WEIGHTS[max(0, index - 1) : index + 2]
-    found: tuple[float, int | None, float, float, float, float] | None = None
+        values_WU = grid.values(*warm, blend, weights=WEIGHTS)[:, 0]
+        found_U = values_WU[_best(values_WU)]
+        if found_U.mean() > best_U.mean() and _is_better(found_U, pure_U):
+            best_U, counting = found_U, one
+    weights = (0.0,) if counting is None else WEIGHTS
+    found: list[tuple[float, int | None, float, float, float, float]] = []
     for days, popularity_I in popularity.items():
         empty = no_neighbours(popularity_I)
-        blend = (
-            empty if counting is None else replace(blends[counting], log_popularity=popularity_I)
-        )
-        means_WP = grid.means(*warm, blend, weights=around, priors=PRIORS)
-        row, column = np.unravel_index(means_WP.argmax(), means_WP.shape)
-        cold_P = grid.means(*cold, empty, priors=PRIORS)[0]
-        own = (PRIORS[int(column)], PRIORS[int(cold_P.argmax())])
-        total = means_WP.max() * len(warm[0]) + cold_P.max() * len(cold[0])
-        if found is None or total > found[0]:
-            found = (total, days, around[int(row)], *own, float(means_WP.max()))
-    assert found is not None
-    _, days, weight, prior, cold_prior, blended = found
-    return Blending(
-        counting if weight else None, days, weight, prior, cold_prior, metric, pure, blended
-    )
+        blend = empty if counting is None else blends[counting]
+        blend = replace(blend, log_popularity=popularity_I)
+        values_WPU = grid.values(*warm, blend, weights=weights, priors=PRIORS)
+        row, column = _best(values_WPU), _best(values_WPU.swapaxes(0, 1))
+        own_U = values_WPU[row, column]
+        if not _is_better(own_U, values_WPU[row, ZERO]):
+            row, column = _best(values_WPU[:, ZERO]), ZERO
+            own_U = values_WPU[row, column]
+        values_PU = grid.values(*cold, empty, priors=PRIORS)[0]
+        of_cold = _best(values_PU)
+        if not _is_better(values_PU[of_cold], values_PU[ZERO]):
+            of_cold = ZERO
+        total = float(own_U.sum() + values_PU[of_cold].sum())
+        priors = PRIORS[column], PRIORS[of_cold]
+        found.append((total, days, weights[row], *priors, float(own_U.mean())))
+    _, days, weight, prior, cold_prior, blended = max(found, key=lambda one: one[0])
+    pure = float(pure_U.mean())
+    chosen = counting if weight else None
+    return Blending(chosen, days, weight, prior, cold_prior, metric, pure, blended)
+
+
+def _best(values: NDArray[np.float64]) -> int:
+    """Return the index along the first axis of the highest mean over users (the last axis).
+
+    Means are smoothed over neighbours on the grid, for a single one may be high by chance; the
+    other axis of a grid is at its best.
+    """
+    means = values.mean(-1)
+    for axis in range(means.ndim):
+        padded = np.pad(means, [(1, 1) if one == axis else (0, 0) for one in range(means.ndim)],
+                        mode="edge")  # fmt: skip
+        n = means.shape[axis]
+        before, own, after = (padded.take(range(i, i + n), axis) for i in range(3))
+        means = (before + 2 * own + after) / 4
+    return int(np.unravel_index(means.argmax(), means.shape)[0])
+
+
+def _is_better(first_U: NDArray[np.float64], second_U: NDArray[np.float64]) -> bool:
+    """Return whether the mean of the first is higher by more than a standard error."""
+    gains_U = first_U - second_U
+    return bool(gains_U.mean() > gains_U.std() / max(1, len(gains_U)) ** 0.5)
 
 
 class _Grid:
-    """The mean of a metric on validation for each weight of evidence and of popularity."""
+    """A metric of users of validation for each weight of evidence and of popularity."""
 
     def __init__(self, split: Split, mask_seen: bool, metric: str) -> None:
         name, _, k = metric.partition("@")
@@ -244,7 +257,7 @@ class _Grid:
         self._targets = items_by_user(split.validation)
         self._histories = histories_of(split.train).items
 
-    def means(
+    def values(
         self,
         user_ids: NDArray[np.int64],
         towers: EmbeddingScorer,
@@ -252,10 +265,12 @@ class _Grid:
         weights: Sequence[float] = (0.0,),
         priors: Sequence[float] = (0.0,),
     ) -> NDArray[np.float64]:
-        """Return (weights, priors); 0 without users."""
-        sums = np.zeros((len(weights), len(priors)))
+        """Return the metric (weights, priors, U)."""
+        values = np.zeros((len(weights), len(priors), len(user_ids)))
         popularity_I = torch.from_numpy(blend.log_popularity)
-        for users_B in self._blocks(user_ids):
+        step = max(1, _GRID_SCORES_AT_ONCE // self._n_items)
+        for start in range(0, len(user_ids), step):
+            users_B = user_ids[start : start + step]
             scores_BI = towers.scores(users_B).cpu()
             if self._masked is not None:
                 rows, items = self._masked.pairs(users_B)
@@ -274,13 +289,9 @@ class _Grid:
                     total = with_evidence + prior * popularity_I if prior else with_evidence
                     ids_BK = top_k(total, self._k)[1]
                     hits_BK = is_target_BI.gather(1, ids_BK).numpy()
-                    sums[row, column] += self._metric(hits_BK, n_relevant_B).sum()
-        return sums / max(1, len(user_ids))
-
-    def _blocks(self, user_ids: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        step = max(1, min(_GRID_SCORES_AT_ONCE, N_SCORES_AT_ONCE) // self._n_items)
-        for start in range(0, len(user_ids), step):
-            yield user_ids[start : start + step]
+                    found_B = self._metric(hits_BK, n_relevant_B)
+                    values[row, column, start : start + step] = found_B
+        return values
 
 
 def _items_of(

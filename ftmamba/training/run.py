@@ -31,7 +31,8 @@ from ftmamba.data.named_datasets import NAMED_DATASETS
 from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.evaluation import EmbeddingScorer, Protocol, Split, evaluate, make_split
-from ftmamba.evaluation.blending import Asked, validation_users
+from ftmamba.evaluation.baselines import sampled_users
+from ftmamba.evaluation.blending import Asked
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.identity import Identity, identity_of
 from ftmamba.recipe import DataRecipe, EvaluationRecipe, Recipe, TrainingRecipe, load_preset
@@ -302,7 +303,7 @@ def ask_validation(
     model: FTMambaTwoTowerModel, data: EncodedData, split: Split, seed: int
 ) -> Asked:
     """Embed the users of validation by whom a blend is chosen, with and without histories."""
-    user_ids, as_of = validation_users(split, seed), split.validation_time
+    user_ids, as_of = sampled_users(split.validation, seed), split.validation_time
 
     def scorer(histories: Histories | None) -> EmbeddingScorer:
         return embedding_scorer(model, data, as_of, user_ids=user_ids, histories=histories)

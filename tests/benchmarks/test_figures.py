@@ -1,11 +1,9 @@
 """From times to ratios, verdicts and exponents."""
 
-import pytest
-
-from benchmarks.speed.figures import best_ft_transformer, find, ratio, verdicts
+from benchmarks.speed.figures import best_ft_transformer, find, ratio
 from benchmarks.speed.measure import Spread
 from benchmarks.speed.memory import memory_ratio
-from benchmarks.speed.scaling import slope, summary
+from benchmarks.speed.scaling import summary
 from benchmarks.speed.targets import SHAPES, Shape
 
 
@@ -35,28 +33,11 @@ def test_ratios_are_taken_round_by_round():
     assert ratio(cell(mamba=[1.0]), "transformers") is None
 
 
-def test_a_verdict_passes_at_the_target_and_falls_short_below_it():
-    cells = [
-        cell(transformers=[15.0], mamba=[1.0], ftt_32=[0.99]),
-        cell(SHAPES[1], transformers=[19.9], mamba=[1.0]),
-    ]
-    (_, slow), _, (_, best), _ = verdicts(cells)
-    assert [one.passes for one in slow[:3]] == [True, False, None]
-    assert best[0].passes is False
-    assert best[0].rival == "ftt 32"
-    assert slow[2].why_not == "not measured"
-
-
 def test_a_cell_is_found_by_all_that_names_it():
     cells = [cell(), cell(mode="infer"), cell(threads=2)]
     assert find(cells, SHAPES[0], "infer") is cells[1]
     assert find(cells, SHAPES[0], "train", threads=2) is cells[2]
     assert find(cells, Shape(1, 1), "train") is None
-
-
-def test_the_exponent_of_a_power_law_is_found():
-    lengths = [10, 100, 1000]
-    assert slope(lengths, [3 * x**1.5 for x in lengths]) == pytest.approx(1.5)
 
 
 def test_a_line_is_summed_up_by_exponent_and_dearest_token():

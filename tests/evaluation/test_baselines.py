@@ -1,5 +1,7 @@
 """Baselines on paper, against their definition, under one contract, and tuned."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,8 @@ from ftmamba.evaluation.baselines import (
     Markov,
     Popularity,
     RecentPopularity,
+    proposed_baselines,
+    sampled_users,
 )  # fmt: skip
 
 DAY = 86_400
@@ -273,7 +277,7 @@ def test_the_best_on_validation_is_chosen_without_the_test_part():
     tuned = tune(grid, SPLIT, **BY_HIT)
     assert tuned.best is grid[2]
     assert tuned.score == pytest.approx(2 / 3)
-    assert tuned.scores == pytest.approx((0, 1 / 3, 2 / 3))
+    assert list(tuned.scores.values()) == pytest.approx([0, 1 / 3, 2 / 3])
     assert all(candidate.calls == [(SPLIT.train, 77)] for candidate in grid)
     equals = [Favourite(1), Favourite(2)]
     assert tune(equals, SPLIT, **BY_HIT).best is equals[0]
@@ -290,3 +294,63 @@ def test_tuning_needs_candidates_and_validation():
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_candidates_of_a_grid_differ(name):
     assert len(set(GRIDS[name])) == len(GRIDS[name]) > 1
+
+
+def test_finer_steps_start_from_the_best_of_the_grid():
+    rng = np.random.default_rng(0)
+    starts = rng.integers(12, size=40)
+    rows = [(u, (s + 5 * step) % 12, step) for u, s in enumerate(starts) for step in range(6)]
+    everything = interactions_of(*rows, n_users=40, n_items=12)
+    step_R = np.tile(np.arange(6), 40)
+    split = Split(*(everything.select(part) for part in (step_R < 4, step_R == 4, step_R == 5)),
+                  None, None, "by hand")  # fmt: skip
+    tuned = tune(GRIDS["pctm"], split, protocol=Protocol(k=(1,)), metric="HR@1")
+    assert set(GRIDS["pctm"]) < set(tuned.scores)
+    assert tuned.score == max(tuned.scores.values()) == tuned.scores[tuned.ranked[0]]
+    # What candidates share is counted once, and gives what each would count by itself.
+    alone = evaluate(tuned.best.fit(split.train), test=split.validation, seen=split.train,
+                     protocol=Protocol(k=(1,)))  # fmt: skip
+    assert alone.mean("HR@1") == tuned.score
+    memory = {}
+    for one in list(tuned.scores)[:4]:
+        shared = one.fit(split.train, memory=memory).scores(np.arange(40))
+        np.testing.assert_array_equal(shared, one.fit(split.train).scores(np.arange(40)))
+
+
+def test_transitions_do_not_depend_on_how_many_pairs_are_counted_at_once(monkeypatch):
+    train, _ = random_pairs(20, 17, 150)
+    whole = PCTM().neighbours(train).toarray()
+    monkeypatch.setattr("ftmamba.evaluation.baselines.N_PAIRS_AT_ONCE", 300)
+    np.testing.assert_allclose(PCTM().neighbours(train).toarray(), whole, rtol=1e-6)
+
+
+def test_baselines_are_proposed_for_what_the_interactions_have_and_cost():
+    names, reasons = proposed_baselines(TRAIN)
+    assert names == (
+        "popularity",
+        "popularity-recent",
+        "item-knn",
+        "ease",
+        "ials",
+        "markov",
+        "pctm",
+    )
+    assert reasons == ()
+    large = interactions_of((0, 0, 1), n_items=20_000, times=False)
+    names, reasons = proposed_baselines(large)
+    assert names == ("popularity", "item-knn", "ials")
+    assert reasons == (
+        "evaluation.baselines: without ease, which would take 80 minutes for 4 users and 20,000 "
+        "items; name it to have it",
+    )
+    assert (
+        "take more than memory" in proposed_baselines(replace(large, n_items=MAX_ITEMS + 1))[1][0]
+    )
+
+
+def test_a_sample_of_many_users_is_seeded_and_smaller_for_large_catalogues(monkeypatch):
+    everyone = Interactions(np.arange(900), np.zeros(900, int), None, None, 900, 10)
+    assert sampled_users(everyone).tolist() == list(range(900))
+    sample = sampled_users(replace(everyone, n_items=10**6), 3)
+    assert len(set(sample.tolist())) == 500
+    np.testing.assert_array_equal(sample, sampled_users(replace(everyone, n_items=10**6), 3))

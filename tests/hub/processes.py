@@ -21,8 +21,8 @@ def clean_environment(**environment: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", **environment}
 
 
-def run_python(script: Path, *arguments: str, **environment: str) -> dict[str, Any]:
-    """Run a script in a process of its own and return the JSON of its last line."""
+def run_python(script: Path | str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run a script, or code after "-c", in a process; return the JSON of its last line."""
     done = run_process([sys.executable, str(script), *arguments], **environment)
     assert done.returncode == 0, done.stderr[-4000:]
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

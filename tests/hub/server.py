@@ -15,16 +15,15 @@ import re
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import yaml
 from huggingface_hub import HfApi
 
 TOKEN = "hf_" + "WriteLoopback" * 2 + "12345678"
@@ -122,17 +121,12 @@ class Repository:
     repo_id: str
     path: str
     private: bool = False
-    sdk: str | None = None
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     pull_requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        rules = "".join(f"*{end} filter=lfs diff=lfs merge=lfs -text\n" for end in LFS_SUFFIXES)
-        files = {".gitattributes": Blob(rules.encode())}
-        if self.sdk:
-            files["README.md"] = Blob(f"---\nsdk: {self.sdk}\n---\n".encode())
-        self.branches["main"] = self.add(files, "initial commit").oid
+        self.branches["main"] = self.add({".gitattributes": Blob(b"")}, "initial commit").oid
 
     @property
     def head(self) -> str:
@@ -222,6 +216,13 @@ class LoopbackHub:
         commit = self.repositories[path].find(revision)
         return {name: blob.content for name, blob in commit.files.items()}
 
+    def download(self, path: str, folder: Path, revision: str = "main") -> Path:
+        """Write the files of a repository into a folder; return it."""
+        for name, content in self.files(path, revision).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return folder
+
     def environment(self, token: str = TOKEN) -> dict[str, str]:
         """Return what turns the client of another process to this Hub."""
         named = {"HF_TOKEN": token} if token else {}
@@ -273,13 +274,7 @@ class LoopbackHub:
         auth = {"accessToken": {"displayName": "test", "role": "write" if can_write else "read"}}
         return json_answer({"type": "user", "name": name, "orgs": [], "auth": auth})
 
-    def validate_card(self, request: Request) -> Answer:
-        text = request.json().get("content", "")
-        try:
-            yaml.safe_load(text[4:].split("\n---", 1)[0] if text.startswith("---\n") else "")
-        except yaml.YAMLError as error:
-            errors = [{"message": str(error)}]
-            return json_answer({"errors": errors, "warnings": []}, status=400)
+    def validate_card(self, _request: Request) -> Answer:
         return json_answer({"errors": [], "warnings": []})
 
     def create(self, request: Request) -> Answer:
@@ -295,7 +290,7 @@ class LoopbackHub:
         if path in self.repositories:
             return json_answer({"error": "You already created this repo", **answer}, status=409)
         private = values.get("visibility") == "private" or bool(values.get("private"))
-        self.repositories[path] = Repository(repo_id, path, private, values.get("sdk"))
+        self.repositories[path] = Repository(repo_id, path, private)
         return json_answer(answer)
 
     def branch(self, request: Request, plural: str, repo_id: str, name: str) -> Answer:
@@ -309,44 +304,18 @@ class LoopbackHub:
     def describe(self, request: Request, plural: str, repo_id: str, ref: str | None) -> Answer:
         repository = self.readable(request, plural, repo_id)
         commit = repository.find(ref or "main")
-        card = commit.files.get("README.md", Blob(b"")).content.decode()
-        head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-        facts = {
-            "_id": "0" * 24, "id": repo_id, "modelId": repo_id, "sha": commit.oid,
-            "private": repository.private, "gated": False, "disabled": False, "downloads": 0,
-            "likes": 0, "tags": [], "cardData": yaml.safe_load(head[1]) if head else {},
-            "sdk": repository.sdk, "siblings": [{"rfilename": one} for one in sorted(commit.files)],
-            "createdAt": "2024-01-01T00:00:00.000Z", "lastModified": "2024-01-01T00:00:00.000Z",
-        }  # fmt: skip
-        return json_answer(facts)
+        siblings = [{"rfilename": one} for one in sorted(commit.files)]
+        facts = {"id": repo_id, "sha": commit.oid, "private": repository.private, "tags": []}
+        return json_answer({**facts, "siblings": siblings})
 
-    def tree(
-        self, request: Request, plural: str, repo_id: str, ref: str, under: str | None
-    ) -> Answer:
-        commit = self.readable(request, plural, repo_id).find(ref)
-        listed = self._entries(commit, f"{under.strip('/')}/" if under else "")
-        if request.query.get("recursive", "").lower() not in ("1", "true"):
-            depth = len(under.strip("/").split("/")) if under else 0
-            listed = {path: one for path, one in listed.items() if path.count("/") == depth}
-        if under and not listed:
-            raise RefusedError(404, f"{under} does not exist", "EntryNotFound")
-        return json_answer(list(listed.values()))
-
-    def _entries(self, commit: Commit, prefix: str) -> dict[str, dict[str, Any]]:
-        """Return files and folders below a folder, each folder before its files."""
-        listed: dict[str, dict[str, Any]] = {}
+    def tree(self, request: Request, plural: str, repo_id: str, ref: str) -> Answer:
+        commit, listed = self.readable(request, plural, repo_id).find(ref), []
         for path, blob in sorted(commit.files.items()):
-            if not path.startswith(prefix):
-                continue
-            for at, letter in enumerate(path[len(prefix) :], start=len(prefix)):
-                if letter == "/":
-                    folder = {"type": "directory", "path": path[:at], "oid": "0" * 40, "size": 0}
-                    listed[path[:at]] = folder
             size = len(blob.content)
-            listed[path] = {"type": "file", "path": path, "oid": blob.etag, "size": size}
+            listed.append({"type": "file", "path": path, "oid": blob.etag, "size": size})
             if blob.is_lfs:
-                listed[path]["lfs"] = {"oid": blob.sha256, "size": size, "pointerSize": 130}
-        return listed
+                listed[-1]["lfs"] = {"oid": blob.sha256, "size": size, "pointerSize": 130}
+        return json_answer(listed)
 
     def preupload(self, request: Request, plural: str, repo_id: str, ref: str) -> Answer:
         """Say of each file whether it goes into the commit or to the storage of large files."""
@@ -371,8 +340,7 @@ class LoopbackHub:
             answer = {"oid": one["oid"], "size": one["size"]}
             if one["oid"] not in self.uploads:
                 upload = {"href": f"{self.storage}/_upload/{one['oid']}", "header": {}}
-                verify = {"href": f"{self.endpoint}/_verify", "header": {}}
-                answer["actions"] = {"upload": upload, "verify": verify}
+                answer["actions"] = {"upload": upload}
             objects.append(answer)
         return json_answer({"transfer": "basic", "objects": objects})
 
@@ -381,12 +349,6 @@ class LoopbackHub:
             raise RefusedError(400, "The SHA-256 did not match what we received.")
         self.uploads[oid] = request.body
         return Answer()
-
-    def verify(self, request: Request) -> Answer:
-        values = request.json()
-        if len(self.uploads.get(values["oid"], b"")) != values["size"]:
-            raise RefusedError(404, "the object was not uploaded in full")
-        return json_answer({})
 
     def commit(self, request: Request, plural: str, repo_id: str, ref: str) -> Answer:
         """Apply the lines of a commit to a branch, or to a new pull request."""
@@ -456,12 +418,11 @@ ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("POST", r"/api/validate-yaml", LoopbackHub.validate_card),
     ("POST", r"/api/repos/create", LoopbackHub.create),
     ("POST", rf"{_REPO}/branch/([^/]+)", LoopbackHub.branch),
-    ("GET", rf"{_REPO}/tree/([^/]+)(?:/(.+))?", LoopbackHub.tree),
+    ("GET", rf"{_REPO}/tree/([^/]+)", LoopbackHub.tree),
     ("POST", rf"{_REPO}/preupload/([^/]+)", LoopbackHub.preupload),
     ("POST", rf"{_REPO}/commit/([^/]+)", LoopbackHub.commit),
     ("GET", rf"{_REPO}(?:/revision/([^/]+))?", LoopbackHub.describe),
     ("POST", rf"{_FILES}\.git/info/lfs/objects/batch", LoopbackHub.lfs_batch),
-    ("POST", r"/_verify", LoopbackHub.verify),
     ("GET HEAD", rf"{_FILES}/(?:resolve|raw)/([^/]+)/(.+)", LoopbackHub.resolve),
     ("PUT", r"/_upload/([0-9a-f]{64})", LoopbackHub.upload),
     ("GET HEAD", r"/_files/([0-9a-f]{64})/(.+)", LoopbackHub.stored),
@@ -538,17 +499,8 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - looked up by name
 
     def _read_body(self, limit: int | None) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            size = int(self.headers.get("Content-Length") or 0)
-            return self.rfile.read(size if limit is None else min(limit, size))
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-            if limit is not None and len(body) > limit:
-                return body[:limit]
-        self.rfile.readline()
-        return body
+        size = int(self.headers.get("Content-Length") or 0)
+        return self.rfile.read(size if limit is None else min(limit, size))
 
     def _hang_up(self) -> None:
         self.close_connection = True
@@ -575,10 +527,3 @@ def serve() -> Iterator[LoopbackHub]:
             one.shutdown()
             thread.join()
             one.server_close()
-
-
-if __name__ == "__main__":
-    with serve() as running:
-        sys.stdout.write("".join(f"export {k}={v}\n" for k, v in running.environment().items()))
-        sys.stdout.flush()
-        time.sleep(86_400)

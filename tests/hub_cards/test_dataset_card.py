@@ -43,8 +43,9 @@ def test_the_card_is_the_golden_one():
     assert text == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_the_hub_reads_the_metadata_back_and_finds_each_table():
-    data = DatasetCard(dataset_card(recipe(), tables(), licence="cc-by-4.0")).data.to_dict()
+def test_the_hub_and_the_loader_read_it_back_and_find_each_table():
+    card = dataset_card(recipe(), tables(), licence="cc-by-4.0")
+    data = DatasetCard(card).data.to_dict()
     assert data["pretty_name"] == "Tiny films"
     assert data["license"] == "cc-by-4.0"
     assert data["size_categories"] == ["n<1K"]
@@ -52,10 +53,7 @@ def test_the_hub_reads_the_metadata_back_and_finds_each_table():
     assert files == {
         "users": "users.parquet", "items": "films.csv", "interactions": "interactions.parquet"
     }  # fmt: skip
-
-
-def test_the_recipe_that_it_shows_names_the_tables_as_the_loader_reads_them():
-    block = dataset_card(recipe(), tables()).split("```yaml\n")[1].split("```")[0]
+    block = card.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block)["data"] == {
         "users": "somebody/tiny-films:users",
         "items": "somebody/tiny-films:items",

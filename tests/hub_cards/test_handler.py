@@ -17,13 +17,9 @@ __all__ = ["checkpoint_folder", "tiny_checkpoint", "tiny_items"]
 
 RECORD = {"age": 31, "occupation": "doctor"}
 JSON_TYPES = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
+    "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
     "null": type(None),
-}
+}  # fmt: skip
 
 
 def fits(value, schema):
@@ -130,10 +126,8 @@ def test_a_bad_request_is_told_what_is_wrong_and_where(handler, request_, field,
 
 
 def test_a_long_wrong_value_does_not_come_back_whole(handler):
-    answer = handler({"inputs": [{"x" * 5000: 1}], "parameters": {}})
-    assert len(json.dumps(answer)) < 700
-    answer = handler({"inputs": {"age": "x" * 5000}})
-    assert len(json.dumps(answer)) < 700
+    for inputs in ([{"x" * 5000: 1}], {"age": "x" * 5000}):
+        assert len(json.dumps(handler({"inputs": inputs}))) < 700
 
 
 @pytest.mark.parametrize(
@@ -146,13 +140,8 @@ def test_a_failure_inside_shows_nothing_of_it(handler, monkeypatch, caplog, erro
     monkeypatch.setattr(handler._recommend, "preprocess", fail)
     with caplog.at_level(logging.ERROR, logger="hub_cards.handler"):
         answer = handler({"inputs": RECORD})
-    assert answer == {
-        "error": {
-            "type": "internal_error",
-            "message": "the request could not be answered",
-            "field": None,
-        }
-    }
+    message = "the request could not be answered"
+    assert answer == {"error": {"type": "internal_error", "message": message, "field": None}}
     assert fits(answer, ANSWER_SCHEMA)
     (logged,) = caplog.records
     assert logged.exc_info[1] is error
@@ -175,8 +164,4 @@ def test_requests_from_many_threads_get_their_own_answers(handler):
 def test_the_handler_needs_no_other_file_of_this_project():
     source = importlib.util.find_spec("hub_cards.handler").loader.get_source("hub_cards.handler")
     lines = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
-    assert lines == [
-        "import logging",
-        "from typing import Any",
-        "from transformers import pipeline",
-    ]
+    assert [line.split()[1] for line in lines] == ["logging", "typing", "transformers"]

@@ -47,18 +47,14 @@ def test_the_launcher_names_model_commit_and_example(tmp_path):
     assert rest == {"revision": COMMIT, "example": FACTS.example}
 
 
-def test_the_hub_reads_what_kind_of_space_it_is():
+def test_the_hub_reads_what_space_it_is_of_the_versions_that_the_tests_ran_with():
     data = RepoCard(space_files(FACTS)["README.md"]).data.to_dict()
     assert data["sdk"] == "gradio"
     assert data["app_file"] == "app.py"
     assert data["models"] == ["somebody/films"]
     assert data["license"] == "mit"
     assert data["title"] == "What films recommends"
-
-
-def test_the_space_asks_for_the_versions_that_the_tests_ran_with():
-    pytest.importorskip("gradio")
-    assert version("gradio") == GRADIO_VERSION
+    assert version("gradio") == data["sdk_version"] == GRADIO_VERSION
     lines = space_files(FACTS)["requirements.txt"].splitlines()
     pinned = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers")]
     assert lines == [*pinned, "ftmamba"]
@@ -73,14 +69,11 @@ def test_titles_and_models_bring_no_markup():
     ast.parse(space_files(SpaceFacts('"""\nimport os', "x'"))["app.py"])
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_left_alone_and_that_of_a_space_written_anew(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which is no part of a Space"):
         write_space(tmp_path, FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_writing_twice_leaves_the_last(tmp_path):
     write_space(tmp_path / "out", FACTS)
     write_space(tmp_path / "out", SpaceFacts("other/model", COMMIT))
     assert "other/model" in (tmp_path / "out" / "app.py").read_text()

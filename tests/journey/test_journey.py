@@ -35,7 +35,8 @@ def test_two_ranks_train_strangers_load_and_a_page_recommends(
     found = run_as_pasted(by_recommender, [], environment)["printed"].splitlines()
     assert len(found) == 10
     own_hub.faults.add(r"/resolve/.*/catalogue.safetensors", status=503)
-    bare = {**environment, "HF_HOME": new_folder(tmp_path / "stranger")}
+    (tmp_path / "stranger").mkdir()
+    bare = {**environment, "HF_HOME": str(tmp_path / "stranger")}
     printed = run_as_pasted(by_pipeline, not_bare, bare)["printed"].splitlines()
     items = [ast.literal_eval(line) for line in printed]
     assert [one["item_key"] for one in items] == [line.split(" ")[0] for line in found]
@@ -82,7 +83,7 @@ def assert_each_state_was_pushed_once(hub, told):
 def assert_what_arrived_is_what_was_saved(hub, tmp_path):
     output = tmp_path / "runs" / "films"
     assert hub.files(MODEL)["model.safetensors"] == (output / "model.safetensors").read_bytes()
-    arrived = written(hub.files(MODEL), tmp_path / "arrived")
+    arrived = hub.download(MODEL, tmp_path / "arrived")
     assert list(load_checkpoint(arrived).catalogue.keys) == list(
         load_checkpoint(output).catalogue.keys
     )
@@ -106,7 +107,7 @@ def push_space(hub, environment, tmp_path):
         **environment, PYTHONPATH=str(ROOT),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return written(hub.files(f"spaces/{SPACE}"), tmp_path / "space")
+    return hub.download(f"spaces/{SPACE}", tmp_path / "space")
 
 
 def assert_page_recommends(folder, make_browser, environment, tmp_path):
@@ -118,15 +119,3 @@ def assert_page_recommends(folder, make_browser, environment, tmp_path):
         elements(browser, "#listed .item")[2].click()
         until(lambda: title in texts(browser, "#why h3")[0], "the third item is selected")
         assert "pip install ftmamba" in texts(browser, "#why .message")[0]
-
-
-def written(files, folder):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def new_folder(folder):
-    folder.mkdir()
-    return str(folder)

@@ -128,22 +128,6 @@ def test_bfloat16_stays_near_float32(build, variant):
     assert (half.float() - exact).abs().max() < 0.05 * scale
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["mamba", "attention"])
-def test_compiles_as_one_graph_with_gradients(build, mixer):
-    model = build(mixer=mixer)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    batch = make_batch()
-    results = []
-    for call in (model, compiled):
-        model.zero_grad()
-        scores = call(**batch).scores
-        scores.square().mean().backward()
-        results.append([scores, *(p.grad for p in model.parameters() if p.requires_grad)])
-    for eager, graph in zip(*results, strict=True):
-        torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-5)
-
-
 def test_what_transformers_trains_is_saved_loaded_and_used(build, tmp_path):
     """Trainer writes `training_args.bin`, a pickle, beside the weights; nothing ever reads it."""
     model, batch = build(), make_batch(5, 7)

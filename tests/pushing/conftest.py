@@ -4,18 +4,15 @@ import runpy
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import constants
-from pyarrow import csv
 
 from ftmamba.hub import Backoff
 from tests.hub.server import TOKEN
-from tests.made_up_tables import checkerboard
+from tests.made_up_tables import checkerboard, write_csv
 from tests.tiny_checkpoint import checkpoint_folder, tiny_checkpoint, tiny_items
+from tests.training.conftest import forget_accelerate
 
 __all__ = ["checkpoint_folder", "folder", "tiny_checkpoint", "tiny_items"]
 
@@ -74,31 +71,15 @@ def quick(monkeypatch):
 def train():
     """Run `train_accelerate.py` in this process; returns its exit code."""
     yield runpy.run_path(str(SCRIPT))["main"]
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_accelerate()
 
 
 @pytest.fixture
 def argv(tmp_path):
     """Small tables and a recipe for a run of a second or two, as flags."""
     tables = checkerboard(14)
-    pairs = tables.interactions
-    raw = {
-        "users": tables.users,
-        "items": tables.items,
-        "interactions": pa.table(
-            {
-                "user_id": np.array(tables.user_keys)[pairs.user_ids],
-                "item_id": np.array(tables.item_keys)[pairs.item_ids],
-                "time": pairs.times,
-            }
-        ),
-    }
-    for name, table in raw.items():
-        csv.write_csv(table, tmp_path / f"{name}.csv")
-    paths = {name: str(tmp_path / f"{name}.csv") for name in raw}
     recipe = {
-        "data": {**paths, "cache_dir": str(tmp_path / "cache")},
+        "data": {**write_csv(tables, tmp_path), "cache_dir": str(tmp_path / "cache")},
         "schema": tables.schema.to_dict(),
         "split": {"kind": "random", "test_fraction": 0.3},
         "model": {"preset": "ft-mamba-small", "overrides": SMALL},

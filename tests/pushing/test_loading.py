@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,19 @@ REPO = "tester/films"
 RECORD = {"age": 31, "occupation": "doctor"}
 PIECE = 10 * 1024**2
 """What the Hub's client keeps of a file whose download is cut: whole pieces of this size."""
+
+
+LOAD = """
+import json, sys
+from ftmamba import Recommender
+
+repo, revision, record = json.loads(sys.argv[1])
+recommender = Recommender.from_pretrained(repo, revision=revision)
+answers = recommender.recommend(record=record, k=3)
+report = {"keys": [one.item_key for one in answers], "titles": [one.title for one in answers]}
+report |= {"n_items": len(recommender.catalogue), "knows_users": recommender.users is not None}
+print(json.dumps(report))
+"""
 
 
 @pytest.fixture
@@ -37,16 +49,6 @@ def large(tiny_checkpoint, tmp_path):
     return folder
 
 
-def load_in_a_process(hub, home, revision="main", **environment):
-    order = {"repo": REPO, "revision": revision, "record": RECORD}
-    home.mkdir(exist_ok=True)
-    return run_python(
-        Path(__file__).with_name("loading_process.py"),
-        json.dumps(order),
-        **{**hub.environment(), "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
-    )
-
-
 def asked_for_catalogue(hub):
     found = hub.requests.matching(r"/_files/.*/catalogue\.safetensors", method="GET")
     return [(one.headers.get("range"), one.status) for one in found]
@@ -58,7 +60,10 @@ def test_a_recommender_is_loaded_by_name_and_goes_on_where_the_line_broke_off(
     pushed = push_checkpoint(large, Destination(REPO, private=True), api=own_hub.api())
     own_hub.faults.add(r"/_files/.*/catalogue", cut_after=PIECE + 1000)
     own_hub.faults.add(r"/_files/.*/model\.safetensors", status=503)
-    found = load_in_a_process(own_hub, tmp_path / "home", revision=pushed.commit)
+    (tmp_path / "home").mkdir()
+    environment = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    order = json.dumps([REPO, pushed.commit, RECORD])
+    found = run_python("-c", LOAD, order, **own_hub.environment(), **environment)
     expected = Recommender.from_pretrained(large).recommend(record=RECORD, k=3)
     assert found["keys"] == [one.item_key for one in expected]
     assert found["titles"] == [one.title for one in expected]

@@ -39,7 +39,7 @@ def test_what_is_pushed_is_a_checkpoint_and_nothing_else(own_hub, folder):
     assert pushed.url == f"{own_hub.endpoint}/{REPO}/commit/{pushed.commit}"
 
 
-def test_no_record_of_a_user_is_ever_sent(own_hub, folder):
+def test_no_record_of_a_user_is_ever_sent_and_no_token_to_the_storage(own_hub, folder):
     assert (folder / "local" / "users.parquet").exists()
     push_checkpoint(folder, REPO, api=own_hub.api())
     local = [path.read_bytes() for path in (folder / "local").glob("*.*")]
@@ -47,6 +47,7 @@ def test_no_record_of_a_user_is_ever_sent(own_hub, folder):
     for request in own_hub.requests:
         assert b"local/" not in request.body
         assert not any(content == request.body for content in local)
+        assert request.origin == "hub" or "authorization" not in request.headers
 
 
 def test_neither_a_link_to_users_nor_a_folder_without_a_card_is_pushed(own_hub, folder):
@@ -92,10 +93,7 @@ def test_what_is_pushed_can_be_loaded_and_again_sends_no_large_file(own_hub, fol
     before = len(own_hub.requests.matching("/_upload/"))
     push_checkpoint(folder, REPO, api=own_hub.api())
     assert len(own_hub.requests.matching("/_upload/")) == before > 2
-    arrived = tmp_path / "arrived"
-    arrived.mkdir()
-    for path, content in own_hub.files(REPO).items():
-        (arrived / path).write_bytes(content)
+    arrived = own_hub.download(REPO, tmp_path / "arrived")
     assert list(load_checkpoint(arrived).catalogue.keys) == list(
         load_checkpoint(folder).catalogue.keys
     )

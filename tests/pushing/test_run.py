@@ -19,14 +19,6 @@ def titles(hub, revision="main"):
     return [commit.title for commit in hub.repositories[REPO].history(revision)][::-1]
 
 
-def arrived(hub, folder, revision="main"):
-    """Write what is on the Hub into a folder."""
-    for path, content in hub.files(REPO, revision).items():
-        (folder / path).parent.mkdir(exist_ok=True, parents=True)
-        (folder / path).write_bytes(content)
-    return folder
-
-
 def test_the_end_pushes_the_finished_checkpoint_once(train, argv, here, tmp_path):
     assert train(argv) == 0
     first, end, pin = titles(here)
@@ -36,7 +28,7 @@ def test_the_end_pushes_the_finished_checkpoint_once(train, argv, here, tmp_path
     output = tmp_path / "runs" / "films"
     assert here.files(REPO)["model.safetensors"] == (output / "model.safetensors").read_bytes()
     assert not any(path.startswith(("local", "checkpoints")) for path in here.files(REPO))
-    assert load_checkpoint(arrived(here, tmp_path / "arrived")).users is None
+    assert load_checkpoint(here.download(REPO, tmp_path / "arrived")).users is None
     assert [path.name for path in output.parent.iterdir()] == ["films"]
 
 
@@ -72,7 +64,7 @@ def test_states_go_to_their_branch_can_be_loaded_and_resumed(train, argv, here, 
     assert [title.split(" ")[0] for title in titles(here)] == ["initial", "Trained", "Pin"]
     last = titles(here, "checkpoints")[-1]
     assert last.startswith("Step 3, epoch 3: NDCG@3 0.")
-    state = arrived(here, tmp_path / "state", "checkpoints")
+    state = here.download(REPO, tmp_path / "state", "checkpoints")
     loaded = load_checkpoint(state)
     assert len(loaded.catalogue) == 14
     assert "still being trained" in loaded.card

@@ -147,15 +147,11 @@ def test_the_typical_record_is_of_the_most_frequent_values(tiny_checkpoint):
     assert typical_record(extractor, {}) == {"gender": "F", "occupation": "artist"}
 
 
-def test_a_card_is_made_anew_from_the_folder_alone(run, saved, monkeypatch):
+def test_a_card_is_made_anew_from_the_folder_alone_and_keeps_what_a_person_wrote(saved):
     checkpoint = load_checkpoint(saved)
     again = rebuild_card(checkpoint, saved, evaluate=None)
     assert again.card == checkpoint.card
     assert again.pictures.keys() == {"learning_curves.png"}
-
-
-def test_a_rebuilt_card_keeps_what_a_person_wrote(saved):
-    checkpoint = load_checkpoint(saved)
     edited = checkpoint.card.replace("# Squares", "# My squares\n\nWe like them.")
     edited = edited.replace("license: apache-2.0", "license: mit")
     edited = re.sub(r"\| best epoch \| \d+ \|", "| best epoch | 99 |", edited)

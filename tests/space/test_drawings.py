@@ -1,6 +1,6 @@
 """The page's own HTML: what it says, and that no foreign text becomes markup."""
 
-from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,51 +20,38 @@ FOUND = {
 }
 
 
-class Elements(HTMLParser):
-    """Collects the elements and the text of a piece of HTML."""
+class Drawn:
+    """A piece of HTML; it must be XML too, so what is not closed or escaped is an error."""
 
     def __init__(self, html):
-        super().__init__()
-        self.found: list[tuple[str, dict]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
+        self.found = list(ElementTree.fromstring(f"<div>{html}</div>").iter())
+        self.text = "".join(self.found[0].itertext())
 
     def of_class(self, name):
-        return [attrs for _, attrs in self.found if name in (attrs.get("class") or "").split()]
+        return [one.attrib for one in self.found if name in one.get("class", "").split()]
+
+    def bars(self):
+        return [one.get("style") for one in self.found if one.tag == "i"]
 
 
 def test_items_are_buttons_in_their_order_with_bars_by_score():
     html = draw_items([Item("a", "First", 4.0), Item("b", "", 1.0)], selected="b")
-    elements = Elements(html)
+    elements = Drawn(html)
     buttons = elements.of_class("item")
     assert [button["data-key"] for button in buttons] == ["a", "b"]
     assert [button["aria-pressed"] for button in buttons] == ["false", "true"]
     assert "1First" in elements.text
     assert "4.00" in elements.text
     assert "2b" in elements.text
-    assert [attrs["style"] for tag, attrs in elements.found if tag == "i"] == [
-        "width:100.0%", "width:25.0%"
-    ]  # fmt: skip
+    assert elements.bars() == ["width:100.0%", "width:25.0%"]
     for scores in ([-1.0, -3.0], [2.0, 2.0], [0.0]):
-        bars = Elements(draw_items([Item("a", "", score) for score in scores])).found
-        widths = [float(attrs["style"][6:-1]) for tag, attrs in bars if tag == "i"]
-        assert all(0 <= width <= 100 for width in widths)
+        bars = Drawn(draw_items([Item("a", "", score) for score in scores])).bars()
+        assert all(0 <= float(bar[6:-1]) <= 100 for bar in bars)
     assert "Nothing to show." in draw_items([])
 
 
 def test_shares_go_both_ways_and_the_sum_is_shown():
-    elements = Elements(draw_shares(FOUND))
+    elements = Drawn(draw_shares(FOUND))
     assert elements.of_class("plus")[0]["style"] == "width:50.0%"
     assert elements.of_class("minus")[0]["style"] == "width:16.7%"
     assert "1.00 with all columns missing +2.00 from the columns = 3.00, the score" in elements.text
@@ -80,7 +67,7 @@ def test_shares_go_both_ways_and_the_sum_is_shown():
 
 def test_the_map_marks_the_listed_the_near_and_the_chosen():
     points = [Point(key, key.upper(), 0.25, 0.5) for key in "abcd"]
-    elements = Elements(draw_map(points, recommended=["b", "a"], near={"c"}, selected="a"))
+    elements = Drawn(draw_map(points, recommended=["b", "a"], near={"c"}, selected="a"))
     kinds = {dot["data-key"]: set(dot["class"].split()) for dot in elements.of_class("dot")}
     assert kinds == {"a": {"dot", "listed", "chosen"}, "b": {"dot", "listed"},
                      "c": {"dot", "near"}, "d": {"dot"}}  # fmt: skip
@@ -100,8 +87,7 @@ def test_the_map_marks_the_listed_the_near_and_the_chosen():
     ],
 )
 def test_foreign_text_brings_no_element_and_no_handler(html):
-    elements = Elements(html)
-    assert not {tag for tag, _ in elements.found} & {"img", "script"}
-    for _, attrs in elements.found:
-        assert not [name for name in attrs if name.startswith("on")]
-    assert not elements.open
+    elements = Drawn(html)
+    assert not {one.tag for one in elements.found} & {"img", "script"}
+    for one in elements.found:
+        assert not [name for name in one.attrib if name.startswith("on")]

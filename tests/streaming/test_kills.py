@@ -56,28 +56,23 @@ def uninterrupted(observer, tmp_path_factory):
     return store
 
 
-@pytest.fixture(params=["file", "redis"])
-def store_place(request, tmp_path):
-    if request.param == "file":
-        return f"file:{tmp_path / 'states'}"
-    return request.getfixturevalue("redis_server").url
-
-
-@pytest.fixture(params=["file", "stream"])
-def source_place(request, tmp_path):
+def places(kind, request, folder):
+    """Return a store and a source with all events, both files or both in Redis."""
     events = make_events(N_EVENTS)
-    if request.param == "file":
-        write_events(tmp_path / "events.jsonl", events)
-        return str(tmp_path / "events.jsonl")
+    if kind == "files":
+        write_events(folder / "events.jsonl", events)
+        return f"file:{folder / 'states'}", str(folder / "events.jsonl")
     redis = pytest.importorskip("redis")
     server = request.getfixturevalue("redis_server")
     with redis.Redis.from_url(server.url) as client:
         for event in events:
             client.xadd("events", {"event": event.to_json()})
-    return server.stream_url("events")
+    return server.url, server.stream_url("events")
 
 
-def test_states_are_those_of_one_run(kill, observer, uninterrupted, store_place, source_place):
+@pytest.mark.parametrize("kind", ["files", "redis"])
+def test_states_are_those_of_one_run(kill, observer, uninterrupted, kind, request, tmp_path):
+    store_place, source_place = places(kind, request, tmp_path)
     rng = random.Random(0)
     points = POINTS * 2
     rng.shuffle(points)

@@ -78,12 +78,6 @@ def test_what_others_keep_under_a_key_is_refused(client, store):
         store.get(["odd"])
 
 
-def test_a_script_that_the_server_forgot_is_sent_again(client, store):
-    store.put("u", STATE, ABSENT)
-    client.script_flush()
-    assert store.put("u", Stored(2, b""), 1)
-
-
 def restarted(server):
     """Stop a server, and start it while it is waited for."""
     server.stop()
@@ -200,14 +194,6 @@ def test_what_a_dead_consumer_left_is_taken_over_after_a_while(open_source, clie
     assert list(other.read(9).events) == events[:2]
     patient = open_source(consumer="patient")
     assert list(patient.read(9).events) == events[2:]
-
-
-def test_two_consumers_share_a_stream_without_overlap(open_source, client):
-    events = make_events(10)
-    add(client, events)
-    for consumer, expected in (("a", events[:5]), ("b", events[5:])):
-        source = open_source(consumer=consumer)
-        assert list(source.read(5).events) == expected
 
 
 def test_an_entry_that_was_removed_unread_does_not_stop_the_stream(open_source, client):
