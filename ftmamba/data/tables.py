@@ -201,12 +201,13 @@ def _each_row_once(table: pa.Table, name: str) -> pa.Table:
     n_repeats = table.num_rows - len(first)
     if not n_repeats:
         return table
-    second = int(np.setdiff1d(np.arange(table.num_rows), first)[0])
+    is_first_R = np.zeros(table.num_rows, np.bool_)
+    is_first_R[first] = True
     logger.warning(
         "table %r: %d of %d rows equal another one in every column, the first is row %d; each "
-        "counts once", name, n_repeats, table.num_rows, second + 1,
+        "counts once", name, n_repeats, table.num_rows, int(np.argmin(is_first_R)) + 1,
     )  # fmt: skip
-    return table.take(np.sort(first))
+    return table.filter(pa.array(is_first_R))
 
 
 def _with_further(table: pa.Table, other: pa.Table, names: tuple[str, str], key: str) -> pa.Table:
