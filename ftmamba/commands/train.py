@@ -94,4 +94,12 @@ def show_examples(
         lines = [f"A user never seen ({words(recipe.record)})", "recommended"]
         lines += recommended(record=recipe.record)
         parts.append("\n".join([lines[0], *(f"  {line}" for line in lines[1:])]))
+    if recipe.history:
+        rows = [recommender.catalogue.row(key) for key in recipe.history]
+        names = [tables.item_titles[row] or tables.item_keys[row] for row in rows]
+        column = tables.schema.users.history_column
+        assert column is not None
+        found = recommended(record={column.name: list(recipe.history)})
+        lines = [f"Somebody who chose {', '.join(names)}", "  recommended"]
+        parts.append("\n".join([*lines, *(f"  {line}" for line in found)]))
     return "\n\n".join(parts)
