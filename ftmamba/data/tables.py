@@ -82,15 +82,23 @@ class Tables:
 
     def user_row(self, key: object) -> int:
         """Return the row of the user with this key."""
-        try:
-            return self.user_keys.index(str(key))
-        except ValueError:
-            close = near(key, self.user_keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
-            raise ValueError(f"table 'users' has no key {str(key)!r}{close}") from None
+        return _row_of(key, self.user_keys, "users")
+
+    def item_row(self, key: object) -> int:
+        """Return the row of the item with this key."""
+        return _row_of(key, self.item_keys, "items")
 
     def user_record(self, row: int) -> dict[str, Any]:
         """Return the raw record of a user's row."""
         return self.users.slice(row, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def _row_of(key: object, keys: list[str], table: str) -> int:
+    try:
+        return keys.index(str(key))
+    except ValueError:
+        close = near(key, keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
+        raise ValueError(f"table {table!r} has no key {str(key)!r}{close}") from None
 
 
 def load_tables(
