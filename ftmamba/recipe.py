@@ -257,6 +257,10 @@ class TrainingRecipe(_Options):
         "random", "rows of a batch: random interactions, or a stretch of time",
         choices=("random", "time"),
     )  # fmt: skip
+    history_dropout: float = option(
+        0.0, "share of the rows whose whole history is hidden in training, so that people without "
+        "one are served too; sequences predict a first event from none anyway", least=0, most=0.99,
+    )  # fmt: skip
     batch_size: int = option(1024, "rows or sequences a step and process", least=1)
     num_epochs: int = option(20, "passes over the training interactions", least=1)
     stop_after_epochs: int = option(0, "stop early on the same schedule; 0: never", least=0)
@@ -308,6 +312,12 @@ class TrainingRecipe(_Options):
                 f"batch_order {self.batch_order!r} is for rows that are single interactions, but "
                 f"sequences is {self.sequences!r}; remove one of the two"
             )
+        if self.sequences and self.history_dropout:
+            raise ValueError(
+                f"history_dropout {self.history_dropout:g} is for rows that are single "
+                f"interactions, but sequences is {self.sequences!r}, where a user's first event is "
+                "predicted from none already; remove one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -346,6 +356,8 @@ class ExamplesRecipe(_Options):
 
     user_key: str = option("", "a user of the tables")
     record: dict[str, Any] = option({}, "raw columns of a user who is in no table")
+    history: tuple[str, ...] = option((), "items of somebody who is known by them alone, oldest "
+                                      "first")  # fmt: skip
 
 
 _of_hub = functools.partial(option, needs="push_to_hub")

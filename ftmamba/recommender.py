@@ -82,6 +82,10 @@ class Recommender:
         self._lengths_I = torch.linalg.vector_norm(self._items_IE, dim=1).clamp(min=1e-12)
         self._history = HistoryReader(self._model, self._extractor, self.catalogue, self._items_IE)
 
+    def __repr__(self) -> str:
+        known = "no known users" if self.users is None else f"{len(self.users):,} known users"
+        return f"Recommender({len(self.catalogue):,} items, {known})"
+
     @classmethod
     def from_pretrained(
         cls,

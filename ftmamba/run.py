@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from ftmamba.checkpoint import Checkpoint, save_checkpoint
 from ftmamba.comparison import (
@@ -24,6 +25,7 @@ from ftmamba.evaluation import Split
 from ftmamba.flags import read_keywords
 from ftmamba.recipe import (
     DataRecipe,
+    ExamplesRecipe,
     Recipe,
     as_mapping,
     build,
@@ -89,10 +91,17 @@ class ProposedRun:
             f"{tables.items.num_rows:,} items"
         ]
         for name, table in (("users", schema.users), ("items", schema.items)):
-            columns = (f"{column.name} ({column.kind})" for column in table.columns)
-            title = [f"{table.title} (title)"] if table.title else []
-            lines.append(f"{name}: {', '.join([f'{table.key} (key)', *title, *columns])}")
-        return "\n  ".join([*lines, *self.reasons])
+            kinds: dict[str, list[str]] = {f"key {table.key}": []}
+            if table.title:
+                kinds[f"title {table.title}"] = []
+            for one in table.columns:
+                days = one.popularity_days
+                kind, column = ("popularity of", f"{days} days") if days else (one.kind, one.name)
+                kinds.setdefault(kind, []).append(column)
+            lines.append(
+                f"{name}: " + "; ".join(f"{k} {', '.join(v)}".strip() for k, v in kinds.items())
+            )
+        return "\n  ".join([*lines, *self.reasons, f"output_dir: {self.recipe.output_dir}"])
 
 
 def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> ProposedRun:
@@ -102,21 +111,31 @@ def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> Pr
         given: a partial recipe.
         tables: already read; None reads those that it names.
     """
+    given, data = _partial_recipe(given)
     if tables is None:
-        data = build(DataRecipe, as_mapping(given.get("data", {}), DataRecipe), "data")
         data.check_complete()
         tables = read_tables(data, given.get("schema"), start_processes())
     proposal = propose(tables, given)
-    counts = np.bincount(tables.interactions.user_ids, minlength=tables.users.num_rows)
-    # Of the median number of interactions.
-    example = tables.user_keys[int(np.argsort(counts, kind="stable")[len(counts) // 2])]
-    chosen = lay_over(Recipe, {"examples": {"user_key": example}}, proposal.values)
-    values = {**lay_over(Recipe, chosen, given), "schema": tables.schema.to_dict()}
+    values = {**lay_over(Recipe, proposal.values, given), "schema": tables.schema.to_dict()}
     recipe = recipe_from_dict(values)
     if recipe.data.positive_threshold is not None:
         positives = tables.interactions.at_least(recipe.data.positive_threshold)
         tables = replace(tables, interactions=positives)
+    if "output_dir" not in given:
+        recipe = replace(recipe, output_dir=_new_folder(recipe.data))
+    if recipe.examples == ExamplesRecipe():
+        users, counts = np.unique(tables.interactions.user_ids, return_counts=True)
+        median = users[np.argsort(counts, kind="stable")[len(users) // 2]]
+        recipe = replace(recipe, examples=ExamplesRecipe(user_key=tables.user_keys[median]))
     return ProposedRun(recipe, tables, tuple(proposal.reasons))
+
+
+def _new_folder(data: DataRecipe) -> str:
+    """Return a folder that holds no run yet, of the same name for every launched process."""
+    name = data.name or Path(data.interactions).name.partition(".")[0] or "latest"
+    numbers = ("", *(f"-{number}" for number in range(2, 10_000)))
+    folders = (f"runs/{name}{number}" for number in numbers)
+    return str(broadcast_object_list([next(one for one in folders if not Path(one).exists())])[0])
 
 
 def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any]) -> FinishedRun:
@@ -126,8 +145,9 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
         sources: of `interactions` and, unless None, `items` and `users`.
         options: of the recipe, by the names of their flags.
     """
-    given = lay_over(Recipe, {"data": _paths(sources)}, read_keywords(options))
-    data = build(DataRecipe, given["data"], "data")
+    given, data = _partial_recipe(
+        lay_over(Recipe, {"data": _paths(sources)}, read_keywords(options))
+    )
     tables = load_tables(
         sources["users"], sources["items"], sources["interactions"], given.get("schema"),
         drop_unknown=data.drop_unknown, positive_threshold=data.positive_threshold,
@@ -141,6 +161,14 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
     finished = run_recipe(proposed.recipe, tables, folder=folder)
     shutil.rmtree(folder, ignore_errors=True)
     return finished
+
+
+def _partial_recipe(given: Mapping[str, Any]) -> tuple[dict[str, Any], DataRecipe]:
+    """Return what was given, in which a few unknown keys are no error, and its section `data`."""
+    own = as_mapping(given.get("data", {}), DataRecipe)
+    if own.get("interactions"):
+        own = {"drop_unknown": True, **own}
+    return {**given, "data": own}, build(DataRecipe, own, "data")
 
 
 def _paths(sources: Mapping[str, Source | None]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from markupsafe import Markup, escape
 
 from ftmamba.checkpoint import CURVES_FILE, Checkpoint
 from ftmamba.data.tables import Tables
+from ftmamba.pictures import draw_learning_curves
 from ftmamba.recipe import Recipe
 from ftmamba.results import describe_tables
 from hub_cards.facts import (
@@ -39,7 +40,6 @@ from hub_cards.facts import (
     data_terms,
 )
 from hub_cards.handler import ANSWER_SCHEMA, REQUEST_SCHEMA
-from hub_cards.pictures import draw_learning_curves
 
 PIPELINE_FILE = "pipeline_ftmamba.py"
 TAGS = ("ftmamba", "recommendation", "two-tower", "retrieval", "tabular")

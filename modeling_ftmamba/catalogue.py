@@ -69,17 +69,15 @@ class Blend:
     recent_share: float = 0.0
 
     def __post_init__(self) -> None:
-        n_items, n, s = len(self.log_popularity), len(self.neighbours), self.starts
-        dtypes = [getattr(self, name).dtype for name in _BLEND_ARRAYS]
-        fits = dtypes == [np.int64, np.int32, np.float32, np.float32] and s.shape == (n_items + 1,)
-        fits = fits and self.neighbours.shape == self.evidence.shape == (n,)
-        if not fits or s[0] != 0 or s[-1] != n or (np.diff(s) < 0).any():
+        n_items, n, starts = len(self.log_popularity), len(self.neighbours), self.starts
+        arrays = [getattr(self, name) for name in _BLEND_ARRAYS]
+        found = [(array.dtype.str, array.shape) for array in arrays]
+        fits = found == [("<i8", (n_items + 1,)), ("<i4", (n,)), ("<f4", (n,)), ("<f4", (n_items,))]
+        fits = fits and starts[0] == 0 and starts[-1] == n and not (np.diff(starts) < 0).any()
+        if not fits or not ((self.neighbours >= 0) & (self.neighbours < n_items)).all():
             raise ValueError(f"the neighbours of a blend do not fit its {n_items} items")
-        if n and not 0 <= self.neighbours.min() <= self.neighbours.max() < n_items:
-            raise ValueError(f"a blend names neighbours that are none of its {n_items} items")
-        numbers = np.array([getattr(self, name) for name in _BLEND_NUMBERS], np.float64)
-        arrays: tuple[NDArray[Any], ...] = (self.evidence, self.log_popularity, numbers)
-        if not all(np.isfinite(array).all() for array in arrays):
+        numbers = [float(getattr(self, name)) for name in _BLEND_NUMBERS]
+        if not all(np.isfinite(x).all() for x in (*arrays, numbers)):
             raise ValueError("a blend holds numbers that are not finite")
         if self.max_history < 1 or self.n_recent < 0:
             raise ValueError("a blend's max_history must be >= 1 and its n_recent >= 0")
@@ -94,8 +92,8 @@ class Blend:
         n_U = np.array([len(one) for one in newest], np.int64)
         user_R, item_R = np.repeat(np.arange(len(newest)), n_U), np.concatenate(newest)
         age_R = np.arange(len(user_R)) - np.repeat(np.cumsum(n_U) - n_U, n_U)
-        shape = self.ratio, self.n_recent, self.recent_share
-        weight_R = self.weight * history_weights(age_R, n_U[user_R], *shape)
+        shape = n_U[user_R], self.ratio, self.n_recent, self.recent_share
+        weight_R = self.weight * history_weights(age_R, *shape)
         known = np.flatnonzero(item_R >= 0)
         user_R, item_R, weight_R = user_R[known], item_R[known], weight_R[known]
         count_R = self.starts[item_R + 1] - self.starts[item_R]

@@ -46,6 +46,10 @@ TIME_RULE = (
 _AGAIN = "download or save the checkpoint again"
 _YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MISSING_TEXTS = ("", "?", "-", "nan", "null", "n/a", "#n/a", "<na>", "nat")  # in lower case
+TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1", "ja", "j", "si", "sí", "oui"), "true")
+TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "off", "0", "nein", "non", "não"), "false")
+TRUTHS |= {form(word): truth for word, truth in TRUTHS.items() for form in (str.upper, str.title)}
 Members = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str | None]]
 _NUMBERS = (int, float, Decimal, np.number, np.bool_)
 
@@ -59,7 +63,9 @@ class WrongValueError(ValueError):
 
 
 def is_missing(value: object) -> bool:
-    """Tell whether a value is None, NaN, NaT or pandas' NA."""
+    """Tell whether a value is None, NaN, NaT, pandas' NA or, whatever its case, a missing text."""
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING_TEXTS
     if isinstance(value, float | Decimal | np.floating):
         return bool(value != value)
     return value is None or type(value).__name__ in ("NAType", "NaTType")
@@ -70,14 +76,13 @@ def text_of(value: object) -> str | None:
 
     36, 36.0, `np.int8(36)` and "36" are "36"; other numbers are written as Python writes a float,
     truth as "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC.
+    Blanks around a text are no part of it; `MISSING_TEXTS` are missing.
     """
-    if value is None or isinstance(value, str):
-        return str(value or "") or None
-    value = _python_value(value)
-    if isinstance(value, bytes):
-        return value.decode() or None
+    value = value.decode() if isinstance(value, bytes) else _python_value(value)
     if is_missing(value):
         return None
+    if isinstance(value, str):
+        return value.strip()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float | Decimal):
@@ -93,10 +98,10 @@ def text_of(value: object) -> str | None:
 def seconds_of(value: object) -> float:
     """Return the UTC seconds of a time by `TIME_RULE`, NaN where missing; no offset means UTC."""
     value = _python_value(value)
-    if is_missing(value) or (isinstance(value, str) and not value):
+    if is_missing(value):
         return math.nan
     if isinstance(value, str):
-        value = datetime.fromisoformat(value)
+        value = datetime.fromisoformat(value.strip())
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
@@ -375,7 +380,8 @@ class CategoryEncoder(ColumnEncoder):
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:
-        return {None: MISSING_ID} | {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
+        ids = {None: MISSING_ID} | {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
+        return {word: ids[truth] for word, truth in TRUTHS.items() if truth in ids} | ids
 
     def encode(self, values: Any) -> NDArray[np.int64]:
         return self.ids(column_members(values, self.column, self.name))
@@ -436,10 +442,10 @@ def column_members(values: Any, column: Column, name: str) -> Members:
 
 def _set_of(value: Any, separator: str) -> Any:
     """Return the members of one set, None of a missing one; TypeError of what is no set."""
-    if is_missing(value) or (isinstance(value, str) and not value):
+    if is_missing(value):
         return None
     if isinstance(value, str) and separator:
-        return [part for part in (one.strip(" \t\r\n") for one in value.split(separator)) if part]
+        return value.split(separator)
     if isinstance(value, list | tuple | set | frozenset) or np.ndim(value) == 1:
         return list(value)
     raise TypeError(f"{type(value).__name__} is no set")
@@ -457,18 +463,15 @@ class TimestampEncoder(ColumnEncoder):
 
     def encode(self, values: Any) -> NDArray[np.float32]:
         seconds_R = column_seconds(values, self.name)
-        missing_R = np.isnan(seconds_R)
-        days_R = np.where(missing_R, 0.0, seconds_R) / 86_400
+        days_R = np.nan_to_num(seconds_R) / 86_400
         whole_R = np.floor(days_R).astype(np.int64)
         years_R = whole_R.view("datetime64[D]").astype("datetime64[Y]")
-        start_R = years_R.astype("datetime64[D]").astype(np.int64)
-        end_R = (years_R + 1).astype("datetime64[D]").astype(np.int64)
+        start_R, end_R = ((years_R + n).astype("datetime64[D]").astype(np.int64) for n in (0, 1))
         week_R = np.mod(days_R + 3, 7) / 7  # 1970 began on a Thursday
         phases = (days_R - whole_R, week_R, (days_R - start_R) / (end_R - start_R))
         waves = [wave(2 * np.pi * phase_R) for phase_R in phases for wave in (np.sin, np.cos)]
-        time_R = (seconds_R - self.line[0]) * self.line[1]
-        features = np.stack([time_R, *waves], axis=1).astype(np.float32)
-        features[missing_R] = np.nan
+        features = np.stack([(seconds_R - self.line[0]) * self.line[1], *waves], 1).astype("f4")
+        features[np.isnan(seconds_R)] = np.nan
         return features
 
 

@@ -439,6 +439,11 @@ class HistoryReader:
         self.column = history_of(extractor.columns("user"))
         self._model, self._extractor = model, extractor
         self._catalogue, self._items_IE = catalogue, items
+        self.n_read = 0  # newest events of which `scores` reads the items
+        if self.column is not None and model.repeat_bias is not None:
+            self.n_read = self.column.max_length
+        if self.column is not None and catalogue.blend is not None:
+            self.n_read = max(self.n_read, catalogue.blend.max_history)
 
     def events(self, records: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
         """Return the events of raw records, in order; WrongValueError where they are none."""

@@ -8,7 +8,7 @@ Shapes: B users, T events, Z bytes of one user.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -18,14 +18,14 @@ from torch import Tensor
 
 NO_TIME = -1  # of an event that has none
 STATE_VERSION = 1
-USERS = {"conv": 1, "scan": 1, "last": 0, "n_events": 0, "last_time": 0}
+USERS = {"conv": 1, "scan": 1, "last": 0, "n_events": 0, "last_time": 0, "recent": 0}
 """The dimension of each tensor that counts users."""
 
 _KEY = "ftmamba_state"
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 2**14
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DIMENSIONS = {"conv": 4, "scan": 4, "last": 2, "n_events": 1, "last_time": 1}
+_DIMENSIONS = {"conv": 4, "scan": 4, "last": 2, "n_events": 1, "last_time": 1, "recent": 2}
 _NUMBERS = ("conv", "scan", "last")
 _AGAIN = "start the user again and observe the events once more"
 
@@ -39,6 +39,13 @@ class UserState:
     last: Tensor  # the last layer's output at the newest token (B, hidden), zeros before any
     n_events: Tensor  # int64 (B,)
     last_time: Tensor  # of the newest event, UTC seconds, int64 (B,); `NO_TIME` for none
+    # Rows of the newest items, oldest first, the newest in the last column, -1 for one of no
+    # catalogue; int64 (B, number kept). Kept by who serves, not by the model.
+    recent: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if not self.recent.numel():
+            object.__setattr__(self, "recent", self.n_events.new_zeros(len(self), 0))
 
     def __len__(self) -> int:
         return len(self.n_events)
@@ -77,6 +84,8 @@ class UserState:
         Its numbers are written in `dtype`, as by `to`; None keeps theirs.
         """
         tensors = in_type(self, dtype).tensors()
+        if not self.recent.numel():
+            del tensors["recent"]
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         facts = {"version": STATE_VERSION, "fingerprint": fingerprint, "layout": _layout(cpu)}
         return save(cpu, {_KEY: json.dumps(facts, sort_keys=True)})
@@ -187,7 +196,8 @@ def read_header(data: bytes) -> tuple[int, dict[str, Any], dict[str, tuple[int, 
     try:
         header = json.loads(data[_LENGTH_BYTES:start])
         facts = dict(json.loads(header["__metadata__"][_KEY]))
-        return start, facts, {name: tuple(header[name]["data_offsets"]) for name in USERS}
+        names = [name for name in USERS if name in header or name != "recent"]
+        return start, facts, {name: tuple(header[name]["data_offsets"]) for name in names}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _broken(f"are damaged or no state of a user ({error!s:.200})") from None
 

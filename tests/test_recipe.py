@@ -313,7 +313,8 @@ OTHER = {
               "seed": 3},
     "model": {"preset": "mlp-small", "overrides": {"expand": 1}},
     "training": {
-        "sequences": "newest", "batch_order": "time", "batch_size": 7, "num_epochs": 7,
+        "sequences": "newest", "batch_order": "time", "history_dropout": 0.5, "batch_size": 7,
+        "num_epochs": 7,
         "stop_after_epochs": 3, "learning_rate": 1, "schedule": "linear", "warmup_fraction": 0.5,
         "weight_decay": 1, "embedding_weight_decay": 1, "adam_beta1": 0.1, "adam_beta2": 0.1,
         "max_grad_norm": 3, "gradient_accumulation_steps": 2, "mixed_precision": "bf16",
@@ -362,7 +363,7 @@ MODES = {
     "rows in time": ({"training": {"batch_order": "time"}},
                      {"training": {"sequences", *UNREAD["training"]}}),
     "sequences": ({"training": {"sequences": "every"}},
-                  {"training": {"batch_order", *UNREAD["training"]}}),
+                  {"training": {"batch_order", "history_dropout", *UNREAD["training"]}}),
     "saving": ({"training": {"checkpointing_steps": "epoch"}},
                {"training": {"report_to", "allow_changed"}}),
     "tracking": ({"training": {"with_tracking": True}},

@@ -6,17 +6,17 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ftmamba.checkpoint import Checkpoint
     from ftmamba.streaming.consumer import Counts
+    from ftmamba.streaming.observer import CheckpointObserver
     from ftmamba.streaming.redis_backend import Member
     from ftmamba.streaming.sources import Source
     from ftmamba.streaming.stores import StateStore
+    from modeling_ftmamba.catalogue import Catalogue
+    from modeling_ftmamba.user_state import UserState
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -108,7 +108,9 @@ def run(arguments: Namespace) -> None:
             late=arguments.late,
             history=history,
         )
-        updated = _printer(checkpoint, arguments.recommend) if arguments.recommend else None
+        updated = None
+        if arguments.recommend:
+            updated = _printer(observer, checkpoint.catalogue, arguments.recommend)
         consume(source, store, observer, rules, updated=updated, progress=progress, report=_log)
     except KeyboardInterrupt:
         _log("stopped; events that were not acknowledged are sent again")
@@ -220,20 +222,17 @@ def _log(text: str) -> None:
     print(f"ftmamba: {text}", file=sys.stderr, flush=True)
 
 
-def _printer(checkpoint: "Checkpoint", k: int) -> "Callable[[Sequence[str], Tensor], None]":
+def _printer(
+    observer: "CheckpointObserver", catalogue: "Catalogue", k: int
+) -> "Callable[[Sequence[str], UserState], None]":
     """Return a function that prints the best items of users."""
-    import torch
-
     from modeling_ftmamba.catalogue import top_k
 
-    model: Any = checkpoint.model
-    catalogue = checkpoint.catalogue
-    items_IE = torch.from_numpy(catalogue.embeddings).to(model.device)
     if k > len(catalogue):
         raise ValueError(f"--recommend must be {len(catalogue)} or less, the items, got {k}")
 
-    def show(user_keys: Sequence[str], embeds: "Tensor") -> None:
-        _, ids_UK = top_k(embeds.to(items_IE.dtype) @ items_IE.T, k)
+    def show(user_keys: Sequence[str], state: "UserState") -> None:
+        _, ids_UK = top_k(observer.scores(state), k)
         for key, ids in zip(user_keys, ids_UK.tolist(), strict=True):
             line = {"user_key": key, "item_keys": [catalogue.keys[row] for row in ids]}
             print(json.dumps(line, ensure_ascii=False), flush=True)

@@ -102,7 +102,7 @@ class Share:
             )
 
 
-def make_batches(
+def make_batches(  # noqa: PLR0913 - options of the recipe
     data: EncodedData,
     *,
     sequences: str,
@@ -111,6 +111,7 @@ def make_batches(
     rank: int = 0,
     n_ranks: int = 1,
     batch_order: str = "random",
+    history_dropout: float = 0.0,
 ) -> "RowBatches | SequenceBatches":
     """Return the batches of a training.
 
@@ -122,6 +123,7 @@ def make_batches(
         rank: of this process.
         n_ranks: number of processes.
         batch_order: of rows, "random" or "time": neighbours of the training interactions.
+        history_dropout: share of the rows whose whole history is hidden, others in every epoch.
 
     Raises:
         ValueError: a value out of its range, or sequences of users without a history.
@@ -130,7 +132,7 @@ def make_batches(
     column, histories = data.history_column, data.histories
     if not sequences:
         table = TableBatches(data.interactions, share, in_stretches=batch_order == "time")
-        return RowBatches(table, histories, column, seed=seed)
+        return RowBatches(table, histories, column, seed=seed, history_dropout=history_dropout)
     if column is None or histories is None:
         raise ValueError(
             "training.sequences needs a column of kind 'history' among the users' columns; add "
@@ -238,14 +240,19 @@ class RowBatches:
         column: Column | None,
         *,
         seed: int,
+        history_dropout: float = 0.0,
     ) -> None:
         """Read a table of interactions, and histories of the same ones if the model does."""
         self._table, self._histories, self._column = table, histories, column
-        self._seed, self.n_batches = seed, table.n_batches
+        self._seed, self._dropout, self.n_batches = seed, history_dropout, table.n_batches
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without reading those before."""
         histories = self._histories and _of_epoch(self._histories, self._seed, epoch)
+        most_R = np.full(self._table.n_rows, np.iinfo(np.int64).max)
+        if self._dropout:
+            drawn_R = np.random.default_rng((self._seed, epoch, 0, 2)).random(len(most_R))
+            most_R[drawn_R < self._dropout] = 0
         for table in self._table.epoch(epoch, start=start):
             arrays_B = {name: tensor.numpy() for name, tensor in table.items()}
             user_ids_B, times_B = arrays_B["user_ids"], arrays_B.get("times")
@@ -254,12 +261,15 @@ class RowBatches:
                 none_B00 = np.zeros((len(user_ids_B), 0, 0), np.float32)
                 events = Events(none_B0, none_B0.sum(1), None, none_B00)
             else:
+                n_first_B = most_R[arrays_B["rows"]]
+                if times_B is None:
+                    n_first_B = np.minimum(n_first_B, histories.n_earlier[arrays_B["rows"]])
                 events = histories.newest(
                     user_ids_B,
                     self._column.max_length or len(histories.rows),
                     features=self._column.event_features,
                     before=times_B,
-                    n_first=histories.n_earlier[arrays_B["rows"]] if times_B is None else None,
+                    n_first=n_first_B,
                 )
             yield _batch(
                 user_ids_B,

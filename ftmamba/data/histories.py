@@ -121,7 +121,7 @@ class Histories:
         if before is not None:
             ends_B = self._first_at(starts_B, ends_B, before)
         if n_first is not None:
-            ends_B = np.minimum(ends_B, starts_B + n_first)
+            ends_B = starts_B + np.minimum(ends_B - starts_B, n_first)
         starts_B = np.maximum(starts_B, ends_B - max_length)
         return self.stretches(starts_B, ends_B - starts_B, features)
 

@@ -3,8 +3,13 @@
 A source is a file, a Hub data set, or a table already in memory.
 """
 
+import codecs
+import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,12 +22,16 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.json
 import pyarrow.parquet
+from charset_normalizer import from_bytes
 from datasets import Dataset, DatasetDict, load_dataset
 from numpy.typing import NDArray
+from pandas.tseries.api import guess_datetime_format
 
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from modeling_ftmamba.configuration_ftmamba import Column
-from modeling_ftmamba.encoders import column_texts
+from modeling_ftmamba.encoders import MISSING_TEXTS, TRUTHS, column_texts
+
+logger = logging.getLogger(__name__)
 
 Source: TypeAlias = (
     str | Path | pa.Table | pd.DataFrame | Dataset | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -33,23 +42,57 @@ DELIMITERS = (",", "\t", ";", "|")
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 _JSON_BLOCK_BYTES = 1 << 24
 _IN_ORDER = {b"ftmamba.order": b"row"}
+_TIDY = {b"ftmamba.tidy": b"yes"}
 
-MISSING_NUMBERS = ("", "nan", "na", "n/a", "null", "none", "-")
-"""Texts that mean a missing number, in lower case; in a text column they are values."""
+_MISSING = (*MISSING_TEXTS, "NaN", "NaT")
+MISSING_NUMBERS = (*_MISSING, "na", "none", ".")
+"""Texts that mean a missing number or time, in lower case."""
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_CURRENCY = r"(\p{Sc}|EUR|USD|GBP|CHF|SEK|NOK|DKK|PLN|CZK|R\$|US\$|Rs\.?|kr\.?|zł)"
+_AROUND_NUMBER = rf"^{_CURRENCY}\s*|\s*({_CURRENCY}|%)$"
+"""Signs of currency and percent."""
+_BLANKS = " \u00a0\u202f'\u2019"
+"""Signs that stand between groups of thousands beside comma and point."""
+_COMMA_IS_DECIMAL = (
+    rf"^[+-]?(\d+|\d{{1,3}}([.{_BLANKS}]\d{{3}})+),(\d{{1,2}}|\d{{4,}})$|^[+-]?0,\d"
+    rf"|[.{_BLANKS}]\d{{3}},\d|^[+-]?\d{{1,3}}(\.\d{{3}}){{2,}}$"
+)
+"""Texts that only make sense as numbers with a decimal comma."""
+_DATE = (
+    r"^(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[ .-]*[A-Za-z]{3,9}[ .,-]+\d{2,4}"
+    r"|([A-Za-z]{3} )?[A-Za-z]{3,9}\.? \d{1,2}\b|(19|20)\d{2}(0[1-9]|1[0-2])([0-2]\d|3[01])$)"
+)
+"""How a text begins that may be a date."""
+_RARE_DATES = (
+    "%a %b %d %H:%M:%S %z %Y",
+    *(
+        f"{day}{time}"
+        for day in ("%d.%m.%y", "%m/%d/%y", "%d/%m/%y", "%d-%m-%y")
+        for time in ("", " %H:%M", " %H:%M:%S")
+    ),
+)
+"""Forms of dates that pandas does not guess."""
 _LARGEST_EXACT_INTEGER = 2**53
 _LATEST_SECONDS = 10**11
 """About the year 5138: a larger time is in another unit."""
+_SCANNED_BYTES = 1 << 20
+_FEW_RAGGED = 0.01
+"""At most this share of a file's lines is left out for a wrong number of values."""
+_PROBED_ROWS = 1000
 
 
 def read_table(source: Source) -> pa.Table:
     """Read a table.
 
-    CSV carries no types, so all of its columns come as texts ("0001" stays "0001", "NA" stays
-    "NA") and the schema decides what they are; an empty field is missing, and a column whose every
-    value is written like `5.0` is whole numbers that once had gaps, so `5.0` becomes `5`. The
-    other formats bring their own types.
+    CSV carries no types, so all of its columns come as texts ("0001" stays "0001") and the schema
+    decides what they are; a column whose every value is written like `5.0` is whole numbers that
+    once had gaps, so `5.0` becomes `5`. Its encoding (UTF-8, UTF-16, else what its bytes look
+    like) and its delimiter are found out. The other formats bring their own types.
+
+    Texts lose blanks around them, and `MISSING_TEXTS` are missing; so is "NA" where a column is
+    not of such codes. A column of words for yes and no is true and false, one of lists written as
+    texts (`['a', 'b']`) lists.
 
     Args:
         source: a path to .csv, .tsv, .parquet (a file or a folder of them), .jsonl, .json,
@@ -63,12 +106,12 @@ def read_table(source: Source) -> pa.Table:
         ValueError: the file is no table, or its form is not known.
     """
     if not isinstance(source, str | Path):
-        return _from_memory(source)
+        return _tidy(_from_memory(source))
     path = Path(source).expanduser()
     folder = path.parent
     if not path.exists():
         if isinstance(source, str) and _is_hub_name(source):
-            return _read_hub(source)
+            return _tidy(_read_hub(source))
         if not folder.is_dir():
             raise FileNotFoundError(f"file '{path}' does not exist: there is no folder '{folder}'")
         close = get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=1)
@@ -83,7 +126,7 @@ def read_table(source: Source) -> pa.Table:
             f"convert it to one of: {', '.join(READERS)}"
         )
     try:
-        return READERS[form](path)
+        return _tidy(READERS[form](path))
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"file '{path}' cannot be read as {form[1:]}: {error}") from error
 
@@ -117,22 +160,238 @@ def _form(path: Path) -> str:
     return suffixes[-1] if suffixes else ".parquet" if path.is_dir() else ""
 
 
-def _read_csv(path: Path) -> pa.Table:
-    with pa.input_stream(str(path)) as stream:
-        header = stream.read(1 << 16).decode("utf-8", errors="replace").split("\n", 1)[0]
-    if not header.strip():
-        raise ValueError(f"file '{path}' is empty; its first line must name the columns")
-    delimiter = max(DELIMITERS, key=header.count)
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    names = pa.csv.open_csv(str(path), parse_options=parse).schema.names
-    convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-    )
-    table = pa.csv.read_csv(str(path), parse_options=parse, convert_options=convert)
-    table = table.rename_columns([name.strip().strip('"') for name in names])
+def _tidy(table: pa.Table) -> pa.Table:
+    """Return a table whose columns of texts are as `read_table` says, and which says so itself."""
+    metadata = table.schema.metadata or {}
+    if _TIDY.items() <= metadata.items():
+        return table
+    for index, field in enumerate(table.schema):
+        values = decoded(table.column(index))
+        if is_text(values.type):
+            values = _tidy_texts(values)
+        if values is not table.column(index):
+            table = table.set_column(index, field.name, values)
+    return table.replace_schema_metadata({**metadata, **_TIDY})
+
+
+def _tidy_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    texts, none = pc.utf8_trim_whitespace(values), pa.scalar(None, values.type)
+    texts = pc.if_else(_is_one_of(texts, _MISSING), none, texts)
+    is_na = pc.fill_null(pc.equal(texts, "NA"), fill_value=False)
+    if pc.any(is_na).as_py():
+        others = texts.filter(pc.invert(is_na)).drop_null()
+        is_code = pc.match_substring_regex(others, "^[A-Z]{2,4}$")
+        if not len(others) or pc.mean(is_code.cast(pa.float64())).as_py() < 0.5:
+            texts = pc.if_else(is_na, none, texts)
+    probe = texts.slice(0, _PROBED_ROWS).drop_null()
+    if not len(probe):
+        return texts
+    if pc.all(_is_one_of(probe, (*TRUTHS,))).as_py():
+        words = pc.unique(pc.utf8_lower(texts.drop_null())).to_pylist()
+        # Plain 1 and 0 are numbers.
+        if {TRUTHS.get(word) for word in words} == {"true", "false"} and {*words} - {"0", "1"}:
+            is_true = _is_one_of(texts, [word for word in words if TRUTHS[word] == "true"])
+            return pc.if_else(texts.is_null(), pa.scalar(None, pa.bool_()), is_true)
+    if pc.all(pc.match_substring_regex(probe, _LIST)).as_py():
+        bare = pc.replace_substring_regex(texts, r"""^[\[({]\s*['"]?|['"]?\s*,?\s*[\])}]$""", "")
+        lists = pc.split_pattern_regex(bare, r"""['"]\s*,\s*['"]""")
+        return pc.if_else(pc.equal(bare, ""), pa.scalar([], lists.type), lists)
+    return texts
+
+
+_LIST = r"""^([\[({]\s*['"].*['"]\s*,?\s*[\])}]|\[\s*\])$"""
+
+
+def _is_one_of(texts: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
+    """Say which texts are one of some words, which may be written in capitals or begin with one."""
+    forms = {form(word) for word in words for form in (str, str.upper, str.title)}
+    return pc.is_in(texts, value_set=pa.array(sorted(forms), texts.type))
+
+
+def _read_csv(path: Path, spare: str = ",") -> pa.Table:
+    """Read a table; `spare` divides its columns if the first line has no usual delimiter."""
+    encoding, head = _look_into(path)
+    line, *others = head.splitlines()
+    skipped = int(line.lower().startswith("sep=") and bool(others))  # as Excel writes it
+    line = others[0] if skipped else line
+    # Delimiters inside quotes are part of a name.
+    bare = re.sub('"[^"]*"', "", line)
+    delimiter = max(DELIMITERS, key=bare.count)
+    delimiter = delimiter if delimiter in bare else spare
+    names = [name.strip().strip('"') for name in next(csv.reader([line], delimiter=delimiter))]
+    n_values = sum(re.fullmatch(r"[+-]?\d[\d.,:/TZ +-]*", name) is not None for name in names)
+    is_headless = len(names) <= 4 and n_values * 2 >= len(names)
+
+    def read(quote: str | bool, *, threads: bool) -> tuple[pa.Table, list[Any]]:
+        ragged: list[Any] = []
+
+        def skip(row: Any) -> str:
+            ragged.append(row)
+            return "skip"
+
+        escape = "\\" if re.search(r'\\"[^\r\n' + re.escape(delimiter) + "]", head) else False
+        parse = pa.csv.ParseOptions(
+            delimiter=delimiter, quote_char=quote, escape_char=escape,
+            newlines_in_values=bool(quote), invalid_row_handler=skip,
+        )  # fmt: skip
+        options = pa.csv.ReadOptions(
+            use_threads=threads, skip_rows=skipped, autogenerate_column_names=is_headless
+        )
+        with _text_stream(path, encoding) as stream:
+            fields = pa.csv.open_csv(stream, options, parse).schema.names
+        ragged.clear()
+        convert = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(fields, pa.string()),
+            strings_can_be_null=True,
+            null_values=[""],
+        )
+        with _text_stream(path, encoding) as stream:
+            return pa.csv.read_csv(stream, options, parse, convert), ragged
+
+    quote: str | bool = '"'
+    table, ragged = read(quote, threads=True)
+    if _swallows_rows(table, delimiter):
+        plain, plain_ragged = read(False, threads=True)
+        if len(plain_ragged) <= len(ragged):
+            logger.warning("file '%s': its quotes do not close, so they are read as text", path)
+            quote, table, ragged = False, plain, plain_ragged
+    if ragged:
+        table, ragged = read(quote, threads=False)  # only one thread counts lines
+        n_lines = table.num_rows + len(ragged)
+        shown = ", ".join(f"row {row.number - 1} is {row.text:.60}" for row in ragged[:3])
+        message = (
+            f"file '{path}': {len(ragged)} of {n_lines} rows do not have the "
+            f"{ragged[0].expected_columns} values that the header names: {shown}"
+        )
+        if len(ragged) > _FEW_RAGGED * n_lines:
+            raise ValueError(
+                f"{message}; correct them: a value that holds {delimiter!r} needs quotes around it"
+            )
+        logger.warning("%s; they are left out", message)
     for index, name in enumerate(table.column_names):
         table = table.set_column(index, name, _whole_numbers(table.column(index)))
+    if is_headless:
+        return _with_usual_names(table, path)
+    # RecBole writes the type behind a name.
+    names = [
+        re.sub(r":(token|float|token_seq|float_seq)$", "", name.strip().strip('"'))
+        for name in table.column_names
+    ]
+    table = table.rename_columns(names)
+    if "" in names:
+        logger.warning(
+            "file '%s': columns without a name are left out; name them to use them", path
+        )
+        table = table.select([index for index, name in enumerate(names) if name])
     return table
+
+
+def _swallows_rows(table: pa.Table, delimiter: str) -> bool:
+    """Say whether a text holds a line that looks like a row: the quote before it is no quote."""
+    long = [c for c in table.columns if pc.any(pc.match_substring(c, "\n")).as_py()]
+    inner = rf"[^\n{re.escape(delimiter)}]*"
+    row = rf"\n({inner}{re.escape(delimiter)}){{{table.num_columns - 1}}}{inner}(\n|$)"
+    return table.num_columns > 1 and any(
+        pc.any(pc.match_substring_regex(column, row)).as_py() for column in long
+    )
+
+
+def _with_usual_names(table: pa.Table, path: Path) -> pa.Table:
+    """Name the columns of a file without a header: user, item, then times and ratings."""
+    names = ["user_id", "item_id"]
+    for column in table.columns[2:]:
+        names.append("timestamp" if holds_times(column) else "rating")
+    names = names[: table.num_columns]
+    if len({*names}) < len(names) or len(names) < 2:
+        raise ValueError(
+            f"file '{path}' begins with values, not with the names of its columns; add a first "
+            "line that names them"
+        )
+    logger.warning(
+        "file '%s' begins with values, not with names: its columns are taken as %s; add a first "
+        "line of names if that is wrong", path, ", ".join(names),
+    )  # fmt: skip
+    metadata = _IN_ORDER if len(names) == 2 else None
+    return table.rename_columns(names).replace_schema_metadata(metadata)
+
+
+def _look_into(path: Path) -> tuple[str, str]:
+    """Return the encoding and the first lines of a file."""
+    encoding = _encoding(path)
+    with _text_stream(path, encoding) as stream:
+        head = stream.read(1 << 16).decode("utf-8", errors="replace").lstrip("\ufeff \r\n")
+    if not head:
+        raise ValueError(f"file '{path}' is empty; its first line must name the columns")
+    return encoding, head
+
+
+def _read_text(path: Path) -> pa.Table:
+    """Read sequences or, where the lines are those of a table, that."""
+    line, *others = [line.strip() for line in _look_into(path)[1].splitlines()[:_PROBED_ROWS]]
+    has_names = others and not re.search(r"\d", line) and re.search(r"\d", others[0])
+    sizes = {line.count("\t") for line in (line, *others[:-1]) if line}
+    # Sequences of one length each would be a table, too: here they have names or times.
+    is_table = sizes == {2} or sizes == {3}
+    if has_names or is_table or re.search(r"[,;|]|:(token|float)", line):
+        return _read_csv(path, " ")
+    return read_sequences(path)
+
+
+def _encoding(path: Path) -> str:
+    """Return the encoding of a file; "cp1252" stands for UTF-8 mixed with it too."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with pa.input_stream(str(path)) as stream:
+        block = stream.read(_SCANNED_BYTES)
+        if block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+        if b"\0" in block[:2]:
+            return "utf-16-le" if block[1] == 0 else "utf-16-be"
+        if b"\0" in block:
+            raise ValueError(
+                f"file '{path}' holds no text; unpack it, or save it as CSV where it was made"
+            )
+        while block:
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError:
+                break
+            block = stream.read(_SCANNED_BYTES)
+        else:
+            return "utf-8"
+    foreign = re.sub(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}", b"", block)
+    # In Western texts letters beyond ASCII stand alone, in others side by side.
+    n_letters = len(re.findall(rb"[\x80-\xff]", foreign))
+    n_neighbours = len(re.findall(rb"[\x80-\xff](?=[\x80-\xff])", foreign))
+    best = None
+    if n_neighbours > 0.4 * n_letters:
+        lines = re.findall(rb"[^\n]*[\x80-\xff][^\n]*\n", block)
+        best = from_bytes(b"".join(lines[:500])).best()
+    encoding = best.encoding if best else "cp1252"
+    logger.warning(
+        "file '%s' is not UTF-8, so it is read as %s; save it as UTF-8 if that is wrong",
+        path,
+        encoding,
+    )
+    return encoding
+
+
+def _text_stream(path: Path, encoding: str) -> pa.NativeFile:
+    """Open a file, which may be compressed, as UTF-8."""
+    stream = pa.input_stream(str(path))
+    if encoding == "utf-8":
+        return stream
+    if encoding == "cp1252":
+        # Files put together of several sources hold lines of UTF-8 too.
+        codecs.register_error("cp1252", _from_cp1252)
+        decode = codecs.getincrementaldecoder("utf-8")("cp1252").decode
+    else:
+        decode = codecs.getincrementaldecoder(encoding)("replace").decode
+    return pa.TransformInputStream(stream, lambda block: decode(block).encode())
+
+
+def _from_cp1252(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -178,7 +437,8 @@ def read_sequences(path: Path) -> pa.Table:
     read = pa.csv.ReadOptions(column_names=["line"])
     convert = pa.csv.ConvertOptions(column_types={"line": pa.string()})
     try:
-        lines = pa.csv.read_csv(path, read, parse, convert).column("line")
+        with _text_stream(path, _encoding(path)) as stream:
+            lines = pa.csv.read_csv(stream, read, parse, convert).column("line")
     except pa.ArrowInvalid as error:
         if "Empty CSV" not in str(error):
             raise
@@ -218,8 +478,10 @@ READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".json": _read_json,
     ".arrow": _read_arrow,
     ".feather": _read_arrow,
-    ".txt": read_sequences,
-    ".inter": read_sequences,
+    ".txt": _read_text,
+    ".inter": _read_text,
+    ".data": _read_text,
+    ".dat": _read_text,
 }
 """How each form of file is read, by its suffix."""
 
@@ -264,7 +526,10 @@ def typed_column(values: pa.ChunkedArray, column: Column, table: str) -> pa.Chun
     if column.kind == "numeric":
         return _whole(numbers(values, column.name, table))
     if column.kind == "timestamp":
-        return _moments(values, column.name, table)
+        moments = _moments(values, column.name, table)
+        if pa.types.is_floating(moments.type):
+            moments = pc.divide(moments, float(TIME_UNITS[epoch_unit(moments)]))
+        return moments
     if column.kind == "vector":
         return _vectors(values, column, table)
     where, is_list = _where(column.name, table), _is_list(values.type)
@@ -283,10 +548,10 @@ def typed_column(values: pa.ChunkedArray, column: Column, table: str) -> pa.Chun
 
 
 def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a dictionary-encoded column as its plain values."""
+    """Return a column of a dictionary or of views of texts as plain values."""
     if pa.types.is_dictionary(values.type):
-        return values.cast(values.type.value_type)
-    return values
+        values = values.cast(values.type.value_type)
+    return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
 
 def key_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -315,22 +580,16 @@ def numbers(
 ) -> pa.ChunkedArray:
     """Return numbers, texts written like them or truth as float64, nulls where one is missing.
 
+    A column of texts may have one decimal sign throughout, point or comma, groups of thousands,
+    and signs of currency or percent around its numbers: "1.303,95 €" is 1303.95, "12 %" is 12.
+    "1,234" is 1234 unless another text of the column tells that the comma is decimal.
+
     Raises:
         ValueError: a value is no number, or is infinite; `otherwise` is what to do about it.
     """
     values, where = decoded(values), _where(name, table)
     if is_text(values.type):
-        texts = pc.utf8_trim_whitespace(values)
-        missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING_NUMBERS, texts.type))
-        texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
-        wrong = pc.invert(pc.fill_null(pc.match_substring_regex(texts, _NUMBER), fill_value=True))
-        if pc.any(wrong).as_py():
-            row = first_row(wrong)
-            raise ValueError(
-                f"{where}: row {row} is {values[row - 1].as_py()!r}, which is not a number "
-                f"({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
-            )
-        floats = pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
+        floats = _floats_of(values, where, otherwise)
     elif pa.types.is_boolean(values.type):
         floats = values.cast(pa.int8()).cast(pa.float64())
     elif _is_number(values.type) or pa.types.is_null(values.type):
@@ -347,6 +606,44 @@ def numbers(
             "empty if it is not known"
         )
     return pc.if_else(pc.is_nan(floats), pa.scalar(None, pa.float64()), floats)
+
+
+def _differ(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    """Say which texts, apart from the missing ones, do not match a pattern."""
+    return pc.invert(pc.fill_null(pc.match_substring_regex(texts, pattern), fill_value=True))
+
+
+def _floats_of(values: pa.ChunkedArray, where: str, otherwise: str) -> pa.ChunkedArray:
+    try:
+        return values.cast(pa.float64())
+    except pa.ArrowInvalid:
+        texts = pc.utf8_trim_whitespace(values)
+    missing = _is_one_of(texts, MISSING_NUMBERS)
+    texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
+    wrong = _differ(texts, _NUMBER)
+    if pc.any(wrong).as_py():
+        texts, wrong = _plain_numbers(texts)
+    if pc.any(wrong).as_py():
+        row = first_row(wrong)
+        raise ValueError(
+            f"{where}: row {row} is {values[row - 1].as_py()!r}, which is not a number "
+            f"({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
+        )
+    return pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
+
+
+def _plain_numbers(texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Return the numbers of a column as Python writes them, and which texts are none."""
+    bare = pc.replace_substring_regex(texts, _AROUND_NUMBER, "")
+    bare = pc.replace_substring_regex(bare, "^[\u2212\u2013]", "-")
+    bare = pc.replace_substring_regex(bare, r"^(-?)\p{Sc}\s*", r"\1")
+    by_comma = pc.any(pc.match_substring_regex(bare, _COMMA_IS_DECIMAL)).as_py()
+    point, group = (",", f"[.{_BLANKS}]") if by_comma else (r"\.", f"[,{_BLANKS}]")
+    grouped = rf"\d{{1,3}}({group}\d{{2,3}})*{group}\d{{3}}"
+    other = rf"^[+-]?({grouped}|\d+)({point}\d+)?$"
+    wrong = _differ(bare, other if by_comma else f"{other}|{_NUMBER}")
+    joined = pc.replace_substring_regex(bare, group, "")
+    return pc.replace_substring(joined, ",", ".") if by_comma else joined, wrong
 
 
 def seconds(values: pa.ChunkedArray, schema: InteractionSchema) -> NDArray[np.int64]:
@@ -379,14 +676,83 @@ def seconds(values: pa.ChunkedArray, schema: InteractionSchema) -> NDArray[np.in
     return whole  # type: ignore[no-any-return]
 
 
+def holds_times(values: pa.ChunkedArray) -> bool:
+    """Say whether the first values of a column are times, dates or numbers of an epoch's size."""
+    probe = values.slice(0, _PROBED_ROWS).drop_null()
+    if not is_text(probe.type):
+        is_number = pa.types.is_integer(probe.type) or pa.types.is_floating(probe.type)
+        if not is_number:
+            return bool(pa.types.is_timestamp(probe.type) or pa.types.is_date(probe.type))
+        probe = probe.cast(pa.int64(), safe=False).cast(pa.string())
+    like_epoch = pc.all(pc.match_substring_regex(probe, r"^([89]|1\d)\d{8}(\d{3}){0,3}$")).as_py()
+    return len(probe) > 0 and (like_epoch or parse_moments(probe) is not None)
+
+
+def epoch_unit(times: pa.ChunkedArray) -> str:
+    """Return the unit of numbers since 1970 by the size of the largest, of `TIME_UNITS`."""
+    largest = pc.max(pc.abs(times)).as_py() or 0
+    return next((unit for unit, n in TIME_UNITS.items() if largest / n < _LATEST_SECONDS), "s")
+
+
 def parse_moments(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Return ISO texts as UTC timestamps, or None if one of them is no such text."""
+    """Return dates and times as UTC timestamps, or None if one of the texts is none.
+
+    They are ISO 8601, or of one other form throughout, such as 09/13/2020 12:26, 13.09.2020 or
+    13 Sep 2020. Where day and month could be either, the month comes first between slashes, else
+    the day.
+    """
     for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:
             return texts.cast(kind).cast(pa.timestamp("us", "UTC"))
         except pa.ArrowInvalid:
             continue
-    return None
+    moments = _dated(texts)
+    return None if moments is None or moments.null_count > texts.null_count else moments
+
+
+def _dated(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return dates and times of the form that most texts have, null where one has another."""
+    probe = texts.slice(0, _PROBED_ROWS).drop_null()
+    dates = probe.filter(pc.match_substring_regex(probe, _DATE))
+    if len(dates) * 2 < max(len(probe), 1):
+        return None
+    day_first = "/" not in dates[0].as_py()
+    forms = {form: None for first in (day_first, not day_first) for form in _forms(dates, first)}
+    distinct = pc.unique(texts).drop_null()
+    plain = pd.Series(distinct.to_pandas())
+    found = {form: pd.to_datetime(plain, format=form, utc=True, errors="coerce") for form in forms}
+    n_missed = {form: moments.isna().sum() for form, moments in found.items()}
+    form = min(n_missed, key=lambda form: n_missed[form])
+    best = found[form]
+    if n_missed[form] == len(plain):
+        return None
+    rivals = [one for one, n in n_missed.items() if n == n_missed[form] and one != "ISO8601"]
+    if (
+        "." not in dates[0].as_py()
+        and form in rivals
+        and any(not found[one].equals(best) for one in rivals)
+    ):
+        logger.warning(
+            "dates such as %r are read as %s, and could be %s; write 2024-01-31 to be sure",
+            dates[0].as_py(), form, " or ".join(one for one in rivals if one != form),
+        )  # fmt: skip
+    moments = pa.array(best, pa.timestamp("us", "UTC"), from_pandas=True)
+    return pa.chunked_array([moments.take(pc.index_in(texts, value_set=distinct).combine_chunks())])
+
+
+def _forms(dates: pa.ChunkedArray, day_first: bool) -> Iterator[str]:
+    """Yield the forms, as strptime has them, that the first dates may have."""
+    for text in pc.unique(dates)[:10].to_pylist():
+        if re.match(r"\d{4}-\d\d-\d\d", text):
+            yield "ISO8601"
+        bare = re.sub(r"(?i)\s*[ap]m$", "", text)
+        with warnings.catch_warnings(action="ignore"):
+            # A year in the first place is followed by the month.
+            first = day_first and not re.match(r"\d{4}", bare)
+            form = guess_datetime_format(bare, dayfirst=first)
+        if form and bare != text:
+            form = form.replace("%H", "%I") + text[len(bare) : -2] + "%p"
+        yield from [form] if form else _RARE_DATES
 
 
 def _moments(values: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
@@ -396,23 +762,16 @@ def _moments(values: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
     if not is_text(values.type):
         return numbers(values, name, table)
     texts = pc.utf8_trim_whitespace(values)
-    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
+    missing = _is_one_of(texts, MISSING_NUMBERS)
+    texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
     moments = parse_moments(texts)
     if moments is not None:
         return moments
-    looks_iso = pc.match_substring_regex(texts, r"^\d{4}-\d{2}-\d{2}")
-    if not pc.any(looks_iso).as_py():
+    moments = _dated(texts)
+    n_present = len(texts) - texts.null_count
+    if moments is None or (len(moments) - moments.null_count) * 2 < n_present:
         return numbers(values, name, table)
-    wrong = pc.invert(pc.fill_null(looks_iso, fill_value=True))
-    if pc.any(wrong).as_py():
-        row = first_row(wrong)
-    else:
-        # The first row that cannot be read as the others are, by halving.
-        low, high = 0, len(texts)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if parse_moments(texts[:middle]) is None else (middle, high)
-        row = low + 1
+    row = first_row(pc.and_(moments.is_null(), texts.is_valid()))
     raise ValueError(
         f"{_where(name, table)}: row {row} is {values[row - 1].as_py()!r}, which is no time; write "
         "2024-01-31, 2024-01-31 18:05:00 or seconds since 1970, one form for the whole column"

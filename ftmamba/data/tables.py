@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from ftmamba.data.interactions import Interactions
 from ftmamba.data.readers import (
     Source,
     first_row,
+    holds_times,
+    is_in_order,
     key_texts,
     numbers,
     read_table,
@@ -79,15 +82,23 @@ class Tables:
 
     def user_row(self, key: object) -> int:
         """Return the row of the user with this key."""
-        try:
-            return self.user_keys.index(str(key))
-        except ValueError:
-            close = near(key, self.user_keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
-            raise ValueError(f"table 'users' has no key {str(key)!r}{close}") from None
+        return _row_of(key, self.user_keys, "users")
+
+    def item_row(self, key: object) -> int:
+        """Return the row of the item with this key."""
+        return _row_of(key, self.item_keys, "items")
 
     def user_record(self, row: int) -> dict[str, Any]:
         """Return the raw record of a user's row."""
         return self.users.slice(row, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def _row_of(key: object, keys: list[str], table: str) -> int:
+    try:
+        return keys.index(str(key))
+    except ValueError:
+        close = near(key, keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
+        raise ValueError(f"table {table!r} has no key {str(key)!r}{close}") from None
 
 
 def load_tables(
@@ -117,12 +128,18 @@ def load_tables(
         FileNotFoundError: a file is missing.
         ValueError: a table is empty, lacks a column, repeats a key, holds a value of another kind
             than the schema says, or names a user or item that is in no table.
+
+    Rows that are equal in every column count once, and so it is logged; not where the order of the
+    file is that of the interactions. Keys that differ from a table's by leading zeros alone are
+    matched where only one can be meant, which is logged too.
     """
     if isinstance(schema, Mapping):
         schema = Schema.from_dict(schema)
     events = read_table(interactions)
     if not events.num_rows:
         raise ValueError("table 'interactions' is empty: it has no rows")
+    if not (is_in_order(events) or (schema and schema.interactions.order == ROW_ORDER)):
+        events = _each_row_once(events, "interactions")
     keys = {} if schema is None else {"users": schema.users.key, "items": schema.items.key}
     raw = {
         name: _read_side(source, name, keys.get(name, ""))
@@ -162,14 +179,42 @@ def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:
     # A list of mappings is one table, of a row each.
     if several and all(isinstance(one, Mapping) for one in source):  # type: ignore[union-attr]
         several = False
-    if source is None or (several and not source) or source == "":
+    if source is None or (isinstance(source, str | Sequence) and not source):
         return None
     table, *further = map(read_table, source if several else [source])  # type: ignore[arg-type]
     if not table.num_rows:
         return None
+    table = _each_row_once(table, name)
     for number, other in enumerate(further, start=2):
-        table = _with_further(table, other, (name, f"{name} {number}"), key)
+        names = (name, f"{name} {number}")
+        table = _with_further(table, _each_row_once(other, names[1]), names, key)
     return table
+
+
+def _each_row_once(table: pa.Table, name: str) -> pa.Table:
+    """Leave out rows that equal an earlier one in every column."""
+    if any(pa.types.is_nested(kind) for kind in table.schema.types):
+        return table
+    rows = np.arange(table.num_rows)
+    codes = np.zeros_like(rows)
+    for column in table.columns:
+        if len(rows) < table.num_rows:
+            column = column.take(pa.array(rows))  # noqa: PLW2901
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        # Rows that were equal so far have one code; those that equal no other one are done.
+        codes = pd.factorize(codes * len(encoded.dictionary) + encoded.indices.to_numpy())[0]
+        is_shared = pd.Series(codes).duplicated(keep=False).to_numpy()
+        rows, codes = rows[is_shared], codes[is_shared]
+        if not len(rows):
+            return table
+    repeats = rows[pd.Series(codes).duplicated().to_numpy()]
+    is_first_R = np.ones(table.num_rows, np.bool_)
+    is_first_R[repeats] = False
+    logger.warning(
+        "table %r: %d of %d rows equal another one in every column, the first is row %d; each "
+        "counts once", name, len(repeats), table.num_rows, int(repeats[0]) + 1,
+    )  # fmt: skip
+    return table.filter(pa.array(is_first_R))
 
 
 def _with_further(table: pa.Table, other: pa.Table, names: tuple[str, str], key: str) -> pa.Table:
@@ -194,6 +239,7 @@ def _with_further(table: pa.Table, other: pa.Table, names: tuple[str, str], key:
     else:
         # Sorted by row, so that the members of a row lie side by side.
         other = other.take(pc.sort_indices(other.column("")))
+        columns = [column for column in columns if not holds_times(other.column(column))]
         counts = np.bincount(other.column("").to_numpy(), minlength=table.num_rows)
         starts = np.concatenate([[0], np.cumsum(counts)])
         offsets = pa.array(starts, pa.int32(), mask=np.append(counts == 0, False))
@@ -263,7 +309,8 @@ def _checked_table(table: pa.Table, schema: TableSchema, name: str) -> pa.Table:
         first = ", ".join(repr(key) for key in repeated.field("values")[:3].to_pylist())
         raise ValueError(
             f"table {name!r}, key {schema.key!r}: {len(repeated)} keys occur more than once, the "
-            f"first are {first}; keep one row each"
+            f"first are {first}; keep one row each, or give the table as a further one beside a "
+            f"table of {name} with one row each: its columns become sets"
         )
     return table
 
@@ -300,8 +347,8 @@ def _join(
                 f"event_features of the users' history name {name!r}, which is no column of table "
                 f"'interactions'{suggestion(name, known, 'there are')}"
             )
-    user_ids = _row_ids(table.column(schema.user), user_keys)
-    item_ids = _row_ids(table.column(schema.item), item_keys)
+    user_ids = _row_ids(table.column(schema.user), user_keys, (schema.user, "users"))
+    item_ids = _row_ids(table.column(schema.item), item_keys, (schema.item, "items"))
     known_R = (user_ids >= 0) & (item_ids >= 0)
     n_unknown = len(known_R) - int(known_R.sum())
     if n_unknown and not drop_unknown:
@@ -342,9 +389,29 @@ def _join(
     return joined.select(np.argsort(positions_R, kind="stable"))
 
 
-def _row_ids(keys: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int64]:
+def _row_ids(
+    keys: pa.ChunkedArray, known: pa.ChunkedArray, names: tuple[str, str]
+) -> NDArray[np.int64]:
     """Return the row of each key, -1 where it is missing or unknown."""
-    rows = pc.index_in(key_texts(keys).cast(known.type), value_set=known)
+    texts = key_texts(keys).cast(known.type)
+    rows = pc.index_in(texts, value_set=known)
+    others = pc.unique(texts.filter(rows.is_null()).drop_null())
+    if len(others):
+        bare = pc.replace_substring_regex(known, r"^0+(\d)", r"\1")
+        rows_of_others = pc.index_in(
+            pc.replace_substring_regex(others, r"^0+(\d)", r"\1"), value_set=bare
+        )
+        matched = rows_of_others.drop_null()
+        is_clear = pc.count_distinct(bare).as_py() == len(known)
+        is_clear = is_clear and pc.count_distinct(matched).as_py() == len(matched)
+        is_clear = is_clear and not pc.any(pc.is_in(matched, value_set=pc.unique(rows))).as_py()
+        if len(matched) and is_clear:
+            logger.warning(
+                "table 'interactions', column %r: %d keys such as %r are those of table %r but for "
+                "leading zeros, and are taken as such", names[0], len(matched),
+                others.filter(rows_of_others.is_valid())[0].as_py(), names[1],
+            )  # fmt: skip
+            rows = pc.coalesce(rows, rows_of_others.take(pc.index_in(texts, value_set=others)))
     return pc.fill_null(rows, -1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 

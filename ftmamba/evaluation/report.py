@@ -1,11 +1,14 @@
-"""Results as a person looks at them: a table in a terminal and in a notebook."""
+"""Results as a person looks at them: a table in a terminal and in a notebook, pictures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ftmamba.evaluation.result import N_RESAMPLES, Evaluation
+from ftmamba.pictures import draw_comparison, draw_learning_curves
 
 SHOWN = ("HR", "R", "MRR", "coverage")
 """Metrics beside NDCG, at the same length of the list."""
@@ -46,8 +49,8 @@ class Report:
 
     def rows(self) -> list[list[str]]:
         """Return the cells of the table, the header first."""
-        lengths = [int(at) for own in self.models.values() for at in _lengths(own)]
-        ndcg, k = f"NDCG@{max(lengths, default=10)}", max(lengths, default=10)
+        k = self._longest
+        ndcg = f"NDCG@{k}"
         parts = [p for p in ("warm", "cold") if any(p in own for own in self.models.values())]
         sizes = {
             part: max(own[part]["n_users"] for own in self.models.values() if part in own)
@@ -83,6 +86,30 @@ class Report:
         lines = [_html_row(header, "th"), *(_html_row(row, "td") for row in rows)]
         return f"<p>{escape(self.protocol)}</p><table>{''.join(lines)}</table>"
 
+    def plot_learning_curves(self) -> "Picture":
+        """Draw the loss and the validation score by epoch; needs matplotlib."""
+        training = self.results.get("training", {})
+        metric = self.results.get("metric", "validation score")
+        return Picture.of(
+            draw_learning_curves(
+                training.get("history", ()), metric=metric, best_epoch=training.get("best_epoch")
+            )
+        )
+
+    def plot_comparison(self, metric: str = "") -> "Picture":
+        """Draw each model's mean and interval; needs matplotlib.
+
+        Args:
+            metric: such as `HR@10`; empty takes NDCG of the longest list.
+        """
+        return Picture.of(draw_comparison(self.models, metric or f"NDCG@{self._longest}"))
+
+    @property
+    def _longest(self) -> int:
+        """The length of the longest list."""
+        names = (name for own in self.models.values() for name in own["metrics"])
+        return max((int(name.partition("@")[2]) for name in names if "@" in name), default=10)
+
     @property
     def protocol(self) -> str:
         """How the models were judged, in words."""
@@ -90,8 +117,32 @@ class Report:
         return "; ".join(filter(None, (self.results.get("split", ""), own.get("protocol", ""))))
 
 
-def _lengths(own: Mapping[str, Any]) -> list[str]:
-    return [name.partition("@")[2] for name in own["metrics"] if "@" in name]
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, which a notebook shows."""
+
+    png: bytes
+
+    @classmethod
+    def of(cls, png: bytes | None) -> "Picture":
+        """Wrap a picture.
+
+        Raises:
+            ImportError: there is none, without matplotlib.
+            ValueError: there is none, without figures to draw.
+        """
+        if png is not None:
+            return cls(png)
+        if find_spec("matplotlib") is None:
+            raise ImportError("a picture needs matplotlib; pip install 'ftmamba[plots]'")
+        raise ValueError("the results hold nothing to draw; train, or load a whole checkpoint")
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def save(self, path: str | Path) -> None:
+        """Write the PNG."""
+        Path(path).write_bytes(self.png)
 
 
 def _with_interval(own: Mapping[str, Any] | None, metric: str) -> str:

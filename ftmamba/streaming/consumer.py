@@ -13,7 +13,6 @@ from operator import add, attrgetter
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ftmamba.streaming.events import UserEvent
 from ftmamba.streaming.observer import CheckpointObserver
@@ -29,8 +28,8 @@ LATE = ("refuse", "accept", "recompute")
 
 EventsByUser = dict[str, list[UserEvent]]
 
-Updated = Callable[[Sequence[str], Tensor], None]
-"""Called with the users whose states are new, and with their embeddings (users, E)."""
+Updated = Callable[[Sequence[str], UserState], None]
+"""Called with the users whose states are new, and with these states."""
 
 History = Callable[[str], Sequence[UserEvent]]
 """Returns every event of a user that has been read, in the order of arrival."""
@@ -324,7 +323,7 @@ class _Consumer:
             counts += change.counts if done else Counts()
         if self.updated is not None and stored:
             rows = torch.tensor(is_stored).nonzero()[:, 0]
-            self.updated(stored, self.observer.embed(state.select(rows.to(state.last.device))))
+            self.updated(stored, state.select(rows.to(state.last.device)))
         return counts, left
 
     def _put(self, change: _Change, data: bytes) -> Put:

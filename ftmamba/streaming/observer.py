@@ -5,6 +5,7 @@ Shapes: B users, T events of the longest among them, I items, E embedding.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -113,11 +114,13 @@ class CheckpointObserver:
             else:
                 records.append(one.user_record or {})
                 histories.append(())
+        none = torch.full((len(firsts), self._reader.n_read), -1, device=self._model.device)
         encoded = self._extractor(users=records, return_tensors="pt")
         tensors = {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
         state: UserState = (
             self._model.start(**tensors) if tensors else self._model.start(n_users=len(firsts))
         )
+        state = replace(state, recent=none)
         return self._observe(state, histories) if any(histories) else state
 
     def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
@@ -148,13 +151,29 @@ class CheckpointObserver:
             event_features=tensors.get("user_event_features"),
             times=times_BT,
         )
-        return observed
+        added = self._reader.rows(histories)
+        recent = [
+            torch.cat([own, torch.from_numpy(new).to(own.device)])[len(new) :]
+            for own, new in zip(state.recent, added, strict=True)
+        ]
+        return replace(observed, recent=torch.stack(recent))
 
     @torch.inference_mode()
     def embed(self, state: UserState) -> Tensor:
         """Return the embeddings of users (B, E)."""
         embeds_BE: Tensor = self._model.embed(state)
         return embeds_BE
+
+    @torch.inference_mode()
+    def scores(self, state: UserState) -> Tensor:
+        """Return the scores (B, I) of the catalogue for users, those of `Recommender`."""
+        n_kept_B = state.n_events.clamp(max=self._reader.n_read).tolist()
+        newest = [
+            own[len(own) - n_kept :].cpu().numpy()
+            for own, n_kept in zip(state.recent, n_kept_B, strict=True)
+        ]
+        users_BE = self._model.embed(state).to(self._model.dtype)
+        return self._reader.scores(users_BE, newest)
 
     def pack(self, state: UserState) -> list[bytes]:
         """Return the state of each user as bytes."""
@@ -168,7 +187,16 @@ class CheckpointObserver:
         alike = [data] if len(set(map(len, data))) == 1 else [[one] for one in data]
         fingerprint = self._catalogue.fingerprint
         parts = [states_from_bytes(some, fingerprint=fingerprint).to(wide) for some in alike]
-        return UserState.concatenate(parts)
+        return UserState.concatenate([self._with_recent(part) for part in parts])
+
+    def _with_recent(self, state: UserState) -> UserState:
+        """Return states that kept no items, such as older ones, with unknown items."""
+        shape = len(state), self._reader.n_read
+        if state.recent.numel() and int(state.recent.max()) >= len(self._catalogue):
+            raise ValueError("the bytes of a user's state name items that the catalogue has not")
+        if state.recent.shape == shape:
+            return state
+        return replace(state, recent=torch.full(shape, -1, device=state.recent.device))
 
 
 def _resolved(one: UserEvent, row: int | None) -> Event:

@@ -211,6 +211,7 @@ class TrainingLoop:
             rank=accelerator.process_index,
             n_ranks=accelerator.num_processes,
             batch_order=recipe.batch_order,
+            history_dropout=recipe.history_dropout,
         )
         self.steps_per_epoch = -(-self.batches.n_batches // recipe.gradient_accumulation_steps)
         self.objective = Objective(self.base, data, recipe, seed=seed, in_bfloat16=self.in_bfloat16)

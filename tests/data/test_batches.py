@@ -208,6 +208,29 @@ def test_a_row_is_a_window_with_one_target_and_what_came_before_it(tmp_path, tim
     assert (n_shorter > 50) == timed
 
 
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_share_of_the_rows_has_its_whole_history_hidden(tmp_path, timed):
+    data = data_of(drawn_interactions(timed=timed), tmp_path)
+    whole, hidden = (
+        batches_of(data, sequences="", batch_size=16, history_dropout=share) for share in (0, 0.3)
+    )
+    n_hidden, found = 0, []
+    for epoch in range(4):
+        for full, some in zip(whole.epoch(epoch), hidden.epoch(epoch), strict=True):
+            assert torch.equal(full.rows, some.rows)
+            is_hidden = (some.lengths == 0) & (full.lengths > 0)
+            assert torch.equal(some.lengths[~is_hidden], full.lengths[~is_hidden])
+            assert torch.equal(some.slots, some.lengths)
+            n_hidden += int(is_hidden.sum())
+            found += [full.rows[full.lengths > 0]]
+    assert 0.25 < n_hidden / len(torch.cat(found)) < 0.35
+    late = list(hidden.epoch(2))[3:]
+    assert all(torch.equal(a.lengths, b.lengths) for a, b in zip(
+        hidden.epoch(2, start=3), late, strict=True))  # fmt: skip
+    assert any(not torch.equal(a.lengths, b.lengths) for a, b in zip(
+        hidden.epoch(0), hidden.epoch(1), strict=True))  # fmt: skip
+
+
 def test_without_a_history_a_row_is_user_and_item_alone(tmp_path):
     events = drawn_interactions()
     batches = batches_of(data_of(events, tmp_path, None), sequences="", batch_size=16)

@@ -12,16 +12,24 @@ import pytest
 from datasets import Dataset
 
 from ftmamba.data import readers
-from ftmamba.data.readers import is_in_order, key_texts, numbers, read_table, typed_column
+from ftmamba.data.readers import (
+    is_in_order,
+    key_texts,
+    numbers,
+    parse_moments,
+    read_table,
+    typed_column,
+)
+from ftmamba.data.schema import TIME_UNITS
 from modeling_ftmamba.configuration_ftmamba import Column
 
-TABLE = pa.table({"key": ["001", "002", None], "place": ["NA", "None", 'two\n"lines"']})
+TABLE = pa.table({"key": ["001", "002", None], "place": ["none", "None", 'two\n"lines"']})
 ROWS = TABLE.to_pylist()
 
 
 def write_csv(path, delimiter=",", opened=open):
     text = delimiter.join(["key", "place"]) + "\n"
-    text += f"001{delimiter}NA\n002{delimiter}None\n{delimiter}" + '"two\n""lines"""\n'
+    text += f"001{delimiter}none\n002{delimiter}None\n{delimiter}" + '"two\n""lines"""\n'
     with opened(path, "wt", encoding="utf-8") as file:
         file.write(text)
 
@@ -112,6 +120,92 @@ def test_a_csv_keeps_codes_as_they_are_written_and_its_names_are_bare(tmp_path, 
     assert read_table(tmp_path / "t.csv").to_pylist() == rows
 
 
+LETTERS = {
+    "utf-16": "Åsa",
+    "utf-16-le": "Åsa",
+    "utf-16-be": "Åsa",
+    "utf-8-sig": "Åsa",
+    "cp1252": "Peñón € 3",
+    "cp1251": "Война и мир",
+    "shift_jis": "千と千尋の神隠し",
+}
+
+
+@pytest.mark.parametrize("encoding", LETTERS)
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_an_encoding_is_found_out_and_one_that_is_guessed_is_logged(
+    tmp_path, caplog, encoding, suffix
+):
+    path, row = tmp_path / f"t{suffix}", f"1;{LETTERS[encoding]}\n"
+    content = ("id;name\n" + row * 20).encode(encoding)
+    path.write_bytes(gzip.compress(content) if suffix == ".csv.gz" else content)
+    assert read_table(path).to_pylist() == [{"id": "1", "name": LETTERS[encoding]}] * 20
+    assert ("save it as UTF-8 if that is wrong" in caplog.text) == ("utf" not in encoding)
+
+
+def test_lines_of_utf_8_in_a_latin_file_are_read_as_such(tmp_path):
+    (tmp_path / "t.csv").write_bytes("a\nCafé\n".encode("latin-1") + "Rincón\n".encode())
+    assert read_table(tmp_path / "t.csv").column("a").to_pylist() == ["Café", "Rincón"]
+
+
+def records(*names):
+    return lambda *rows: [dict(zip(names, row, strict=True)) for row in rows]
+
+
+AB, EVENTS = records("a", "b"), records("user_id", "item_id", "rating", "timestamp")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rows"),
+    [
+        ("t.csv", '"a;x";b\n1;2\n', [{"a;x": "1", "b": "2"}]),
+        ("t.csv", "sep=|\na|b\n1|2\n", AB("12")),
+        ("t.csv", "a,b\r1,2\r3,4\r", AB("12", "34")),
+        ("t.csv", '"a","b"\n"x \\"y\\", z","2"\n', AB(('x "y", z', "2"))),
+        ("t.tsv", 'a\tb\n1\t"Rome\n2\t5" pipe\n3\tx\n', AB(("1", '"Rome'), ("2", '5" pipe'), "3x")),
+        ("t.csv", ",a,b,\n0,1,2,\n", AB("12")),
+        ("t.txt", "a b\n1 2\n", AB("12")),
+        ("t.txt", "a,b\n1,2\n", AB("12")),
+        ("t.inter", "a:token\tb:float\n1\t2\n", AB("12")),
+        ("u.data", "6\t2\t3\t881250949\n" * 2, EVENTS(("6", "2", "3", "881250949")) * 2),
+        ("t.csv", "A3,007,5.5,2013-05-28\n", EVENTS(("A3", "007", "5.5", "2013-05-28"))),
+        ("t.csv", "A,7\nB,8\n", records("user_id", "item_id")("A7", "B8")),
+    ],
+)  # fmt: skip
+def test_tables_of_many_programs_are_read(tmp_path, name, text, rows):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert read_table(tmp_path / name).to_pylist() == rows
+
+
+def test_a_few_ragged_rows_are_left_out_and_named(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("a,b\n" + "1,2\n" * 300 + "1,2,3\n4\n")
+    assert read_table(tmp_path / "t.csv").num_rows == 300
+    assert "2 of 302 rows do not have the 2 values" in caplog.text
+    assert "row 301 is 1,2,3, row 302 is 4; they are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([" x ", "?", "NaN", "nan", "null", "-", "", "N/A", "y\u00a0"], ["x", *[None] * 7, "y"]),
+        (["none", "None"], ["none", "None"]),
+        (["NA", "red", "blue"], [None, "red", "blue"]),
+        (["NA", "DE", "FR"], ["NA", "DE", "FR"]),
+        (["Y", "no", "TRUE", "?", "0"], [True, False, True, None, False]),
+        (["ja", "Nein"], [True, False]),
+        (["f", "f"], ["f", "f"]),
+        (["1", "0"], ["1", "0"]),
+        (["y", "n", "maybe"], ["y", "n", "maybe"]),
+        (["['a', \"b's\"]", "[]", None, '["c, d"]'], [["a", "b's"], [], None, ["c, d"]]),
+        (["[1, 2]", "[3]"], ["[1, 2]", "[3]"]),
+    ],
+)
+def test_texts_are_tidied_by_column(texts, expected):
+    assert read_table({"c": texts}).column("c").to_pylist() == expected
+    encoded = pa.table({"c": pa.array(texts).dictionary_encode()})
+    assert read_table(encoded).column("c").to_pylist() == expected
+
+
 def test_a_hub_data_set_is_loaded_by_name_config_and_split(monkeypatch):
     asked = []
 
@@ -142,8 +236,17 @@ def test_a_missing_file_or_folder_is_named_with_the_near_one(tmp_path):
     ("name", "content", "message"),
     [
         ("t.csv", b"", "is empty; its first line must name the columns"),
-        ("t.csv", b"a,b\n1,2\n1,2,3\n", r"cannot be read as csv: .*Expected 2 columns, got 3"),
-        ("t.csv", b"a\n\xff\n", "cannot be read as csv"),
+        (
+            "t.csv",
+            b"a,b\n1,2\n1,2,3\n\n4\n",
+            r"2 of 3 rows do not have the 2 values that the header names: row 2 is 1,2,3, row 3 is "
+            r"4; correct them: a value that holds ',' needs quotes around it",
+        ),
+        (
+            "t.csv",
+            b"1,2,u,v\n",
+            "begins with values, not with the names of its columns; add a first",
+        ),
         ("t.parquet", b"no parquet", "cannot be read as parquet"),
         ("t.jsonl", b"{", "cannot be read as jsonl"),
         ("t.json", b"[{", "cannot be read as json"),
@@ -167,6 +270,92 @@ def test_texts_become_numbers_and_their_words_for_nothing_become_missing():
     texts = [" 1", "+2.5", "-3e2", ".5", "", "NA", "nan", "NULL", "None", None]
     found = numbers(pa.chunked_array([texts[:4], texts[4:]]), "c", "users")
     assert found.to_pylist() == [1, 2.5, -300, 0.5, *[None] * 6]
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["1303,95", "2", "-0,5", "?"], [1303.95, 2, -0.5, None]),
+        (["1.303,95 €", "€ 12,50", "1.234"], [1303.95, 12.5, 1234]),
+        (["$1,234.50", "-$4", "1e3"], [1234.5, -4, 1000]),
+        (["12 %", "5.5%"], [12, 5.5]),
+        (["1,234", "5"], [1234, 5]),
+        (["0,123", "1,234"], [0.123, 1.234]),
+        (["1 234,5", "1\u00a0234"], [1234.5, 1234]),
+        (["1'234.50", "1,00,000"], [1234.5, 100_000]),
+        (["1.234.567", "12"], [1_234_567, 12]),
+        (["EUR 5.20", "7 kr"], [5.2, 7]),
+        (["\u22123", "-"], [-3, None]),
+    ],
+)
+def test_numbers_are_read_as_the_column_writes_them(texts, expected):
+    assert numbers(pa.chunked_array([texts]), "c", "users").to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "row"),
+    [(["3,75", "12.5"], "row 2 is '12.5'"), (["1", "13.09.2020"], "row 2"), (["12 34"], "row 1")],
+)
+def test_a_text_that_is_no_number_of_its_column_is_named(texts, row):
+    with pytest.raises(ValueError, match=row):
+        numbers(pa.chunked_array([texts]), "c", "users")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["09/13/2020 12:26", "02/01/2020 00:00"],
+        ["13/09/2020 12:26", "01/02/2020 00:00"],
+        ["13.09.2020 12:26", "1.2.2020 00:00"],
+        ["2020-09-13T12:26Z", "2020-02-01T01:00:00+01:00"],
+        ["2020-09-13 12:26:00 UTC", "2020-02-01 00:00:00 UTC"],
+        ["9/13/2020 12:26:00 PM", "2/1/2020 12:00:00 AM"],
+        ["13 Sep 2020 12:26", "01 Feb 2020 00:00"],
+        ["Sun Sep 13 12:26:00 +0000 2020", "Sat Feb 01 00:00:00 +0000 2020"],
+        ["13.09.20 12:26", "01.02.20 00:00"],
+        ["2020-9-13 12:26", "2020-2-1 00:00"],
+    ],
+)
+def test_dates_are_read_as_the_column_writes_them(texts):
+    moments = typed([*texts, "?"], "timestamp").to_pylist()
+    assert moments[2] is None
+    assert [moment.isoformat() for moment in moments[:2]] == [
+        "2020-09-13T12:26:00+00:00",
+        "2020-02-01T00:00:00+00:00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "day", "is_logged"),
+    [
+        ("01/02/2020", 2, True),
+        ("01.02.2020", 1, False),
+        ("01-02-2020", 1, True),
+        ("20200201", 1, False),
+    ],
+)
+def test_where_day_and_month_could_be_either_the_sign_between_them_decides(
+    caplog, text, day, is_logged
+):
+    assert parse_moments(pa.chunked_array([[text]]))[0].as_py().day == day
+    assert ("write 2024-01-31 to be sure" in caplog.text) == is_logged
+
+
+@pytest.mark.parametrize("text", ["abc", "1.5", "192.168.1.1", "3.10.2", "12", "May", "2020"])
+def test_what_only_looks_like_a_date_is_none(text):
+    assert parse_moments(pa.chunked_array([[text, text]])) is None
+
+
+def test_a_text_that_is_no_date_of_its_column_is_named():
+    with pytest.raises(ValueError, match="row 2 is 'soon', which is no time; write 2024-01-31"):
+        typed(["13.09.2020", "soon", "1.1.2020"], "timestamp")
+
+
+@pytest.mark.parametrize("unit", TIME_UNITS)
+def test_the_unit_of_times_since_1970_is_told_by_their_size(unit):
+    times = [1_600_000_000 * TIME_UNITS[unit], -86_400 * TIME_UNITS[unit]]
+    assert typed(times, "timestamp").to_pylist() == [1_600_000_000, -86_400]
+    assert typed(list(map(str, times)), "timestamp").to_pylist() == [1_600_000_000, -86_400]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,12 @@ def test_unknown_keys_are_dropped_only_on_demand(raw, schema, caplog):
     ("table", "column", "values", "message"),
     [
         ("users", "city", None, "has no column 'city'.*; it has: user_id, age"),
-        ("users", "user_id", ["u1", "u2", "u1"], "1 keys occur more than once, .* 'u1'; keep"),
+        (
+            "users",
+            "user_id",
+            ["u1", "u2", "u1"],
+            "1 keys occur more than once, .* 'u1'; keep one row each, or",
+        ),
         ("users", "user_id", ["u1", None, "u3"], "1 rows have no key, the first is row 2"),
         ("users", "user_id", ["u1", "", "u3"], "1 rows have no key, the first is row 2"),
         ("users", "age", ["30", "x", "50"], r"'age': row 2 is 'x', .* \(1 such rows\)"),
@@ -242,6 +247,67 @@ def test_further_tables_are_joined_by_key_and_repeated_keys_give_sets(raw, caplo
     assert "column 'age' of table 'users 2' is left out: the first table has it" in caplog.text
     with pytest.raises(ValueError, match="table 'users 2' has no column that holds keys of"):
         load_tables([raw["users"], {"a": ["x"], "b": ["y"]}], None, raw["interactions"])
+
+
+def test_a_further_table_of_events_gives_no_set_of_times(raw):
+    tags = {
+        "item_id": ["001"] * 3,
+        "tag": ["x", "y", "x"],
+        "at": [1_300_000_000 + i for i in range(3)],
+    }
+    raw["items"] = [raw["items"], tags]
+    items = load_tables(**raw).items
+    assert "at" not in items.column_names
+    assert items.column("tag").to_pylist() == [["x", "y", "x"], None, None, None]
+
+
+def test_rows_that_are_equal_in_every_column_count_once_and_so_it_is_logged(raw, schema, caplog):
+    twice = pa.concat_tables([raw["interactions"], raw["interactions"].slice(1, 2)])
+    raw = {name: pa.concat_tables([table, table.slice(0, 1)]) for name, table in raw.items()}
+    raw["interactions"] = twice
+    tables = load_tables(**raw, schema=schema)
+    assert tables.interactions.user_ids.tolist() == [0, 2, 0, 1]
+    assert (tables.interactions.n_users, tables.interactions.n_items) == (3, 4)
+    assert (
+        "table 'interactions': 2 of 6 rows equal another one in every column, the first is row 5"
+        in caplog.text
+    )
+    assert "table 'users': 1 of 4 rows equal another one" in caplog.text
+
+    ordered = {**schema["interactions"], "order": "row"}
+    tables = load_tables(**raw, schema={**schema, "interactions": ordered})
+    assert len(tables.interactions) == 6
+
+
+def test_rows_that_differ_anywhere_are_no_repeats(raw, schema, caplog):
+    rows = raw["interactions"].take([0, 0])
+    raw["interactions"] = with_column(rows, "note", [None, "x"])
+    assert len(load_tables(**raw, schema=schema).interactions) == 2
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "ids"),
+    [
+        (["36", "7", "0"], ["0036", "007", "00"], [0, 1, 2]),
+        (["0036", "0007"], ["36", "7"], [0, 1]),
+        ([36, 7], ["0036", " 7 "], [0, 1]),
+        (["0036", "36"], ["0036", "036"], None),
+        (["36", "7"], ["36", "036"], None),
+        (["36", "7"], ["0036", "036"], None),
+    ],
+)
+def test_keys_that_differ_by_leading_zeros_are_matched_where_only_one_can_be_meant(
+    caplog, known, given, ids
+):
+    events = {"user": given, "item": ["a"] * len(given)}
+    users = {"user": known, "kind": ["x"] * len(known)}
+    if ids is None:
+        with pytest.raises(ValueError, match="rows whose 'user' is not in table 'users': '0"):
+            load_tables(users, None, events)
+        return
+    assert load_tables(users, None, events).interactions.user_ids.tolist() == ids
+    assert "are those of table 'users' but for leading zeros" in caplog.text
 
 
 def test_columns_must_be_there_once_and_sets_need_a_separator(raw, schema):

@@ -1,20 +1,17 @@
 """A folder as a reader of the documents has it: tables, and checkpoints trained on them."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from accelerate import Accelerator
 
-from ftmamba.checkpoint import save_checkpoint
-from ftmamba.comparison import compare
-from ftmamba.data.tables import load_tables
-from ftmamba.evaluation import make_split
-from ftmamba.recipe import recipe_from_dict
-from ftmamba.results import make_checkpoint
-from ftmamba.training.run import train
+from ftmamba import train
+from ftmamba.defaults import propose
+from ftmamba.recipe import Recipe, lay_over
+from tests.training.conftest import forget_accelerate
 
 N = 60
 PROFILE = {"age": "numeric", "gender": "categorical", "occupation": "categorical"}
@@ -71,7 +68,8 @@ def prepared(tmp_path_factory):
     )
     for name, values in RUNS.items():
         make_run(folder, name, values)
-    return folder
+    yield folder
+    forget_accelerate()
 
 
 def make_run(folder, name, values):
@@ -88,7 +86,7 @@ def make_run(folder, name, values):
         "interactions": {"user": "user_id", "item": "item_id", "time": "timestamp"},
     }
     paths = {part: str(folder / f"{part}.csv") for part in ("users", "items", "interactions")}
-    recipe = recipe_from_dict(
+    train(
         {
             "data": {**paths, "cache_dir": str(folder / "cache")},
             "schema": schema,
@@ -97,18 +95,18 @@ def make_run(folder, name, values):
             **values,
         }
     )
-    tables = load_tables(**paths, schema=schema)
-    split = make_split(recipe.split.kind).split(tables.interactions)
-    accelerator = Accelerator(cpu=True)
-    trained = train(recipe, tables, split, accelerator)
-    comparison = compare(recipe, tables, split, trained, accelerator)
-    checkpoint = make_checkpoint(recipe, tables, split, trained, comparison)
-    save_checkpoint(recipe.output_dir, checkpoint)
 
 
 @pytest.fixture
 def folder(prepared, tmp_path, monkeypatch):
-    """A copy of the prepared folder, which is the current one."""
+    """A copy of the prepared folder, which is the current one; runs without a recipe are short."""
+
+    def short(tables, given):
+        found = propose(tables, given)
+        cut = {"training": {"num_epochs": 1}, "evaluation": {"baselines": ["popularity"]}}
+        return replace(found, values=lay_over(Recipe, found.values, cut))
+
+    monkeypatch.setattr("ftmamba.run.propose", short)
     copy = tmp_path / "reader"
     shutil.copytree(prepared, copy)
     monkeypatch.chdir(copy)

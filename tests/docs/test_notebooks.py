@@ -1,4 +1,4 @@
-"""The notebooks run from beginning to end, in a kernel of their own."""
+"""The notebooks run from beginning to end, and are committed without outputs."""
 
 import os
 from pathlib import Path
@@ -6,30 +6,29 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs" / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
-@pytest.fixture
-def quiet_kernel(monkeypatch):
-    """One thread, no network, no debugger's warning."""
-    for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "PYDEVD_DISABLE_FILE_VALIDATION"):
-        monkeypatch.setenv(name, "1")
-    root = Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+def code_of(path):
+    """Return the code of each cell, which must hold no output."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert all(not one.outputs and one.execution_count is None for one in cells), path
+    return [cell.source for cell in cells]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_keeps_no_outputs(path, folder, quiet_kernel):
+def test_notebooks_run(folder, monkeypatch):
+    """In one kernel, which forgets all names between two: its imports are waited for once."""
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code), path
-    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}})
-    client.execute()
-    assert any(cell.outputs for cell in code)
-
-
-def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 1
+    assert len(NOTEBOOKS) >= 2
+    for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "PYDEVD_DISABLE_FILE_VALIDATION"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    sources = [text for path in NOTEBOOKS for text in (*code_of(path), "%reset -f")]
+    cells = [nbformat.v4.new_code_cell(text) for text in sources]
+    together = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(together, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    assert sum(bool(cell.outputs) for cell in cells) >= 8

@@ -33,7 +33,8 @@ def raw():
 
 @pytest.fixture(scope="module")
 def fitted(raw):
-    return Recommender.fit(**raw, **SMALL)
+    frames = {name: table.to_pandas() for name, table in raw.items()}
+    return Recommender.fit(**frames, **SMALL)
 
 
 def test_tables_in_memory_become_a_recommender_that_knows_how_good_it_is(fitted):

@@ -111,6 +111,18 @@ def test_a_text_that_occurs_in_two_spellings_is_counted_once():
     assert list(fit("categorical", [5, "7", 5.0, "7", "7", "5", b"5"]).texts) == ["5", "7"]
 
 
+def test_words_for_yes_and_no_are_the_values_of_a_column_of_truth():
+    encoder = fit("categorical", [True, False, None, True])
+    true, false = encoder.encode([True, False])[:, 0]
+    for word in ("true", "Yes", "y", "T", "ON", " ja ", "1", 1):
+        assert encoder.encode([word])[0, 0] == true
+    for word in ("FALSE", "no", "N", "0", "off", "Nein"):
+        assert encoder.encode([word])[0, 0] == false
+    assert encoder.encode(["perhaps"])[0, 0] == UNSEEN_ID
+    plain = fit("categorical", ["yes", "no"])
+    assert plain.encode(["Yes"])[0, 0] == UNSEEN_ID
+
+
 def test_unseen_texts_share_the_buckets_after_the_known_ones():
     encoder = fit("categorical", ["often", "often", "a"], hash_buckets=7)
     words = [f"new {number}" for number in range(200)]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_ftmamba.encoders import (
+    MISSING_TEXTS,
     TextTable,
     column_seconds,
     column_texts,
@@ -35,7 +36,8 @@ SAME_TEXT = [
         "2020-02-29T12:00:00",
         [NAIVE, NOON, NOON.astimezone(timezone(timedelta(hours=2))), np.datetime64(NAIVE, "ns")],
     ),
-    (None, [*MISSING, "", b""]),
+    ("New York", [" New York", "New York\u00a0", b"New York\n"]),
+    (None, [*MISSING, *MISSING_TEXTS, b"", " ", "NaN", "NULL", b"?"]),
 ]
 
 
@@ -108,7 +110,7 @@ def test_an_empty_column_has_no_codes():
 def test_a_number_is_no_text_and_nothing_infinite():
     values = (3, Decimal("1.5"), np.float32(2), True)
     assert [number_of(value) for value in values] == [3, 1.5, 2, 1]
-    assert all(np.isnan(number_of(value)) for value in MISSING[:-1])
+    assert all(np.isnan(number_of(value)) for value in (*MISSING[:-1], "", "?", " NaN"))
     for bad in ("3", float("-inf"), 10**400, [3], date(2020, 1, 1)):
         with pytest.raises((TypeError, ValueError, OverflowError)):
             number_of(bad)
@@ -125,6 +127,7 @@ def test_a_number_is_no_text_and_nothing_infinite():
         )),
         [NOON, pd.NaT],
         ["2020-02-29T12:00Z", ""],
+        [" 2020-02-29T12:00Z ", "-"],
         pa.array([NOON, None]),
         pa.array([NOON, None], pa.timestamp("s", "Asia/Tokyo")),
         pa.array([NAIVE, None], pa.timestamp("ns")),

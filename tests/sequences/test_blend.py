@@ -14,14 +14,17 @@ from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.comparison import compare, held_out_scorer
 from ftmamba.data.histories import histories_of
 from ftmamba.evaluation.baselines import ItemKNN
-from ftmamba.evaluation.blending import BlendedScorer, counted, log_popularity
+from ftmamba.evaluation.blending import BlendedScorer, Blending, counted, log_popularity
 from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import make_checkpoint
+from ftmamba.streaming import CheckpointObserver, Rules, UserEvent, consume
+from ftmamba.streaming.stores import SQLiteStore
 from modeling_ftmamba.catalogue import Blend, Catalogue, load_catalogue
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
-from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
+from modeling_ftmamba.processing_ftmamba import Event, FTMambaFeatureExtractor
 from tests.evaluation.test_baselines import DAY, interactions_of, random_pairs
+from tests.streaming.test_consumer import ListSource
 
 from .conftest import N_ITEMS, N_USERS, ring_recipe, ring_tables, trained_on
 
@@ -118,6 +121,22 @@ def test_counting_helps_a_young_model_and_is_first_in_the_table(blended):
     assert facts["counting"].startswith("PCTM(")
     assert facts["validation"]["blended"] > facts["validation"]["pure"]
     assert comparison.options["FT-Mamba + counts"]
+    values = comparison.to_dict()
+    assert values["differences"].keys() - values["differences_pure"].keys() == {"FT-Mamba"}
+    gain = values["differences"]["FT-Mamba"]["difference"]
+    assert values["differences_pure"]["FT-Mamba + counts"]["difference"] == -gain
+
+
+def test_nothing_is_blended_where_nothing_helps(blended, monkeypatch):
+    split, trained, *_ = blended
+    useless = Blending(None, None, 0.0, 0.0, 0.0, "HR@1", 0.5, 0.5)
+    monkeypatch.setattr("ftmamba.comparison.choose_blend", lambda *_, **__: useless)
+    recipe = recipe_from_dict({"data": {"name": "-"}, "blend": "auto",
+                               "evaluation": {"k": [1], "selection_metric": "HR@1"}})  # fmt: skip
+    again = compare(recipe, ring_tables(), split, trained, Accelerator(cpu=True))
+    assert list(again.evaluations) == ["FT-Mamba"]
+    assert again.blend is None
+    assert again.to_dict()["blend"]["weight"] == 0
 
 
 def test_recommender_pipeline_and_evaluation_give_the_scores_of_the_definition(blended):
@@ -156,6 +175,41 @@ def test_recommender_pipeline_and_evaluation_give_the_scores_of_the_definition(b
     assert one == pytest.approx(expected[3, 5], abs=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_a_stream_gives_the_scores_of_the_recommender(blended, batch_size):
+    checkpoint = load_checkpoint(blended[3])
+    observer, recommender = CheckpointObserver(checkpoint), Recommender(checkpoint)
+    store, shown = SQLiteStore(), {}
+    items = ["i03", "i04", "i09", "i04", "i10", "i11"]
+    events = [UserEvent("new", Event(item), f"e{n}", None, None) for n, item in enumerate(items)]
+    consume(
+        ListSource(events), store, observer, Rules(batch_size=batch_size),
+        updated=lambda keys, state: shown.update(zip(keys, observer.scores(state), strict=True)),
+    )  # fmt: skip
+    found = recommender.recommend(record={"history": items}, k=N_ITEMS)
+    expected = {one.item_key: one.score for one in found}
+    scores_I = [expected[key] for key in checkpoint.catalogue.keys]
+    np.testing.assert_allclose(shown["new"], scores_I, atol=1e-5)
+    state = observer.unpack([store.get(["new"])[0].state])
+    np.testing.assert_allclose(observer.scores(state)[0], scores_I, atol=1e-5)
+    added = checkpoint.catalogue.blend.added([checkpoint.catalogue.rows(items)])
+    assert np.abs(added).max() > 0.1
+
+
+def test_a_state_that_kept_no_items_goes_on_with_unknown_ones(blended):
+    checkpoint = load_checkpoint(blended[3])
+    observer = CheckpointObserver(checkpoint)
+    event = UserEvent("new", Event("i03"), "e1", None, None)
+    state = observer.observe(observer.start([event]), [[event]])
+    older = replace(state, recent=state.recent[:, :0]).to_bytes(checkpoint.catalogue.fingerprint)
+    again = observer.unpack([older])
+    assert again.recent.shape == state.recent.shape
+    assert again.recent.max() == -1
+    wrong = replace(state, recent=state.recent + N_ITEMS).to_bytes(checkpoint.catalogue.fingerprint)
+    with pytest.raises(ValueError, match="items that the catalogue has not"):
+        observer.unpack([wrong])
+
+
 def test_the_evaluation_of_a_checkpoint_is_the_one_of_its_run(blended, monkeypatch):
     *_, comparison, folder = blended
     monkeypatch.setattr("ftmamba.commands.evaluate.tables_of", lambda _recipe: ring_tables())
@@ -176,7 +230,7 @@ def test_a_blend_is_saved_and_read_back(blended, tmp_path):
 
 
 WRONG = {
-    "no neighbour": ({"neighbours": np.array([0, 3], np.int32)}, "none of its 3 items"),
+    "no neighbour": ({"neighbours": np.array([0, 3], np.int32)}, "do not fit its 3 items"),
     "starts": ({"starts": np.array([0, 2, 1, 2])}, "do not fit"),
     "a type": ({"evidence": np.ones(2)}, "do not fit"),
     "not finite": ({"evidence": np.array([1, np.inf], np.float32)}, "not finite"),

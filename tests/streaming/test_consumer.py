@@ -91,7 +91,7 @@ def test_every_user_ends_as_the_forward_pass_over_all_events(checkpoint, observe
         observer,
         events,
         rules=Rules(batch_size=batch_size, n_event_ids=150),
-        updated=lambda users, embeds: updated.update(zip(users, embeds, strict=True)),
+        updated=lambda users, state: updated.update(zip(users, observer.embed(state), strict=True)),
     )
     assert (counts.messages, counts.observed, counts.new_users) == (120, 120, 9)
     assert len(store) == 9

@@ -30,7 +30,7 @@ def drained(source, size=3):
 def test_an_event_survives_its_line():
     records = {"item_record": {"year": None, "tags": ["a"]}, "user_record": {"age": 3}}
     for one in (
-        event("u", "i", "e\n", time=5.0, weight=2.5, context={"price": 3.5}, **records),
+        event("u", "i", "e\nf", time=5.0, weight=2.5, context={"price": 3.5}, **records),
         event("u", "i"),
     ):
         assert "\n" not in one.to_json()
