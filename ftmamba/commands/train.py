@@ -1,5 +1,6 @@
 """`ftmamba train` and `train_accelerate.py`: from flags to a trained checkpoint and its results."""
 
+import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def show_examples(
     import numpy as np
 
     def words(record: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name} {value}" for name, value in record.items())
+        text = ", ".join(f"{name} {value}" for name, value in record.items() if value is not None)
+        return textwrap.shorten(text, 2 * WIDTH, placeholder=" ...")
 
     def recommended(**who: Any) -> list[str]:
         found = recommender.recommend(**who, k=min(N_SHOWN, len(recommender.catalogue)))
@@ -84,7 +86,8 @@ def show_examples(
         left, right = ([*lines, *[""] * (n_rows - len(lines))] for lines in columns)
         record = tables.user_record(row)
         record.pop(tables.schema.users.key, None)
-        lines = [f"User {recipe.user_key} ({words(record)})"]
+        about = words(record)
+        lines = [f"User {recipe.user_key} ({about})" if about else f"User {recipe.user_key}"]
         lines += [f"  {a[:WIDTH]:<{WIDTH}}  {b}".rstrip() for a, b in zip(left, right, strict=True)]
         parts.append("\n".join(lines))
     if recipe.record:

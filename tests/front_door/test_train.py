@@ -65,6 +65,14 @@ def test_a_second_run_does_not_replace_the_first(files, capsys):
     assert printed.endswith("all_results.json: runs/likes-2\n")
 
 
+def test_a_few_interactions_with_items_of_no_table_are_left_out_and_said(files, capsys, caplog):
+    likes = Path("likes.csv")
+    likes.write_text(likes.read_text() + "u3,unheard-of,1700009999\n")
+    assert main(["train", *files, *SMALL]) == 0
+    assert "dropped 1 of 113 interactions" in caplog.text
+    assert "112 interactions of 16 users" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
