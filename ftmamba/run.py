@@ -101,7 +101,7 @@ class ProposedRun:
             lines.append(
                 f"{name}: " + "; ".join(f"{k} {', '.join(v)}".strip() for k, v in kinds.items())
             )
-        return "\n  ".join([*lines, *self.reasons, f"output_dir: {self.recipe.output_dir}"])
+        return "\n  ".join([*lines, *self.reasons])
 
 
 def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> ProposedRun:
@@ -145,6 +145,7 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
         sources: of `interactions` and, unless None, `items` and `users`.
         options: of the recipe, by the names of their flags.
     """
+    start_processes()  # which shows the log
     given, data = _partial_recipe(
         lay_over(Recipe, {"data": _paths(sources)}, read_keywords(options))
     )
