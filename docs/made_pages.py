@@ -36,6 +36,14 @@ PAGES_OF_ROOT = {
     "CHANGELOG.md": "changelog.md",
 }
 
+_ABOUT_OPTIONS = """
+Every option is also a flag of `ftmamba train` and of `train_accelerate.py`, and an argument of
+`Recommender.fit`: `num_epochs` is `--num_epochs 5` and `num_epochs=5`. Where two options have the
+same name, the flag that tells them apart is given. An option that nothing reads in the chosen mode
+is refused, unless it has its default. Without `--config` and in `Recommender.fit`, options that you
+do not give are chosen to fit the data; the defaults below are those of a recipe.
+"""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the made pages to the site's files."""
@@ -79,12 +87,7 @@ def notebook_page(notebook: Path) -> str:
 def recipe_page() -> str:
     """Return the reference of a recipe, one table a section."""
     flags = {one.path: one.flags[0] for one in list_options()}
-    lines = [
-        "# Options of a recipe",
-        "",
-        "Every option of a recipe, which is also a flag of `train_accelerate.py`. An option that",
-        "nothing reads in the chosen mode is refused, unless it has its default.",
-    ]
+    lines = ["# Options of a recipe", "", _ABOUT_OPTIONS]
     for path, section in sections_of(Recipe, ()):
         title = ".".join(path)
         lines += ["", f"## {title or 'Top level'}", "", inspect.getdoc(section) or ""]
@@ -98,8 +101,10 @@ def recipe_page() -> str:
         hints = get_type_hints(section)
         for field in fields(section):
             if not is_dataclass(hints[field.name]):
-                cells = option_cells(field.metadata, hints[field.name])
-                lines.append(row(f"`{field.name}`", f"`{flags[*path, field.name]}`", *cells))
+                *cells, meaning = option_cells(field.metadata, hints[field.name])
+                flag = flags[*path, field.name]
+                meaning += "" if flag == f"--{field.name}" else f". Flag: `{flag}`"
+                lines.append(row(f"`{field.name}`", *cells, meaning))
     return "\n".join(lines) + "\n"
 
 
