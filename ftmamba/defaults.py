@@ -19,6 +19,7 @@ from ftmamba.data.interactions import Interactions
 from ftmamba.data.schema import Schema
 from ftmamba.data.schema_inference import is_rating
 from ftmamba.data.tables import Tables
+from ftmamba.evaluation.baselines import GRIDS, proposed_baselines
 from ftmamba.evaluation.splits import make_split
 from ftmamba.recipe import Recipe, lay_over, recipe_from_dict
 
@@ -30,9 +31,6 @@ MOST_LEVELS = 21
 FEWEST_TEST_USERS = 20
 LEAST_WARM = 0.5
 SHORTEST_HISTORY = 3
-
-MOST_ITEMS_OF_EASE = 3_000
-"""Its seven candidates invert a matrix of so many rows each in seconds."""
 
 MOST_ITEMS_OF_A_SOFTMAX = 50_000
 """Items up to which every step scores all of them."""
@@ -109,8 +107,13 @@ def propose(tables: Tables, given: Mapping[str, Any]) -> Proposal:
     train = make_split(kind, recipe().split.options(recipe().seed)).split(events).train
     training, refit, why = _training(schema, train, n_items=tables.items.num_rows)
     add("training", training, why)
-    evaluation, why = _evaluation(events, tables.items.num_rows)
-    add("evaluation", {**evaluation, "refit": refit}, why)
+    names, reasons_of_names = proposed_baselines(events)
+    # Given ones may have nothing to choose.
+    chosen = recipe().evaluation.baselines or names
+    evaluation = {"k": [5, 10], "refit": refit, "baselines": list(names)}
+    add("evaluation", evaluation | {"tune_baselines": bool(GRIDS.keys() & {*chosen})},
+        f"evaluation.baselines: {', '.join(names)}")  # fmt: skip
+    reasons += reasons_of_names
     values["blend"] = "auto"
     reasons.append("blend: auto, counted neighbours and popularity are added where they help")
     return Proposal(values, tuple(reasons))
@@ -213,18 +216,6 @@ def _without_popularity(schema: Schema) -> Schema:
     """Return the schema without the items' columns of popularity."""
     columns = tuple(column for column in schema.items.columns if not column.popularity_days)
     return Schema(schema.users, replace(schema.items, columns=columns), schema.interactions)
-
-
-def _evaluation(events: Interactions, n_items: int) -> tuple[dict[str, Any], str]:
-    """Return how the model is judged, and why."""
-    baselines = ["popularity"]
-    baselines += ["popularity-7d", "popularity-14d"] if events.times is not None else []
-    baselines += ["item-knn"]
-    baselines += ["markov", "pctm"] if events.is_ordered else []
-    baselines += ["ease"] if n_items <= MOST_ITEMS_OF_EASE else []
-    return {"k": [5, 10], "baselines": baselines, "tune_baselines": True}, (
-        f"evaluation.baselines: {', '.join(baselines)}, their options chosen on validation"
-    )
 
 
 def _training(

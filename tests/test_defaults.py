@@ -124,14 +124,15 @@ def test_training_follows_the_size_and_ends_in_minutes(monkeypatch):
     assert propose(many_items, {}).values["training"]["loss"]["name"] == "sampled_softmax"
 
 
-def test_baselines_that_need_times_an_order_or_few_items_run_where_these_are():
-    def baselines(tables):
-        return propose(tables, {}).values["evaluation"]["baselines"]
+def test_baselines_follow_the_data_and_are_tuned_where_they_have_options():
+    def evaluation(given, **columns):
+        return propose(drawn(**columns), given).values["evaluation"]
 
-    assert baselines(drawn()) == ["popularity", "item-knn", "ease"]
-    assert baselines(drawn(pos=np.arange(400) % 10))[2:] == ["markov", "pctm", "ease"]
-    assert baselines(drawn(time=SITTINGS))[1:3] == ["popularity-7d", "popularity-14d"]
-    assert "ease" not in baselines(tables_of(np.arange(6400) // 2, np.arange(6400) // 2))
+    assert not {"markov", "popularity-recent"} & {*evaluation({})["baselines"]}
+    assert {"markov", "pctm"} < {*evaluation({}, pos=np.arange(400) % 10)["baselines"]}
+    assert "popularity-recent" in evaluation({}, time=SITTINGS)["baselines"]
+    assert evaluation({})["tune_baselines"]
+    assert not evaluation({"evaluation": {"baselines": ["popularity"]}})["tune_baselines"]
 
 
 def test_people_without_events_are_read_by_a_column_or_a_start():
