@@ -70,7 +70,11 @@ def run_line(line, capsys):
                 parse(rest)
             else:
                 capsys.readouterr()
-                assert main(rest) == 0, line
+                try:
+                    code = main(rest)
+                except SystemExit as end:  # of --help
+                    code = end.code
+                assert code == 0, line
                 assert capsys.readouterr().out.strip(), line
         case ["accelerate", "launch", *rest]:
             flags = rest[rest.index("train_accelerate.py") + 1 :]
