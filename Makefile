@@ -9,15 +9,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,baselines]'
+	$(PIP) install --constraint constraints.txt --editable '.[train,baselines]'
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/train.stamp
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,baselines,tracking,test]'
+	$(PIP) install --constraint constraints.txt --editable '.[train,baselines,tracking,test]'
 	touch $@
 
 quickstart: $(VENV)/train.stamp
-	$(BIN)/accelerate launch --quiet --config_file configuration/accelerate/one-process.yaml train_accelerate.py --config configuration/recipes/movielens-100k.yaml --output_dir runs/quickstart
+	$(BIN)/accelerate launch --quiet --config_file configuration/accelerate/one-process.yaml train_accelerate.py --config configuration/recipes/quickstart.yaml
 
 test: lint types check
 
@@ -38,7 +38,7 @@ docs: $(VENV)/test.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/train.stamp
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,baselines,bench]'
+	$(PIP) install --constraint constraints.txt --editable '.[train,baselines,bench]'
 	$(BIN)/python -m benchmarks.run_all
 
 # Faults put into the code one by one, and the share of them that the tests notice.

@@ -14,8 +14,10 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ftmamba.data.histories import histories_of
 from ftmamba.data.schema import Schema
@@ -64,6 +66,9 @@ WITH_COUNTS = " + counts"
 N_BLENDED = 3
 """Counting models of each kind that a blend is tried with."""
 
+COLLAPSED = 0.98
+"""Mean cosine of the items from which on their embeddings count as one."""
+
 NAMES = {"mamba": "FT-Mamba", "ssd": "FT-Mamba-2", "attention": "FT-Transformer"}
 RIVAL_COLUMNS = ("all", "ids")
 
@@ -76,15 +81,16 @@ OTHERS, MISSING = "all others", "(missing)"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations by model, the recipe's own first.
+    """Evaluations by model, the recipe's own first: blended, if it has a blend, then pure.
 
     Attributes:
         evaluations: model -> its evaluation on the test part.
         metric: which metric picked epochs and options, and is tested.
         options: baseline -> the options that validation chose.
         seconds: model -> wall time of fitting, choosing and scoring.
-        blending: what validation chose for the blend; None where the towers are served alone.
-        blend: the same, counted on train + validation, for the catalogue.
+        blending: what validation chose for the blend; None where the recipe asks for none.
+        blend: the same, counted on train + validation, for the catalogue; None where the towers
+            are served alone, also because nothing that is counted helps them.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -100,12 +106,13 @@ class Comparison:
         own = next(iter(self.evaluations.values()))
         return own.protocol.describe(own.n_items)
 
-    def paired(self) -> dict[str, PairedComparison]:
-        """Test the recipe's own model against each other model, user by user."""
-        own, *others = self.evaluations
+    def paired(self, own: str = "") -> dict[str, PairedComparison]:
+        """Test a model, by default the served one, against each other model, user by user."""
+        own = own or next(iter(self.evaluations))
         return {
-            other: paired_test(self.evaluations[own], self.evaluations[other], self.metric)
-            for other in others
+            other: paired_test(self.evaluations[own], evaluation, self.metric)
+            for other, evaluation in self.evaluations.items()
+            if other != own
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +124,12 @@ class Comparison:
             "options": dict(self.options),
             "seconds": dict(self.seconds),
             "blend": None if self.blending is None else self.blending.to_dict(),
+            "differences_pure": {
+                name: asdict(one)
+                for pure in list(self.evaluations)[1:2]
+                if self.blend is not None
+                for name, one in self.paired(pure).items()
+            },
         }
 
 
@@ -135,6 +148,7 @@ def compare(
     seconds: dict[str, float] = {}
     tuning = _Tuning(recipe.evaluation, split)
     blending = blend = None
+    baselines: list[str] = []
     config = trained.model.config
     own = NAMES[config.mixer] if config.num_hidden_layers else "MLP"
     start = time.perf_counter()
@@ -152,6 +166,7 @@ def compare(
     towers = held_out_scorer(trained, split)
     if trained.asked is not None and accelerator.is_main_process:
         blending = tuning.blend(trained.asked)
+    if blending is not None and not blending.is_pure:
         blend = blending.count(split.before_test, split.test_time)
         reads_history = trained.data.histories is not None
         histories = histories_of(split.before_test).items if reads_history else None
@@ -169,9 +184,66 @@ def compare(
         for name in tuning.possible(recipe.evaluation.baselines):
             baseline, chosen = tuning.baseline(name)
             add(baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen)
+            baselines.append(baseline.name)
             logger.info("baseline: %s, %.1f s", chosen or baseline.name, seconds[baseline.name])
+        lists = distinct_lists(next(iter(evaluations.values())))
+        logger.info("recommendations: %s", lists)
+        for concern in concerns(evaluations, baselines, towers.items, tuning.plan.selection_metric):
+            logger.warning("WARNING: %s", concern)
     metric = recipe.evaluation.selection_metric
     return Comparison(evaluations, metric, options, seconds, blending, blend)
+
+
+def distinct_lists(evaluation: Evaluation) -> str:
+    """Say how many lists differ, and how many items they cover."""
+    n_distinct = len(np.unique(evaluation.recommended, axis=0))
+    n_covered = round(evaluation.coverage(evaluation.protocol.k[-1]) * evaluation.n_items)
+    return (
+        f"{n_distinct:,} different lists for {len(evaluation):,} users, of {n_covered:,} of the "
+        f"{evaluation.n_items:,} items"
+    )
+
+
+def concerns(
+    evaluations: Mapping[str, Evaluation],
+    baselines: Sequence[str],
+    items_ID: Tensor,
+    metric: str,
+) -> list[str]:
+    """Return what is wrong with the served model, the first of all, and a remedy of each."""
+    own, *_ = evaluations
+    served, found = evaluations[own], []
+    means = {name: evaluations[name].mean(metric) for name in (own, *baselines)}
+    figures = {name: f"{name} ({metric} {mean:.4f})" for name, mean in means.items()}
+    popular = [name for name in baselines if name.startswith("popularity")]
+    others = [name for name in baselines if name not in popular]
+    below = max(popular, key=means.__getitem__, default=own)
+    if means[below] > means[own]:
+        found.append(
+            f"{figures[own]} is below {figures[below]}: it has learned little about single users; "
+            "train longer (training.num_epochs), give users a history, or set blend: auto"
+        )
+    best = max(others, key=means.__getitem__, default=own)
+    if means[best] > means[own]:
+        found.append(
+            f"{figures[own]} is behind the counting model {figures[best]}: train longer, set "
+            "blend: auto, or serve the counting model"
+        )
+    if len(served) > 1 and len(np.unique(served.recommended, axis=0)) == 1:
+        found.append(
+            "all users get the same list: nothing that the model reads of them tells them apart; "
+            "add a history or more columns of users"
+        )
+    unit_ID = torch.nn.functional.normalize(items_ID.double(), dim=1)
+    n_items = len(unit_ID)
+    cosine = float((unit_ID.sum(0).square().sum() - n_items) / max(1, n_items * (n_items - 1)))
+    if n_items > 1 and cosine > COLLAPSED:
+        found.append(
+            f"the embeddings of the items have collapsed (their mean cosine is {cosine:.3f}), so "
+            "similar items mean nothing; add the item's key as a column, or lower "
+            "training.learning_rate"
+        )
+    return found
 
 
 @dataclass(frozen=True)

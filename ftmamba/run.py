@@ -111,8 +111,8 @@ def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> Pr
         given: a partial recipe.
         tables: already read; None reads those that it names.
     """
+    given, data = _partial_recipe(given)
     if tables is None:
-        data = build(DataRecipe, as_mapping(given.get("data", {}), DataRecipe), "data")
         data.check_complete()
         tables = read_tables(data, given.get("schema"), start_processes())
     proposal = propose(tables, given)
@@ -145,8 +145,9 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
         sources: of `interactions` and, unless None, `items` and `users`.
         options: of the recipe, by the names of their flags.
     """
-    given = lay_over(Recipe, {"data": _paths(sources)}, read_keywords(options))
-    data = build(DataRecipe, given["data"], "data")
+    given, data = _partial_recipe(
+        lay_over(Recipe, {"data": _paths(sources)}, read_keywords(options))
+    )
     tables = load_tables(
         sources["users"], sources["items"], sources["interactions"], given.get("schema"),
         drop_unknown=data.drop_unknown, positive_threshold=data.positive_threshold,
@@ -160,6 +161,14 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
     finished = run_recipe(proposed.recipe, tables, folder=folder)
     shutil.rmtree(folder, ignore_errors=True)
     return finished
+
+
+def _partial_recipe(given: Mapping[str, Any]) -> tuple[dict[str, Any], DataRecipe]:
+    """Return what was given, in which a few unknown keys are no error, and its section `data`."""
+    own = as_mapping(given.get("data", {}), DataRecipe)
+    if own.get("interactions"):
+        own = {"drop_unknown": True, **own}
+    return {**given, "data": own}, build(DataRecipe, own, "data")
 
 
 def _paths(sources: Mapping[str, Source | None]) -> dict[str, Any]:

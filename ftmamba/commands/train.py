@@ -1,5 +1,6 @@
 """`ftmamba train` and `train_accelerate.py`: from flags to a trained checkpoint and its results."""
 
+import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def show_examples(
     import numpy as np
 
     def words(record: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name} {value}" for name, value in record.items())
+        text = ", ".join(f"{name} {value}" for name, value in record.items() if value is not None)
+        return textwrap.shorten(text, 2 * WIDTH, placeholder=" ...")
 
     def recommended(**who: Any) -> list[str]:
         found = recommender.recommend(**who, k=min(N_SHOWN, len(recommender.catalogue)))
@@ -84,11 +86,20 @@ def show_examples(
         left, right = ([*lines, *[""] * (n_rows - len(lines))] for lines in columns)
         record = tables.user_record(row)
         record.pop(tables.schema.users.key, None)
-        lines = [f"User {recipe.user_key} ({words(record)})"]
+        about = words(record)
+        lines = [f"User {recipe.user_key} ({about})" if about else f"User {recipe.user_key}"]
         lines += [f"  {a[:WIDTH]:<{WIDTH}}  {b}".rstrip() for a, b in zip(left, right, strict=True)]
         parts.append("\n".join(lines))
     if recipe.record:
         lines = [f"A user never seen ({words(recipe.record)})", "recommended"]
         lines += recommended(record=recipe.record)
         parts.append("\n".join([lines[0], *(f"  {line}" for line in lines[1:])]))
+    if recipe.history:
+        rows = [recommender.catalogue.row(key) for key in recipe.history]
+        names = [tables.item_titles[row] or tables.item_keys[row] for row in rows]
+        column = tables.schema.users.history_column
+        assert column is not None
+        found = recommended(record={column.name: list(recipe.history)})
+        lines = [f"Somebody who chose {', '.join(names)}", "  recommended"]
+        parts.append("\n".join([*lines, *(f"  {line}" for line in found)]))
     return "\n\n".join(parts)

@@ -42,8 +42,10 @@ DELIMITERS = (",", "\t", ";", "|")
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 _JSON_BLOCK_BYTES = 1 << 24
 _IN_ORDER = {b"ftmamba.order": b"row"}
+_TIDY = {b"ftmamba.tidy": b"yes"}
 
-MISSING_NUMBERS = (*MISSING_TEXTS, "na", "none", ".")
+_MISSING = (*MISSING_TEXTS, "NaN", "NaT")
+MISSING_NUMBERS = (*_MISSING, "na", "none", ".")
 """Texts that mean a missing number or time, in lower case."""
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
@@ -159,19 +161,22 @@ def _form(path: Path) -> str:
 
 
 def _tidy(table: pa.Table) -> pa.Table:
-    """Return a table whose columns of texts are as `read_table` says."""
+    """Return a table whose columns of texts are as `read_table` says, and which says so itself."""
+    metadata = table.schema.metadata or {}
+    if _TIDY.items() <= metadata.items():
+        return table
     for index, field in enumerate(table.schema):
         values = decoded(table.column(index))
         if is_text(values.type):
             values = _tidy_texts(values)
         if values is not table.column(index):
             table = table.set_column(index, field.name, values)
-    return table
+    return table.replace_schema_metadata({**metadata, **_TIDY})
 
 
 def _tidy_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     texts, none = pc.utf8_trim_whitespace(values), pa.scalar(None, values.type)
-    texts = pc.if_else(_is_one_of(texts, MISSING_TEXTS), none, texts)
+    texts = pc.if_else(_is_one_of(texts, _MISSING), none, texts)
     is_na = pc.fill_null(pc.equal(texts, "NA"), fill_value=False)
     if pc.any(is_na).as_py():
         others = texts.filter(pc.invert(is_na)).drop_null()
@@ -198,8 +203,9 @@ _LIST = r"""^([\[({]\s*['"].*['"]\s*,?\s*[\])}]|\[\s*\])$"""
 
 
 def _is_one_of(texts: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
-    """Say which texts are one of some words, whatever their case."""
-    return pc.is_in(pc.utf8_lower(texts), value_set=pa.array(words, texts.type))
+    """Say which texts are one of some words, which may be written in capitals or begin with one."""
+    forms = {form(word) for word in words for form in (str, str.upper, str.title)}
+    return pc.is_in(texts, value_set=pa.array(sorted(forms), texts.type))
 
 
 def _read_csv(path: Path, spare: str = ",") -> pa.Table:
@@ -282,10 +288,11 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
 
 def _swallows_rows(table: pa.Table, delimiter: str) -> bool:
     """Say whether a text holds a line that looks like a row: the quote before it is no quote."""
+    long = [c for c in table.columns if pc.any(pc.match_substring(c, "\n")).as_py()]
     inner = rf"[^\n{re.escape(delimiter)}]*"
     row = rf"\n({inner}{re.escape(delimiter)}){{{table.num_columns - 1}}}{inner}(\n|$)"
     return table.num_columns > 1 and any(
-        pc.any(pc.match_substring_regex(column, row)).as_py() for column in table.columns
+        pc.any(pc.match_substring_regex(column, row)).as_py() for column in long
     )
 
 
@@ -582,19 +589,7 @@ def numbers(
     """
     values, where = decoded(values), _where(name, table)
     if is_text(values.type):
-        texts = pc.utf8_trim_whitespace(values)
-        missing = _is_one_of(texts, MISSING_NUMBERS)
-        texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
-        wrong = _differ(texts, _NUMBER)
-        if pc.any(wrong).as_py():
-            texts, wrong = _plain_numbers(texts)
-        if pc.any(wrong).as_py():
-            row = first_row(wrong)
-            raise ValueError(
-                f"{where}: row {row} is {values[row - 1].as_py()!r}, which is not a number "
-                f"({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
-            )
-        floats = pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
+        floats = _floats_of(values, where, otherwise)
     elif pa.types.is_boolean(values.type):
         floats = values.cast(pa.int8()).cast(pa.float64())
     elif _is_number(values.type) or pa.types.is_null(values.type):
@@ -616,6 +611,25 @@ def numbers(
 def _differ(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
     """Say which texts, apart from the missing ones, do not match a pattern."""
     return pc.invert(pc.fill_null(pc.match_substring_regex(texts, pattern), fill_value=True))
+
+
+def _floats_of(values: pa.ChunkedArray, where: str, otherwise: str) -> pa.ChunkedArray:
+    try:
+        return values.cast(pa.float64())
+    except pa.ArrowInvalid:
+        texts = pc.utf8_trim_whitespace(values)
+    missing = _is_one_of(texts, MISSING_NUMBERS)
+    texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
+    wrong = _differ(texts, _NUMBER)
+    if pc.any(wrong).as_py():
+        texts, wrong = _plain_numbers(texts)
+    if pc.any(wrong).as_py():
+        row = first_row(wrong)
+        raise ValueError(
+            f"{where}: row {row} is {values[row - 1].as_py()!r}, which is not a number "
+            f"({pc.sum(wrong).as_py()} such rows); correct it, or {otherwise}"
+        )
+    return pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
 
 
 def _plain_numbers(texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:

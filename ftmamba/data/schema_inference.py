@@ -17,6 +17,7 @@ from ftmamba.data.readers import (
     MISSING_NUMBERS,
     Source,
     decoded,
+    holds_times,
     is_in_order,
     is_text,
     key_texts,
@@ -159,6 +160,11 @@ def _event_columns(
 ) -> dict[str, str]:
     """Return the columns of time, weight and order, and the unit of a numeric time."""
     times = [name for name in free if _is_temporal(interactions.column(name))]
+    times += [
+        name
+        for name in free
+        if not set(_words(name)) & CODE_WORDS and holds_times(decoded(interactions.column(name)))
+    ]
     time, unit = _named(TIME_NAMES, free) or next(iter(times), ""), "s"
     if time and pc.count_distinct(interactions.column(time)).as_py() == 1 < interactions.num_rows:
         notes.append(f"interactions.{time} is no time of the schema: all rows have the same one")

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -81,15 +82,23 @@ class Tables:
 
     def user_row(self, key: object) -> int:
         """Return the row of the user with this key."""
-        try:
-            return self.user_keys.index(str(key))
-        except ValueError:
-            close = near(key, self.user_keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
-            raise ValueError(f"table 'users' has no key {str(key)!r}{close}") from None
+        return _row_of(key, self.user_keys, "users")
+
+    def item_row(self, key: object) -> int:
+        """Return the row of the item with this key."""
+        return _row_of(key, self.item_keys, "items")
 
     def user_record(self, row: int) -> dict[str, Any]:
         """Return the raw record of a user's row."""
         return self.users.slice(row, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def _row_of(key: object, keys: list[str], table: str) -> int:
+    try:
+        return keys.index(str(key))
+    except ValueError:
+        close = near(key, keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
+        raise ValueError(f"table {table!r} has no key {str(key)!r}{close}") from None
 
 
 def load_tables(
@@ -186,27 +195,26 @@ def _each_row_once(table: pa.Table, name: str) -> pa.Table:
     """Leave out rows that equal an earlier one in every column."""
     if any(pa.types.is_nested(kind) for kind in table.schema.types):
         return table
-    codes_R, n_codes = np.zeros(table.num_rows, np.int64), 1
+    rows = np.arange(table.num_rows)
+    codes = np.zeros_like(rows)
     for column in table.columns:
+        if len(rows) < table.num_rows:
+            column = column.take(pa.array(rows))  # noqa: PLW2901
         encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        n_values = len(encoded.dictionary)
-        if n_values == table.num_rows:
+        # Rows that were equal so far have one code; those that equal no other one are done.
+        codes = pd.factorize(codes * len(encoded.dictionary) + encoded.indices.to_numpy())[0]
+        is_shared = pd.Series(codes).duplicated(keep=False).to_numpy()
+        rows, codes = rows[is_shared], codes[is_shared]
+        if not len(rows):
             return table
-        if n_codes * n_values >= 2**63:
-            distinct, codes_R = np.unique(codes_R, return_inverse=True)
-            n_codes = len(distinct)
-        codes_R = codes_R * n_values + encoded.indices.to_numpy()
-        n_codes *= n_values
-    first = np.unique(codes_R, return_index=True)[1]
-    n_repeats = table.num_rows - len(first)
-    if not n_repeats:
-        return table
-    second = int(np.setdiff1d(np.arange(table.num_rows), first)[0])
+    repeats = rows[pd.Series(codes).duplicated().to_numpy()]
+    is_first_R = np.ones(table.num_rows, np.bool_)
+    is_first_R[repeats] = False
     logger.warning(
         "table %r: %d of %d rows equal another one in every column, the first is row %d; each "
-        "counts once", name, n_repeats, table.num_rows, second + 1,
+        "counts once", name, len(repeats), table.num_rows, int(repeats[0]) + 1,
     )  # fmt: skip
-    return table.take(np.sort(first))
+    return table.filter(pa.array(is_first_R))
 
 
 def _with_further(table: pa.Table, other: pa.Table, names: tuple[str, str], key: str) -> pa.Table:

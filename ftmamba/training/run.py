@@ -199,6 +199,13 @@ def check_before_training(recipe: Recipe, tables: Tables) -> None:
                 f"examples.record: the users have no column {name!r}{near(name, columns)}; they "
                 f"have: {', '.join(columns)}"
             )
+    if examples.history and tables.schema.users.history_column is None:
+        raise ValueError(
+            "examples.history needs a column of kind 'history' among the users' columns; add one, "
+            "or leave examples.history out"
+        )
+    for key in examples.history:
+        tables.item_row(key)
 
 
 def train(

@@ -8,7 +8,7 @@ import pyarrow.csv
 import pytest
 
 from ftmamba.data.readers import read_table
-from ftmamba.data.schema import InteractionSchema
+from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from ftmamba.data.schema_inference import infer_schema
 from modeling_ftmamba.configuration_ftmamba import Column
 
@@ -237,3 +237,15 @@ def test_tables_without_a_key_or_rows_are_refused(tables):
         infer_schema(users, items, events.drop_columns("item_key"))
     with pytest.raises(ValueError, match="table 'interactions' is empty"):
         infer_schema(users, items, events.slice(0, 0))
+
+
+@pytest.mark.parametrize("unit", TIME_UNITS)
+def test_times_since_1970_are_told_by_their_size_whatever_their_name_and_unit(tables, unit):
+    users, items, events = tables
+    times = pa.array([(1_600_000_000 + row) * TIME_UNITS[unit] for row in range(N)])
+    for values in (times, times.cast(pa.string())):
+        renamed = events.drop_columns("ts").append_column("when", values)
+        found = infer_schema(users, items, renamed)[0].interactions
+        assert (found.time, found.time_unit) == ("when", unit)
+    coded = events.drop_columns("ts").append_column("order_id", times)
+    assert infer_schema(users, items, coded)[0].interactions.time == ""

@@ -57,8 +57,20 @@ def test_one_command_says_what_it_chose_trains_compares_and_recommends(files, ca
 
 def test_a_second_run_does_not_replace_the_first(files, capsys):
     (Path("runs") / "likes").mkdir(parents=True)
+    items = checkerboard(16)
+    assert main(["train", *files, *SMALL, "--examples.history", *items.item_keys[:2]]) == 0
+    printed = capsys.readouterr().out
+    names = items.item_titles[:2]
+    assert f"Somebody who chose {', '.join(names)}\n  recommended\n" in printed
+    assert printed.endswith("all_results.json: runs/likes-2\n")
+
+
+def test_a_few_interactions_with_items_of_no_table_are_left_out_and_said(files, capsys, caplog):
+    likes = Path("likes.csv")
+    likes.write_text(likes.read_text() + "u3,unheard-of,1700009999\n")
     assert main(["train", *files, *SMALL]) == 0
-    assert capsys.readouterr().out.endswith("all_results.json: runs/likes-2\n")
+    assert "dropped 1 of 113 interactions" in caplog.text
+    assert "112 interactions of 16 users" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,30 @@
 """From a trained model to its table, its checkpoint and what it tells."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.commands.train import show_examples
-from ftmamba.comparison import Rival, held_out_scorer, ids_only, parse_rivals, rival_recipe
+from ftmamba.comparison import (
+    Rival,
+    compare,
+    concerns,
+    distinct_lists,
+    held_out_scorer,
+    ids_only,
+    parse_rivals,
+    rival_recipe,
+)
 from ftmamba.evaluation import Protocol, evaluate
+from ftmamba.evaluation.result import Evaluation
 from ftmamba.identity import identity_of
 from ftmamba.recipe import ExamplesRecipe, recipe_from_dict
 from ftmamba.results import make_checkpoint
@@ -129,3 +142,50 @@ def test_examples_show_the_newest_items_and_what_is_recommended(run, checkpoint)
 def test_no_examples_are_shown_where_none_are_asked(run, checkpoint):
     known = run.split.before_test
     assert show_examples(Recommender(checkpoint), ExamplesRecipe(), run.tables, known) == ""
+
+
+def evaluation_of(mean, lists):
+    recommended = np.array(lists)
+    n, k = recommended.shape
+    per_user = {f"NDCG@{k}": np.full(n, mean)}
+    none = np.zeros(n, np.int64)
+    return Evaluation(np.arange(n), per_user, recommended, none == 0, none, 9, Protocol(k=(k,)))
+
+
+SPREAD = torch.eye(9)
+PERSONAL, SAME = [[0, 1], [2, 3], [4, 5]], [[0, 1]] * 3
+CONCERNS = {
+    "nothing": (0.5, PERSONAL, SPREAD, []),
+    "below popularity": (0.25, PERSONAL, SPREAD, [r"below popularity \(NDCG@2 0.3000\).*train"]),
+    "behind counting": (0.35, PERSONAL, SPREAD, [r"behind the counting model PCTM .*blend: auto"]),
+    "one list": (0.5, SAME, SPREAD, ["same list.*add a history"]),
+    "collapse": (0.5, PERSONAL, SPREAD + 9, [r"collapsed \(their .* is 0.99.*learning_rate"]),
+    "all": (0.1, SAME, torch.ones(9, 2), ["below", "behind", "same list", "cosine is 1.000"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mean", "lists", "items", "expected"), CONCERNS.values(), ids=CONCERNS)
+def test_what_is_wrong_with_a_model_is_said_with_a_remedy(mean, lists, items, expected):
+    evaluations = {"FT-Mamba": evaluation_of(mean, lists), "rival": evaluation_of(0.9, PERSONAL),
+                   "popularity": evaluation_of(0.3, SAME)}  # fmt: skip
+    evaluations["PCTM"] = evaluation_of(0.2 if mean == 0.25 else 0.4, PERSONAL)
+    baselines = ["popularity", "PCTM"]
+    found = concerns(evaluations, baselines, items, "NDCG@2")
+    assert len(found) == len(expected)
+    assert all(re.search(wanted, one) for wanted, one in zip(expected, found, strict=True))
+
+
+def test_different_lists_and_covered_items_are_counted():
+    text = distinct_lists(evaluation_of(0.5, [[0, 1], [0, 1], [1, 0]]))
+    assert text == "2 different lists for 3 users, of 2 of the 9 items"
+
+
+def test_concerns_lists_and_times_are_logged(run, caplog):
+    with caplog.at_level("INFO", "ftmamba"):
+        recipe = replace(run.recipe, evaluation=replace(run.recipe.evaluation, rivals={}))
+        compare(recipe, run.tables, run.split, run.trained, Accelerator(cpu=True))
+    texts = [record.getMessage() for record in caplog.records]
+    assert any(re.fullmatch(r"baseline: popularity, \d+\.\d s", text) for text in texts)
+    assert any(
+        re.match(r"recommendations: \d+ different lists for \d+ users", one) for one in texts
+    )

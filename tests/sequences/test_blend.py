@@ -14,7 +14,7 @@ from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.comparison import compare, held_out_scorer
 from ftmamba.data.histories import histories_of
 from ftmamba.evaluation.baselines import ItemKNN
-from ftmamba.evaluation.blending import BlendedScorer, counted, log_popularity
+from ftmamba.evaluation.blending import BlendedScorer, Blending, counted, log_popularity
 from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import make_checkpoint
 from ftmamba.streaming import CheckpointObserver, Rules, UserEvent, consume
@@ -121,6 +121,22 @@ def test_counting_helps_a_young_model_and_is_first_in_the_table(blended):
     assert facts["counting"].startswith("PCTM(")
     assert facts["validation"]["blended"] > facts["validation"]["pure"]
     assert comparison.options["FT-Mamba + counts"]
+    values = comparison.to_dict()
+    assert values["differences"].keys() - values["differences_pure"].keys() == {"FT-Mamba"}
+    gain = values["differences"]["FT-Mamba"]["difference"]
+    assert values["differences_pure"]["FT-Mamba + counts"]["difference"] == -gain
+
+
+def test_nothing_is_blended_where_nothing_helps(blended, monkeypatch):
+    split, trained, *_ = blended
+    useless = Blending(None, None, 0.0, 0.0, 0.0, "HR@1", 0.5, 0.5)
+    monkeypatch.setattr("ftmamba.comparison.choose_blend", lambda *_, **__: useless)
+    recipe = recipe_from_dict({"data": {"name": "-"}, "blend": "auto",
+                               "evaluation": {"k": [1], "selection_metric": "HR@1"}})  # fmt: skip
+    again = compare(recipe, ring_tables(), split, trained, Accelerator(cpu=True))
+    assert list(again.evaluations) == ["FT-Mamba"]
+    assert again.blend is None
+    assert again.to_dict()["blend"]["weight"] == 0
 
 
 def test_recommender_pipeline_and_evaluation_give_the_scores_of_the_definition(blended):

@@ -336,6 +336,7 @@ def test_metrics_examples_and_lengths_are_checked_with_the_tables(values, tables
         ({"evaluation__k": [3, 13]}, "k=13 is larger than the catalogue of 12 items"),
         ({"examples__user_key": "u99"}, "table 'users' has no key 'u99'"),
         ({"examples__record": {"agee": 3}}, "no column 'agee'; did you mean 'age'"),
+        ({"examples__history": ["i1"]}, "examples.history needs a column of kind 'history'"),
     ):
         with pytest.raises(ValueError, match=message):
             check_before_training(recipe_of(values, **options), tables)
