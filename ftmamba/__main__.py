@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "ftmamba") -> int:
         # The reader (`| head`) has closed the pipe: print nothing more, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
-        print(f"{parser.prog}: {stop or 'stopped by Ctrl-C'}", file=sys.stderr)
+        print(f"{parser.prog}: {str(stop) or 'stopped by Ctrl-C'}", file=sys.stderr)
         return getattr(stop, "exit_code", STOPPED)
     except USER_ERRORS as error:
         if arguments.traceback:

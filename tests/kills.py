@@ -8,11 +8,12 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,15 @@ from pyarrow import csv, table
 from safetensors.torch import load_file
 
 from tests.made_up_tables import clusters
+from train_accelerate import main as train
 
-ROOT = Path(__file__).resolve().parents[1]
 MOST_KILLS_A_RUN = 4
 COMPARED = ("model.safetensors", "catalogue.safetensors")
 
 
 def write_recipe(folder: Path) -> Path:
     """Write tables and a recipe that saves every second step, validates and trains again."""
-    tables = clusters(60, 40, n_events=1200, popularity_days=(1,))
+    tables = clusters(30, 20, n_events=400, popularity_days=(1,))
     events = tables.interactions
     pairs = {
         "user_id": np.array(tables.user_keys)[events.user_ids],
@@ -48,7 +49,7 @@ def write_recipe(folder: Path) -> Path:
         },
         "schema": tables.schema.to_dict(),
         "model": {"preset": "ft-mamba-small", "overrides": small},
-        "training": {"batch_size": 32, "num_epochs": 4, "checkpointing_steps": 2},
+        "training": {"batch_size": 32, "num_epochs": 3, "checkpointing_steps": 2},
         "evaluation": {"k": [5], "selection_metric": "NDCG@5", "refit": True},
     }
     path = folder / "recipe.yaml"
@@ -56,14 +57,24 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
-def start(recipe: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
-    """Start a training."""
-    command = [sys.executable, str(ROOT / "train_accelerate.py"), "--config", str(recipe)]
-    return subprocess.Popen(
-        [*command, "--output_dir", str(output), *flags],
-        cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+def start(recipe: Path, output: Path, *flags: str) -> BaseProcess:
+    """Start a training in a process of its own, which need not import anything."""
+    argv = ["--config", str(recipe), "--output_dir", str(output), *flags]
+    process = get_context("fork").Process(target=_train, args=(argv, log_of(output)))
+    process.start()
+    return process
+
+
+def _train(argv: list[str], log: Path) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for standard in (1, 2):
+        os.dup2(file, standard)
+    sys.exit(train(argv))
+
+
+def log_of(output: Path) -> Path:
+    """Return where a run's last words are."""
+    return output.with_suffix(".log")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -91,19 +102,19 @@ def kill_until_done(
     for _ in range(draw.randint(1, MOST_KILLS_A_RUN)):
         run = start(recipe, output, "--resume_from_checkpoint", "latest")
         number = signal.SIGTERM if draw.random() < 0.1 else signal.SIGKILL
-        try:
-            run.wait(draw.uniform(0.3 * seconds, seconds))
-        except subprocess.TimeoutExpired:
-            run.send_signal(number)
+        run.join(draw.uniform(0, seconds))
+        if run.exitcode is None:
+            os.kill(run.pid or 0, number)
             places[place(output)] += 1
-        code, said = run.wait(), run.stderr.read() if run.stderr else ""
-        if code not in (0, -number, 128 + number):
-            return places, f"exit code {code}: {said[-500:]}"
-        if code == 0:
+        run.join()
+        if run.exitcode not in (0, -number, 128 + number):
+            return places, f"exit code {run.exitcode}: {log_of(output).read_text()[-500:]}"
+        if run.exitcode == 0:
             break
     run = start(recipe, output, "--resume_from_checkpoint", "latest")
-    said = run.communicate()[1]
-    return places, f"resuming failed: {said[-500:]}" if run.returncode else ""
+    run.join()
+    failed = f"resuming failed: {log_of(output).read_text()[-500:]}"
+    return places, failed if run.exitcode else ""
 
 
 def main() -> int:
@@ -112,14 +123,17 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20, help="kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     draw, places, n_runs, failures = random.Random(arguments.seed), Counter[str](), 0, 0
     with tempfile.TemporaryDirectory(prefix="ftmamba-kills-") as name:
         folder = Path(name)
         recipe = write_recipe(folder)
         for warm_up in ("warm-up", "straight"):
             began = time.perf_counter()
-            if start(recipe, folder / warm_up).wait():
-                raise RuntimeError("the uninterrupted run failed")
+            run = start(recipe, folder / warm_up)
+            run.join()
+            if run.exitcode:
+                raise RuntimeError(log_of(folder / warm_up).read_text())
         seconds = time.perf_counter() - began
         expected = weights(folder / "straight")
         while places.total() < arguments.count:

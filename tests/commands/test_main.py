@@ -1,11 +1,14 @@
+import signal
 import subprocess
 import sys
 from argparse import ArgumentParser
+from pathlib import Path
 
 import pytest
 
 from ftmamba import __main__ as program
 from ftmamba.commands import COMMANDS, Command
+from ftmamba.training.loop import TrainingStoppedError
 
 
 def failing(error):
@@ -25,6 +28,22 @@ def test_bad_input_is_one_line_and_exit_code_2(error, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "ftmamba: error: two lines\n"
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (TrainingStoppedError(Path("run/checkpoints"), 7, signal.SIGINT), 130, "stopped by Ctrl-C"),
+        (TrainingStoppedError(Path("run/checkpoints"), 7, signal.SIGTERM), 143, "stopped by SIGT"),
+    ],
+)
+def test_a_signal_is_one_line_and_the_exit_code_of_shells(stop, code, line, monkeypatch, capsys):
+    monkeypatch.setitem(COMMANDS, "fail", failing(stop))
+    assert program.main(["fail"]) == code
+    error = capsys.readouterr().err
+    assert error.startswith(f"ftmamba: {line}")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
