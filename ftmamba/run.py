@@ -19,6 +19,7 @@ from ftmamba.comparison import (
     compare,
 )
 from ftmamba.data.readers import Source
+from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.defaults import propose
 from ftmamba.evaluation import Split
@@ -116,7 +117,9 @@ def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> Pr
         data.check_complete()
         tables = read_tables(data, given.get("schema"), start_processes())
     proposal = propose(tables, given)
-    values = {**lay_over(Recipe, proposal.values, given), "schema": tables.schema.to_dict()}
+    schema = proposal.values.get("schema", tables.schema.to_dict())
+    tables = replace(tables, schema=Schema.from_dict(schema))
+    values = {**lay_over(Recipe, proposal.values, given), "schema": schema}
     recipe = recipe_from_dict(values)
     if recipe.data.positive_threshold is not None:
         positives = tables.interactions.at_least(recipe.data.positive_threshold)
