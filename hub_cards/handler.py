@@ -100,8 +100,8 @@ class EndpointHandler:
         """Answer one request.
 
         Args:
-            data: `{"inputs": record or list of records, "parameters": {"top_k", "exclude", "exclude_seen"}}`; see
-                `REQUEST_SCHEMA`.
+            data: `{"inputs": record or list of records, "parameters": {"top_k", "exclude",
+                "exclude_seen"}}`; see `REQUEST_SCHEMA`.
 
         Returns:
             See `ANSWER_SCHEMA`. The error of a bad request names what is wrong and where; no answer

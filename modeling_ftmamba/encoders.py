@@ -79,8 +79,8 @@ def text_of(value: object) -> str | None:
     Blanks around a text are no part of it; `MISSING_TEXTS` are missing.
     """
     value = value.decode() if isinstance(value, bytes) else value
-    if isinstance(value, str):
-        text = value.strip()
+    if value is None or isinstance(value, str):
+        text = (value or "").strip()
         return None if text.lower() in MISSING_TEXTS else text
     value = _python_value(value)
     if is_missing(value):
