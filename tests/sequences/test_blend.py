@@ -1,5 +1,6 @@
 """Counted neighbours and popularity are blended into the score, and every way to a score knows."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import make_checkpoint
 from ftmamba.streaming import CheckpointObserver, Rules, UserEvent, consume
 from ftmamba.streaming.stores import SQLiteStore
+from hub_cards import with_card
 from hub_cards.space_page import draw_shares
 from modeling_ftmamba.catalogue import Blend, Catalogue, load_catalogue
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
@@ -127,6 +129,13 @@ def test_counting_helps_a_young_model_and_is_first_in_the_table(blended):
     assert values["differences"].keys() - values["differences_pure"].keys() == {"FT-Mamba"}
     gain = values["differences"]["FT-Mamba"]["difference"]
     assert values["differences_pure"]["FT-Mamba + counts"]["difference"] == -gain
+
+
+def test_the_card_shows_both_models_and_what_was_blended(blended):
+    card = with_card(load_checkpoint(blended[3])).card
+    assert "| **FT-Mamba + counts**" in card or "| FT-Mamba + counts" in card
+    assert "| FT-Mamba |" in card
+    assert re.search(r"blend=the towers \+ 16 x PCTM\(.* x log popularity \(", card)
 
 
 def test_nothing_is_blended_where_nothing_helps(blended, monkeypatch):
