@@ -38,12 +38,13 @@ def history_weights(
     """Return the weight of each event of a history by its age, 0 the newest, and the length.
 
     The `n_recent` newest events share `share`, each `ratio` times the next newer one; all older
-    ones share the rest equally.
+    ones share the rest equally. With `n_recent` 0, a set's, all weigh 1 over the root of the length.
     """
     powers = np.float64(ratio) ** np.arange(max(n_recent, 1))
     sum_R = np.cumsum(powers)[np.clip(n_R, 1, len(powers)) - 1]
     recent_R = share * powers[np.minimum(age_R, len(powers) - 1)] / sum_R
-    return np.where(age_R < n_recent, recent_R, (1 - share) / np.maximum(n_R - n_recent, 1))
+    others_R = (1 - share) / np.maximum(n_R - n_recent, 1) ** (1.0 if n_recent else 0.5)
+    return np.where(age_R < n_recent, recent_R, others_R)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def slow_scores(towers_UI, blend, histories):
             if age < blend.n_recent:
                 h = blend.recent_share * blend.ratio**age / total
             else:
-                h = (1 - blend.recent_share) / (len(newest) - blend.n_recent)
+                n_others = len(newest) - blend.n_recent
+                h = (1 - blend.recent_share) / n_others if blend.n_recent else n_others**-0.5
             for index in range(blend.starts[item], blend.starts[item + 1]):
                 evidence = float(blend.evidence[index])
                 result[user, blend.neighbours[index]] += blend.weight * h * evidence
