@@ -267,8 +267,8 @@ WRONG = {
     "no neighbour": ({"neighbours": np.array([0, 3], np.int32)}, "do not fit its 3 items"),
     "starts": ({"starts": np.array([0, 2, 1, 2])}, "do not fit"),
     "a type": ({"evidence": np.ones(2)}, "do not fit"),
-    "not finite": ({"evidence": np.array([1, np.inf], np.float32)}, "not finite"),
-    "a weight": ({"weight": float("nan")}, "not finite"),
+    "must be finite": ({"evidence": np.array([1, np.inf], np.float32)}, "must be finite"),
+    "a weight": ({"weight": float("nan")}, "must be finite"),
     "a history": ({"max_history": 0}, "max_history"),
 }
 
