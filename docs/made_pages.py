@@ -95,8 +95,8 @@ def recipe_page() -> str:
             lines += ["", f"`{title}: TEXT` is short for `{title}: {{{section.main}: TEXT}}`."]
         lines += [
             "",
-            "| option | flag | default | values | what it does |",
-            "|---|---|---|---|---|",
+            "| option | default | values | what it does |",
+            "|---|---|---|---|",
         ]
         hints = get_type_hints(section)
         for field in fields(section):

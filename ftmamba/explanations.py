@@ -15,7 +15,7 @@ numbers of columns that have come, E embedding, P orders, G groups of orders.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import comb
 from pathlib import Path
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.checks import check_item_records
-from modeling_ftmamba.catalogue import Catalogue
+from modeling_ftmamba.catalogue import Catalogue, history_weights
 from modeling_ftmamba.configuration_ftmamba import (
     HISTORY,
     MISSING_ID,
@@ -39,7 +39,11 @@ from modeling_ftmamba.configuration_ftmamba import (
 )
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
-TOWERS = ("user", "item")
+PARTS = ("user", "item", "counts")
+NEIGHBOURS, POPULARITY = "items often chosen after the history", "popularity"
+"""What a blend adds; see `modeling_ftmamba.catalogue.Blend`."""
+
+_MOST_NAMED = 2
 MOST_EXACT = 10
 """Columns of a tower up to which all coalitions are embedded; beyond, orders are drawn."""
 
@@ -48,7 +52,7 @@ ORDERS_A_GROUP = 8
 """Half of them drawn, half their reverses."""
 
 _COALITIONS_AT_ONCE = 1024
-_COLOURS = {"user": "#2f6fab", "item": "#c46a1b"}
+_COLOURS = {"user": "#2f6fab", "item": "#c46a1b", "counts": "#4d8c57"}
 _MOST_LETTERS = 40
 
 Inputs = Mapping[str, Tensor]
@@ -67,12 +71,15 @@ class Explanation:
         title: of the item; empty where the table has none.
         score: as `Recommender.score` gives it.
         baseline_score: when every column of both is missing.
-        user: what each user column adds; with `item` it sums to `score - baseline_score`.
+        user: what each user column adds; with `item` and `counts` it sums to
+            `score - baseline_score`.
         item: what each item column adds.
         user_values: what the model read in each user column, in words.
         item_values: the same of the item.
         standard_error: of the worst share; 0 where all orders of the columns were counted, which is
             up to 10 columns a tower.
+        counts: what a blend adds by neighbours of the history and by popularity; empty without.
+        counts_values: the items of the history that add most, and the popularity.
     """
 
     item_key: str
@@ -84,12 +91,14 @@ class Explanation:
     user_values: Mapping[str, str]
     item_values: Mapping[str, str]
     standard_error: float = 0.0
+    counts: Mapping[str, float] = field(default_factory=dict)
+    counts_values: Mapping[str, str] = field(default_factory=dict)
 
     def ranked(self) -> list[tuple[str, str, str, float]]:
-        """Return tower, column, value in words and share of every column, the strongest first."""
+        """Return part, column, value in words and share of every column, the strongest first."""
         rows = [
             (tower, column, getattr(self, f"{tower}_values")[column], share)
-            for tower in TOWERS
+            for tower in PARTS
             for column, share in getattr(self, tower).items()
         ]
         return sorted(rows, key=lambda row: -abs(row[3]))
@@ -133,7 +142,9 @@ class Explanation:
         ends = f"from {self.baseline_score:.2f} when nothing is known to {self.score:.2f}"
         axes.set_xlabel(f"what a column adds to the score: {ends}", fontsize=9)
         axes.set_title(self.title or self.item_key, loc="left")
-        handles = [Patch(color=_COLOURS[tower], label=tower) for tower in TOWERS]
+        handles = [
+            Patch(color=_COLOURS[tower], label=tower) for tower in PARTS if getattr(self, tower)
+        ]
         axes.legend(handles=handles, loc="lower right", frameon=False)
         figure.savefig(path, dpi=150)
 
@@ -208,17 +219,48 @@ def explain(
             bias = float(model.repeat_bias.detach() / model.temperature.detach())
             user_C[users.index(column)] += bias
             score += bias
+    counts, counts_values = _counted(catalogue, rows, row)
     return Explanation(
         item_key=item_key,
         title=catalogue.titles[row],
-        score=score,
+        score=score + sum(counts.values()),
         baseline_score=found.baseline_score,
         user=dict(zip((one.name for one in users), user_C.tolist(), strict=True)),
         item=dict(zip((one.name for one in items), found.item.tolist(), strict=True)),
         user_values=user_values,
         item_values=values_in_words(extractor, "item", item),
         standard_error=found.standard_error,
+        counts=counts,
+        counts_values=counts_values,
     )
+
+
+def _counted(
+    catalogue: Catalogue, rows: NDArray[np.int64], row: int
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return what the blend adds to the score of an item, and of what, in words."""
+    blend = catalogue.blend
+    if blend is None:
+        return {}, {}
+    prior = blend.popularity_weight if len(rows) else blend.cold_weight
+    popularity = float(blend.log_popularity[row])
+    counts = {POPULARITY: prior * popularity}
+    values = {POPULARITY: f"{round(math.expm1(popularity))} interactions"}
+    if len(rows):
+        newest_R = rows[::-1][: blend.max_history]
+        n_R = np.full(len(newest_R), len(newest_R))
+        shape = blend.ratio, blend.n_recent, blend.recent_share
+        weight_R = blend.weight * history_weights(np.arange(len(newest_R)), n_R, *shape)
+        by_item: dict[int, float] = {}
+        for item, weight in zip(newest_R.tolist(), weight_R.tolist(), strict=True):
+            own = slice(*blend.starts[item : item + 2]) if item >= 0 else slice(0)
+            share = weight * float(blend.evidence[own][blend.neighbours[own] == row].sum())
+            by_item[item] = by_item.get(item, 0.0) + share
+        strongest = sorted((one for one in by_item if by_item[one]), key=lambda one: -by_item[one])
+        names = [catalogue.titles[one] or catalogue.keys[one] for one in strongest[:_MOST_NAMED]]
+        counts[NEIGHBOURS] = sum(by_item.values())
+        values[NEIGHBOURS] = " + ".join(names) or "none"
+    return counts, values
 
 
 def values_in_words(extractor: Any, tower: str, inputs: Inputs) -> dict[str, str]:

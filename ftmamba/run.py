@@ -19,6 +19,7 @@ from ftmamba.comparison import (
     compare,
 )
 from ftmamba.data.readers import Source
+from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.defaults import propose
 from ftmamba.evaluation import Split
@@ -101,7 +102,7 @@ class ProposedRun:
             lines.append(
                 f"{name}: " + "; ".join(f"{k} {', '.join(v)}".strip() for k, v in kinds.items())
             )
-        return "\n  ".join([*lines, *self.reasons, f"output_dir: {self.recipe.output_dir}"])
+        return "\n  ".join([*lines, *self.reasons])
 
 
 def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> ProposedRun:
@@ -116,7 +117,9 @@ def propose_recipe(given: Mapping[str, Any], tables: Tables | None = None) -> Pr
         data.check_complete()
         tables = read_tables(data, given.get("schema"), start_processes())
     proposal = propose(tables, given)
-    values = {**lay_over(Recipe, proposal.values, given), "schema": tables.schema.to_dict()}
+    schema = proposal.values.get("schema", tables.schema.to_dict())
+    tables = replace(tables, schema=Schema.from_dict(schema))
+    values = {**lay_over(Recipe, proposal.values, given), "schema": schema}
     recipe = recipe_from_dict(values)
     if recipe.data.positive_threshold is not None:
         positives = tables.interactions.at_least(recipe.data.positive_threshold)
@@ -145,6 +148,7 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
         sources: of `interactions` and, unless None, `items` and `users`.
         options: of the recipe, by the names of their flags.
     """
+    start_processes()  # which shows the log
     given, data = _partial_recipe(
         lay_over(Recipe, {"data": _paths(sources)}, read_keywords(options))
     )

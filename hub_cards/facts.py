@@ -222,6 +222,7 @@ def card_facts(
     tables, training = results.get("data", {}), results.get("training", {})
     differences = results.get("differences", {})
     code = code_hashes(folder)
+    blend = results.get("blend")
     split_options = recipe.split.options(recipe.seed)
     seeds = {"split": int(split_options["seed"])} if "seed" in split_options else {}
     return ModelCardFacts(
@@ -230,7 +231,7 @@ def card_facts(
         config=checkpoint.model.config,
         n_parameters=results.get("n_parameters", 0),
         data=_data_facts(results, recipe),
-        options=_options(recipe),
+        options={**_options(recipe), **({"blend": blend["words"]} if blend else {})},
         best_epoch=training.get("best_epoch", 0),
         seeds={"run": recipe.seed, **seeds, "bootstrap": 0},
         cost=_cost(results),

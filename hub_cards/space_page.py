@@ -18,7 +18,11 @@ from transformers import pipeline
 
 MOST_LISTED, LISTED, N_NEAR = 20, 10, 6
 MOST_ON_MAP, MOST_CHOICES = 1500, 2000
-TOWERS = {"user": "about the user", "item": "about the item"}
+PARTS = {
+    "user": "about the user",
+    "item": "about the item",
+    "counts": "counted of what others chose",
+}
 _LEAST_SHARE = 5e-3
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 _MONO = ["ui-monospace", "DejaVu Sans Mono", "monospace"]
@@ -214,12 +218,12 @@ def draw_items(items: Sequence[Item], *, selected: str = "", digits: int = 2) ->
 
 def draw_shares(found: Mapping[str, Any]) -> str:
     """Return bars of what each column adds to the score, and their sum."""
-    shares = [share for tower in TOWERS for share in found[tower].values()]
+    shares = [share for part in PARTS for share in found.get(part, {}).values()]
     most = max(map(abs, shares), default=0.0) or 1.0
     parts = "".join(
         f'<h4>{words}</h4><ul class="shares">{_shares_of(found, tower, most)}</ul>'
-        for tower, words in TOWERS.items()
-        if found[tower]
+        for tower, words in PARTS.items()
+        if found.get(tower)
     )
     total, gap = sum(shares), found["score"] - found["baseline_score"] - sum(shares)
     error = found["standard_error"]

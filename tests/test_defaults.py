@@ -94,3 +94,50 @@ def test_rows_that_say_more_than_a_rating_count_whatever_it_is():
     proposal = propose(drawn(**ratings, order_no=np.arange(400) + 7), {})
     assert "data" not in {k for k, v in proposal.values.items() if v}
     assert "a row is more than a rating, it has 'order_no'" in proposal.reasons[0]
+
+
+def test_a_time_of_each_test_of_its_own_leaves_popularity_columns_out_and_a_cut_keeps_them():
+    cut = drawn(time=shuffled(400) * 3600 + 10**9)
+    assert cut.schema.items.popularity_columns
+    assert "schema" not in propose(cut, {}).values
+    assert propose(cut, {}).values["evaluation"]["refit"]
+    sittings = drawn(time=SITTINGS)
+    proposed = propose(sittings, {}).values["schema"]
+    assert proposed == {**sittings.schema.to_dict(), "items": proposed["items"]}
+    assert "popularity_days" not in proposed["items"]
+    assert "schema" not in propose(sittings, {"schema": sittings.schema.to_dict()}).values
+    assert "schema" not in propose(sittings, {"split": "global-time"}).values
+
+
+def test_training_follows_the_size_and_ends_in_minutes(monkeypatch):
+    small = propose(drawn(), {}).values["training"]
+    assert (small["sequences"], small["batch_size"], small["num_epochs"]) == ("every", 16, 100)
+    assert small["num_epochs"] // small["evaluate_every"] == 20
+    once = propose(drawn(40, 1, time=SITTINGS[:40]), {}).values["training"]
+    assert (once["sequences"], once["history_dropout"]) == ("", 0.2)
+    large = drawn(3000, 20, 4000, time=np.random.default_rng(0).permutation(60_000) * 60 + 10**9)
+    training = propose(large, {}).values["training"]
+    assert (training["batch_size"], training["num_epochs"]) == (16, 6)
+    monkeypatch.setattr("ftmamba.defaults.STEPS", 50)
+    assert propose(large, {}).values["training"]["batch_size"] == 64
+    many_items = tables_of(np.repeat(np.arange(20), 3000), np.arange(60_000) % 50_500)
+    assert propose(many_items, {}).values["training"]["loss"]["name"] == "sampled_softmax"
+
+
+def test_baselines_follow_the_data_and_are_tuned_where_they_have_options():
+    def evaluation(given, **columns):
+        return propose(drawn(**columns), given).values["evaluation"]
+
+    assert not {"markov", "popularity-recent"} & {*evaluation({})["baselines"]}
+    assert {"markov", "pctm"} < {*evaluation({}, pos=np.arange(400) % 10)["baselines"]}
+    assert "popularity-recent" in evaluation({}, time=SITTINGS)["baselines"]
+    assert evaluation({})["tune_baselines"]
+    assert not evaluation({"evaluation": {"baselines": ["popularity"]}})["tune_baselines"]
+
+
+def test_people_without_events_are_read_by_a_column_or_a_start():
+    assert propose(drawn(), {}).values["model"]["overrides"]["history_start"]
+    users = pa.table({"user_id": np.arange(40), "age": np.arange(40) % 7})
+    events = pa.table({"user_id": np.repeat(np.arange(40), 5), "item_id": np.arange(200) % 9})
+    overrides = propose(load_tables(users, None, events), {}).values["model"]["overrides"]
+    assert not overrides["history_start"]

@@ -163,4 +163,9 @@ def tables_of(recipe: "Recipe") -> "Tables":
     """Read the tables that a recipe names."""
     from ftmamba.training.run import read_tables, start_processes
 
+    if not recipe.data.name and not recipe.data.interactions:
+        raise ValueError(
+            "the run's tables were in memory, so they cannot be read again; write them to files "
+            "and fit on their paths"
+        )
     return read_tables(recipe.data, recipe.schema, start_processes())

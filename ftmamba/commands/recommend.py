@@ -111,12 +111,13 @@ def recommendations_table(found: Sequence["Recommendation"]) -> str:
 
 def explanation_table(explanation: "Explanation") -> str:
     """Write the sum first, then every column, the strongest first."""
-    parts = [sum(shares.values()) for shares in (explanation.user, explanation.item)]
+    parts = {part: sum(getattr(explanation, part).values()) for part in ("user", "item", "counts")}
+    sums = " ".join(f"{share:+.4f} {part}" for part, share in parts.items() if share)
     title = " ".join(explanation.title.split())
     lines = [
         f"item {explanation.item_key}{f' ({title})' if title else ''}",
         f"score {explanation.score:.4f} = {explanation.baseline_score:.4f} with all columns "
-        f"missing {parts[0]:+.4f} user {parts[1]:+.4f} item",
+        f"missing {sums}",
     ]
     if explanation.standard_error:
         lines.append(f"shares are estimates; standard error {explanation.standard_error:.2g}")

@@ -142,15 +142,33 @@ def _from_memory(source: Any) -> pa.Table:
         source = {name: [row.get(name) for row in source] for name in names}
     if isinstance(source, pd.DataFrame):
         has_names = any(name is not None for name in source.index.names)
-        table = pa.Table.from_pandas(source, preserve_index=has_names).replace_schema_metadata()
-    elif isinstance(source, Mapping) or hasattr(source, "__arrow_c_stream__"):
-        table = pa.table(dict(source) if isinstance(source, Mapping) else source)
+        source = source.reset_index() if has_names else source
+        source = {str(name): source[name] for name in source.columns}
+    if isinstance(source, Mapping):
+        table = pa.table({name: _column(values, name) for name, values in source.items()})
+    elif hasattr(source, "__arrow_c_stream__"):
+        table = pa.table(source)
     else:
         raise ValueError(
             f"a table must be a path or a table in memory, got {type(source).__name__}; convert it "
             "to pandas, polars, pyarrow, a data set of `datasets` or a list of mappings"
         )
     return table
+
+
+def _column(values: Any, name: str) -> Any:
+    """Return a column as Arrow; values of several types are texts, such as zip codes in part."""
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return _as_texts(values, f"column {name!r}")
+
+
+def _as_texts(values: Any, name: str) -> pa.Array:
+    codes, texts = column_texts(values, name)
+    return pa.array(texts, pa.string()).take(pa.array(codes, mask=codes < 0))
 
 
 def _form(path: Path) -> str:
@@ -409,7 +427,7 @@ def _read_json(path: Path) -> pa.Table:
         is_array = stream.read(1 << 10).decode("utf-8-sig", errors="replace").lstrip()[:1] == "["
     if is_array:
         with pa.input_stream(str(path)) as stream:
-            return pa.Table.from_pylist(json.loads(stream.read()))
+            return _from_memory(json.loads(stream.read()))
     options = pa.json.ReadOptions(block_size=_JSON_BLOCK_BYTES)
     return pa.json.read_json(str(path), read_options=options)
 
@@ -561,9 +579,7 @@ def key_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
     if pa.types.is_integer(values.type):
         return values.cast(pa.string())
-    codes, texts = column_texts(values, "a key")
-    index = pa.array(codes, mask=codes < 0)
-    return pa.chunked_array([pa.array(texts, pa.string()).take(index)])
+    return pa.chunked_array([_as_texts(values, "a key")])
 
 
 def is_text(kind: pa.DataType) -> bool:

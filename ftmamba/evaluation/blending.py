@@ -104,6 +104,16 @@ class Blending:
     pure: float
     blended: float
 
+    def __str__(self) -> str:
+        if self.is_pure:
+            return "the towers alone: neither neighbours nor popularity help on validation"
+        window = "" if self.days is None else f" of {self.days} days"
+        return (
+            f"the towers + {self.weight:g} x {self.counting or 'no neighbours'} + "
+            f"{self.popularity_weight:g} x log popularity{window} ({self.cold_weight:g} x without "
+            f"a history); {self.metric} on validation {self.pure:.4f} -> {self.blended:.4f}"
+        )
+
     @property
     def is_pure(self) -> bool:
         """Whether nothing is added to the towers."""
@@ -125,7 +135,7 @@ class Blending:
         counting = None if self.counting is None else str(self.counting)
         validation = {"metric": self.metric, "pure": self.pure, "blended": self.blended}
         facts = {"counting": counting, "days": self.days, **self._weights()}
-        return {**facts, "validation": validation}
+        return {"words": str(self), **facts, "validation": validation}
 
 
 def log_popularity(

@@ -81,6 +81,11 @@ def test_records_and_frames_are_tables_and_a_named_index_is_a_column():
     assert read_table(frame.set_index("key")).to_pylist() == [
         {"place": row["place"], "key": row["key"]} for row in ROWS
     ]
+    mixed = [{"zip": 85711}, {"zip": "T8H1N"}, {}]
+    for source in (mixed, pd.DataFrame(mixed)):
+        assert read_table(source).column("zip").to_pylist() == ["85711", "T8H1N", None]
+    with pytest.raises(ValueError, match=r"column 'a', row 1 .* must be a single text"):
+        read_table([{"a": 1}, {"a": {"b": 1}}])
 
     class Polars:
         def __arrow_c_stream__(self, schema=None):

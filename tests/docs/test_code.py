@@ -61,17 +61,11 @@ def test_every_block_runs_in_the_order_of_the_page(page, folder, capsys):
 def run_line(line, capsys):
     """Run a line of a shell, or check it as far as it goes."""
     words = shlex.split(line, comments=True)
-    is_away = any(word in line for word in AWAY)
     match words:
         case []:
             pass
         case ["python", "-m", "ftmamba", *rest] | ["ftmamba", *rest]:
-            if is_away:
-                parse(rest)
-            else:
-                capsys.readouterr()
-                assert main(rest) == 0, line
-                assert capsys.readouterr().out.strip(), line
+            run_command(rest, line, capsys)
         case ["accelerate", "launch", *rest]:
             flags = rest[rest.index("train_accelerate.py") + 1 :]
             if flags != ["--help"]:
@@ -93,8 +87,17 @@ def run_line(line, capsys):
             raise AssertionError(f"no rule says how to run {line!r}")
 
 
-def parse(words):
-    """Parse a command of `ftmamba`."""
+def run_command(words, line, capsys):
+    """Run a command of `ftmamba`, or parse it if it goes elsewhere."""
+    if not any(word in line for word in AWAY):
+        capsys.readouterr()
+        try:
+            code = main(words)
+        except SystemExit as end:  # of --help
+            code = end.code
+        assert code == 0, line
+        assert capsys.readouterr().out.strip(), line
+        return
     parser = ArgumentParser(exit_on_error=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():

@@ -36,6 +36,10 @@ def text_of(page):
 
 def test_the_reference_has_every_option_of_a_recipe_with_its_flag(site):
     page = (site / "reference/recipe.html").read_text(encoding="utf-8")
+    heads = [
+        re.findall("<th>(.*?)</th>", head) for head in re.findall("<thead>.*?</thead>", page, re.S)
+    ]
+    assert heads == [["option", "default", "values", "what it does"]] * 9
     options = list_options()
     assert len(options) >= 75
     for one in options:

@@ -2,7 +2,10 @@
 
 import pytest
 
+from tests.pushing.conftest import here
 from tests.training.conftest import forget_accelerate
+
+__all__ = ["here"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,10 +3,13 @@
 import tempfile
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from ftmamba import Recommender
+from ftmamba.checkpoint import load_checkpoint
+from ftmamba.commands.evaluate import repeat_evaluation
 from tests.made_up_tables import checkerboard
 
 SMALL = {
@@ -47,6 +50,7 @@ def test_tables_in_memory_become_a_recommender_that_knows_how_good_it_is(fitted)
 def test_a_table_of_records_is_asked_as_its_rows_are(fitted):
     records = [{"age": 31.0}, {"age": None}]
     expected = fitted.recommend_batch(records=records, k=3)
+    assert fitted.recommend_batch(records=pd.DataFrame(records), k=3) == expected
     assert fitted.recommend_batch(records=pa.Table.from_pylist(records), k=3) == expected
 
 
@@ -58,6 +62,19 @@ def test_what_is_fitted_is_saved_and_loaded_and_saved_again(fitted, tmp_path):
     assert [one.item_key for one in again.recommend(user_key="u3", k=4)] == expected
     assert str(again.evaluation) == str(fitted.evaluation)
     assert (tmp_path / "twice" / "README.md").read_text().startswith("---\n")
+    with pytest.raises(ValueError, match="the run's tables were in memory"):
+        repeat_evaluation(load_checkpoint(tmp_path / "twice"))
+
+
+def test_what_is_fitted_is_pushed_without_its_users_and_loads_from_there(fitted, here):
+    pushed = fitted.push_to_hub("tester/films", private=True)
+    files = here.files("tester/films")
+    assert {"model.safetensors", "catalogue.safetensors", "README.md"} <= files.keys()
+    assert not any(name.startswith("local/") for name in files)
+    loaded = Recommender.from_pretrained("tester/films", revision=pushed.commit)
+    record = {"age": 31.0}
+    found = [one.item_key for one in loaded.recommend(record=record, k=3)]
+    assert found == [one.item_key for one in fitted.recommend(record=record, k=3)]
 
 
 def test_nothing_is_written_unless_a_folder_is_named(raw, tmp_path, monkeypatch):

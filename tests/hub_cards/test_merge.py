@@ -95,12 +95,6 @@ def test_a_card_without_markers_is_kept_whole_above_the_sections():
     assert merged.count("New use.") == merged.count("New results.") == 1
 
 
-def test_a_card_of_metadata_alone_gets_the_whole_body():
-    merged = merge_card(GENERATED, "---\nlicense: mit\n---\n")
-    assert body(merged) == body(GENERATED)
-    assert metadata(merged)["license"] == "mit"
-
-
 def test_a_new_section_comes_behind_the_one_it_follows():
     generated = GENERATED + "\n" + section("limits", "New limits.")
     generated = generated.replace("# Films", section("first", "First.") + "\n# Films")

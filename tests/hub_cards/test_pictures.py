@@ -67,12 +67,6 @@ def test_without_epochs_or_matplotlib_there_is_no_picture(monkeypatch):
     assert draw_learning_curves(HISTORY) is None
 
 
-@pytest.mark.parametrize("n_epochs", [1, 300])
-def test_one_epoch_and_many_are_drawn(n_epochs):
-    history = [{"epoch": n + 1, "loss": 1.0, "score": 0.5} for n in range(n_epochs)]
-    assert picture(history, best_epoch=1).height > 300
-
-
 def test_the_preview_shows_tables_tags_and_pictures_and_loads_nothing(facts, monkeypatch):
     page = render_preview(render_model_card(facts), {"learning_curves.png": b"\x89PNG"})
     assert page.count("<table>") == 9

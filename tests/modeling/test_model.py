@@ -184,17 +184,6 @@ def test_a_model_made_without_memory_is_initialised_as_one_made_with_it(variant)
         assert torch.equal(value == 0, expected == 0), name
 
 
-def test_the_scan_is_chosen_for_each_model(build):
-    reference, fast = build().double(), build().double()
-    reference.set_scan("reference")
-    assert (reference.scan_implementation, fast.scan_implementation) == ("reference", "sequential")
-    batch = make_batch(dtype=torch.float64)
-    torch.testing.assert_close(
-        reference(**batch).scores, fast(**batch).scores, rtol=1e-10, atol=1e-12
-    )
-    assert build(mixer="attention").scan_implementation == "none"
-
-
 SHAPES = [
     {},
     {"mixer": "attention"},

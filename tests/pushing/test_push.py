@@ -181,13 +181,6 @@ def test_a_pull_request_changes_nothing_until_it_is_merged(own_hub, folder):
     assert pushed.commit.encode() in proposed["README.md"]
 
 
-def test_a_repository_is_made_private_if_asked_and_stays_what_it_is(own_hub, folder):
-    push_checkpoint(folder, Destination(REPO, private=True), api=own_hub.api())
-    assert own_hub.repositories[REPO].private
-    push_checkpoint(folder, REPO, api=own_hub.api())
-    assert own_hub.repositories[REPO].private
-
-
 @pytest.mark.parametrize(
     ("token", "status", "remedy"),
     [

@@ -6,12 +6,10 @@ import re
 from dataclasses import replace
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.hub import rebuild_card, save_card
-from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import Cost, make_checkpoint
 from hub_cards import with_card
 from hub_cards.card import ENDPOINT_ANSWER, ENDPOINT_ERROR
@@ -201,11 +199,3 @@ def test_a_checkpoint_without_recipe_figures_or_a_metric_has_no_card(saved):
     ):
         with pytest.raises(ValueError, match=message):
             card_facts(replace(checkpoint, **changes))
-
-
-def test_a_recipe_keeps_its_card_and_user_groups_in_yaml():
-    recipe = recipe_from_dict(
-        {"card": {"title": "X", "country": "FRA"}, "evaluation": {"user_groups": ["job", "age"]}}
-    )
-    assert recipe_from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
-    assert (recipe.card.country, recipe.evaluation.user_groups) == ("FRA", ("job", "age"))

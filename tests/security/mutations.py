@@ -1,20 +1,15 @@
-"""What a stranger, or a bad disk, may do to a checkpoint: drawn by hypothesis.
-
-A mutation is a function of the checkpoint's folder, with a name that says what it did.
-"""
+"""What a stranger, or a bad disk, may do to a checkpoint; a random generator draws it all."""
 
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -25,6 +20,8 @@ BROKEN_BEFORE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
     RuntimeError, SafetensorError, struct.error, OSError,
 )  # fmt: skip
+"""An earlier change may have broken a file beyond the next one."""
+
 INDEX = "model.safetensors.index.json"
 CONFIGS = ("config.json", "preprocessor_config.json")
 TENSOR_FILES = ("model*", "vocabularies*", "catalogue*", "local/seen*")
@@ -43,6 +40,10 @@ TEXTS = (
 RAW = (
     "NaN", "-Infinity", "1e999", "9" * 5000, "[" * 5000, '{"a":' * 3000, "", "null,", "[]]", "\\",
 )  # fmt: skip
+DEEP = json.loads("[" * 40 + "1" + "]" * 40)
+VALUES = (
+    None, True, False, *NUMBERS, *TEXTS, [], {}, [[]], DEEP, [0] * 5000, {"a": {}}, ["x"],
+)  # fmt: skip
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "F4", "Q7", 7)
 FLOATS = (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-45, 0.0)
 INTEGERS = (-1, 0, 1, 2**31, 2**62, -(2**63), 2**63 - 1)
@@ -53,102 +54,47 @@ EXTRA = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Mutation:
-    """One change of a checkpoint."""
-
-    name: str
-    apply: Callable[[Path], None]
-
-    def __repr__(self) -> str:
-        return self.name
-
-
 def replace(path: Path, content: bytes) -> None:
     """Write a file anew: neither another link to it, nor a map of it into memory, is changed."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)
 
 
-def _on_file(
-    draw: st.DrawFn, what: str, patterns: Iterable[str], change: Callable[[bytes], bytes]
-) -> Mutation:
-    pattern, which = draw(st.sampled_from(tuple(patterns))), draw(st.integers(0, 9))
-
-    def apply(folder: Path) -> None:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        # An earlier change may have broken a file beyond this one.
-        with suppress(*BROKEN_BEFORE):
-            path = found[which % len(found)]
-            replace(path, change(path.read_bytes()))
-
-    return Mutation(f"{what} in {pattern}[{which}]", apply)
-
-
-@st.composite
-def flips(draw: st.DrawFn) -> Mutation:
+def flip(rng: Random, content: bytes) -> bytes:
     """Change a few bytes anywhere."""
-    one = st.tuples(st.integers(0, 2**20), st.integers(1, 255))
-    drawn = draw(st.lists(one, min_size=1, max_size=5))
-
-    def change(content: bytes) -> bytes:
-        changed = bytearray(content)
-        for offset, mask in drawn:
-            changed[offset % len(changed)] ^= mask
-        return bytes(changed)
-
-    return _on_file(draw, f"flips {drawn}", ALL_FILES, change)
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 5)):
+        changed[rng.randrange(len(changed))] ^= rng.randint(1, 255)
+    return bytes(changed)
 
 
-@st.composite
-def cuts(draw: st.DrawFn) -> Mutation:
-    """Cut a file short, or write more behind it."""
-    kept, more = draw(st.floats(0, 1)), draw(st.binary(max_size=40))
-    what = f"keeps {kept:.3f} and adds {more!r}"
-    return _on_file(draw, what, ALL_FILES, lambda all_: all_[: round(kept * len(all_))] + more)
+def cut(rng: Random, content: bytes) -> bytes:
+    """Cut a file short, and write more behind it."""
+    return content[: rng.randint(0, len(content))] + rng.randbytes(rng.choice((0, 0, 3, 40)))
 
 
-def values() -> SearchStrategy[Any]:
-    """Values of every type that JSON has, the unlikely ones first."""
-    deep: Any = 1
-    for _ in range(40):
-        deep = [deep]
-    return st.sampled_from(
-        (None, True, False, *NUMBERS, *TEXTS, [], {}, [[]], deep, [0] * 5000, {"a": {}}, ["x"])
-    )
-
-
-@st.composite
-def swaps(draw: st.DrawFn) -> Mutation:
+def swap(rng: Random, content: bytes) -> bytes:
     """Replace, delete, rename or add a value somewhere in a JSON file."""
-    index, value = draw(st.integers(0, 500)), draw(values())
-    action = draw(st.sampled_from(("replace", "replace", "delete", "rename", "add", "raw")))
-    raw, name = draw(st.sampled_from(RAW)), draw(st.sampled_from((*TEXTS, "columns", "dtype")))
-
-    def change(content: bytes) -> bytes:
-        document = json.loads(content)
-        found: list[tuple[Any, Any]] = []
-        waiting = [document]
-        while waiting:
-            owner = waiting.pop()
-            for key in list(owner) if isinstance(owner, dict) else range(len(owner)):
-                found.append((owner, key))
-                if isinstance(owner[key], dict | list) and owner[key]:
-                    waiting.append(owner[key])
-        owner, key = found[index % len(found)]
-        if action == "replace":
-            owner[key] = value
-        elif action == "delete":
-            del owner[key]
-        elif action == "raw":
-            owner[key] = "@@raw@@"
-        elif isinstance(owner, dict):
-            owner[name] = owner.pop(key) if action == "rename" else value
-        text = json.dumps(document).replace('"@@raw@@"', raw)
-        return text.encode("utf-8", "surrogatepass")
-
-    what = f"{action} {index} by {value!r:.40} {raw!r:.20} {name!r:.20}"
-    return _on_file(draw, what, (*CONFIGS, *CONFIGS, *CONFIGS, "all_results.json", INDEX), change)
+    document = json.loads(content)
+    found: list[tuple[Any, Any]] = []
+    waiting = [document]
+    while waiting:
+        owner = waiting.pop()
+        for key in list(owner) if isinstance(owner, dict) else range(len(owner)):
+            found.append((owner, key))
+            if isinstance(owner[key], dict | list):
+                waiting.append(owner[key])
+    owner, key = rng.choice(found)
+    action = rng.choice(("replace", "replace", "delete", "rename", "add", "raw"))
+    if action == "delete":
+        del owner[key]
+    elif action in ("rename", "add") and isinstance(owner, dict):
+        value = owner.pop(key) if action == "rename" else rng.choice(VALUES)
+        owner[rng.choice((*TEXTS, "columns", "dtype"))] = value
+    else:
+        owner[key] = "@@raw@@" if action == "raw" else rng.choice(VALUES)
+    text = json.dumps(document).replace('"@@raw@@"', rng.choice(RAW))
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _take_apart(content: bytes) -> tuple[dict[str, Any], bytearray, list[str]]:
@@ -164,103 +110,92 @@ def _together(header: dict[str, Any], data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(data)
 
 
-@st.composite
-def headers(draw: st.DrawFn) -> Mutation:
+def change_header(rng: Random, content: bytes) -> bytes:
     """Change what the header of a safetensors file says."""
-    which, side = draw(st.integers(0, 99)), draw(st.integers(0, 1))
-    action = draw(st.sampled_from(("shape", "dtype", "offsets", "delete", "rename", "meta", "add")))
-    number, dtype = draw(st.sampled_from(NUMBERS)), draw(st.sampled_from(DTYPES))
-    text = draw(st.sampled_from(TEXTS))
-
-    def change(content: bytes) -> bytes:
-        header, data, names = _take_apart(content)
-        name = names[which % len(names)]
-        entry = header[name]
-        if action == "shape":
-            entry["shape"][side % len(entry["shape"])] = number
-        elif action == "dtype":
-            entry["dtype"] = dtype
-        elif action == "offsets":
-            entry["data_offsets"][side] = number
-        elif action == "delete":
-            del header[name]
-        elif action == "rename":
-            header[text] = header.pop(name)
-        elif action == "meta":
-            keys = ["catalogue", "format_version", "format", text]
-            key = keys[number % 4 if isinstance(number, int) else 3]
-            header.setdefault("__metadata__", {})[key] = text
-        else:
-            offsets = [len(data), len(data) + 8]
-            data += bytes(8)
-            header[text] = {"dtype": "I64", "shape": [1], "data_offsets": offsets}
-        return _together(header, data)
-
-    what = f"header {action} {which} {number} {dtype} {text!r:.20}"
-    return _on_file(draw, what, TENSOR_FILES, change)
+    header, data, names = _take_apart(content)
+    name, number, text = rng.choice(names), rng.choice(NUMBERS), rng.choice(TEXTS)
+    action = rng.choice(("shape", "dtype", "data_offsets", "delete", "rename", "meta", "add"))
+    if action == "dtype":
+        header[name]["dtype"] = rng.choice(DTYPES)
+    elif action in ("shape", "data_offsets"):
+        numbers = header[name][action]
+        numbers[rng.randrange(len(numbers))] = number
+    elif action in ("delete", "rename"):
+        entry = header.pop(name)
+        header |= {text: entry} if action == "rename" else {}
+    elif action == "meta":
+        key = rng.choice(("catalogue", "format_version", "format", text))
+        header.setdefault("__metadata__", {})[key] = text
+    else:
+        offsets = [len(data), len(data) + 8]
+        data += bytes(8)
+        header[text] = {"dtype": "I64", "shape": [1], "data_offsets": offsets}
+    return _together(header, data)
 
 
-@st.composite
-def numbers(draw: st.DrawFn) -> Mutation:
+def change_numbers(rng: Random, content: bytes) -> bytes:
     """Change numbers in a tensor to such as must not be there."""
-    which, drawn = draw(st.integers(0, 99)), draw(st.lists(st.integers(0, 2**16), max_size=4))
-    real, whole = draw(st.sampled_from(FLOATS)), draw(st.sampled_from(INTEGERS))
-
-    def change(content: bytes) -> bytes:
-        header, data, names = _take_apart(content)
-        entry = header[names[which % len(names)]]
-        start, end = entry["data_offsets"]
-        form, value = {
-            "F32": ("<f", real), "F64": ("<d", real), "I64": ("<q", whole),
-            "I32": ("<i", max(-(2**31), min(whole, 2**31 - 1))), "U8": ("<B", whole % 256),
-        }[entry["dtype"]]  # fmt: skip
-        size = struct.calcsize(form)
-        for index in (0, *drawn):
-            if end > start:
-                at = start + index % ((end - start) // size) * size
-                data[at : at + size] = struct.pack(form, value)
-        return _together(header, data)
-
-    return _on_file(draw, f"numbers {which} {drawn} {real} {whole}", TENSOR_FILES, change)
+    header, data, names = _take_apart(content)
+    entry, whole = header[rng.choice(names)], rng.choice(INTEGERS)
+    start, end = entry["data_offsets"]
+    form, value = {
+        "F32": ("<f", rng.choice(FLOATS)), "F64": ("<d", rng.choice(FLOATS)), "I64": ("<q", whole),
+        "I32": ("<i", max(-(2**31), min(whole, 2**31 - 1))), "U8": ("<B", whole % 256),
+    }[entry["dtype"]]  # fmt: skip
+    size = struct.calcsize(form)
+    for index in (0, *(rng.randrange(2**16) for _ in range(rng.randint(0, 4)))):
+        if end > start:
+            at = start + index % ((end - start) // size) * size
+            data[at : at + size] = struct.pack(form, value)
+    return _together(header, data)
 
 
-@st.composite
-def files(draw: st.DrawFn) -> Mutation:
+def a_file(rng: Random, folder: Path, patterns: tuple[str, ...]) -> Path:
+    """Return one of the files; an IndexError says that there is none."""
+    return rng.choice(sorted(one for one in folder.glob(rng.choice(patterns)) if one.is_file()))
+
+
+def change_files(rng: Random, folder: Path) -> None:
     """Delete, rename or exchange files, add some, or put links, folders and pipes there."""
-    pattern, other = draw(st.sampled_from(ALL_FILES)), draw(st.sampled_from(ALL_FILES))
-    actions = ("add", "add", "delete", "rename", "exchange", "link", "folder", "pipe")
-    action, which = draw(st.sampled_from(actions)), draw(st.integers(0, 9))
-    extra = draw(st.sampled_from(EXTRA))
-    content = draw(st.sampled_from((b"", b"{}", b"\x80\x04\x95garbage.", b"PK\x03\x04", b"null")))
+    action = rng.choice(
+        ("add", "add", "delete", "rename", "exchange", "link", "folder", "pipe"),
+    )
+    if action == "add":
+        content = rng.choice((b"", b"{}", b"\x80\x04\x95garbage.", b"PK\x03\x04", b"null"))
+        (folder / rng.choice(EXTRA)).write_bytes(content)
+        return
+    path, kept = a_file(rng, folder, ALL_FILES), a_file(rng, folder, ALL_FILES).read_bytes()
+    path.unlink()
+    if action == "rename":
+        path.with_name(f"{path.name}.old").write_bytes(kept)
+    elif action == "exchange":
+        path.write_bytes(kept)
+    elif action == "link":
+        path.symlink_to(rng.choice(("/dev/zero", path.name, "/etc/passwd")))
+    elif action == "folder":
+        path.mkdir()
+    elif action == "pipe":
+        os.mkfifo(path)
 
-    def apply(folder: Path) -> None:
+
+JSON_FILES = (*CONFIGS * 3, "all_results.json", INDEX)
+CHANGES: tuple[tuple[Callable[[Random, bytes], bytes] | None, tuple[str, ...]], ...] = (
+    (swap, JSON_FILES), (swap, JSON_FILES), (change_header, TENSOR_FILES),
+    (change_numbers, TENSOR_FILES), (flip, ALL_FILES), (cut, ALL_FILES), (None, ()), (None, ()),
+)  # fmt: skip
+"""Changes of a file and the files that they are made in; None changes the files themselves."""
+
+
+def break_checkpoint(rng: Random, folder: Path) -> None:
+    """Make one to three changes."""
+    for _ in range(rng.randint(1, 3)):
+        change, patterns = rng.choice(CHANGES)
         with suppress(*BROKEN_BEFORE):
-            if action == "add":
-                (folder / extra).write_bytes(content)
-                return
-            found = sorted(one for one in folder.glob(pattern) if one.is_file())
-            path = found[which % len(found)]
-            second = sorted(one for one in folder.glob(other) if one.is_file())
-            kept = second[0].read_bytes()
-            path.unlink()
-            if action == "rename":
-                (folder / f"{path.name}.old").write_bytes(kept)
-            elif action == "exchange":
-                path.write_bytes(kept)
-            elif action == "link":
-                path.symlink_to(("/dev/zero", path.name, "/etc/passwd")[which % 3])
-            elif action == "folder":
-                path.mkdir()
-            elif action == "pipe":
-                os.mkfifo(path)
-
-    return Mutation(f"{action} {pattern}[{which}] {other} {extra} {content!r}", apply)
-
-
-def mutations() -> SearchStrategy[list[Mutation]]:
-    """One to three changes of one checkpoint."""
-    one = st.one_of(swaps(), swaps(), headers(), numbers(), flips(), cuts(), files(), files())
-    return st.lists(one, min_size=1, max_size=3)
+            if change is None:
+                change_files(rng, folder)
+            else:
+                path = a_file(rng, folder, patterns)
+                replace(path, change(rng, path.read_bytes()))
 
 
 def sign_again(folder: Path) -> None:

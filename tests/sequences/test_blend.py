@@ -1,5 +1,6 @@
 """Counted neighbours and popularity are blended into the score, and every way to a score knows."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.commands.recommend import explanation_table
 from ftmamba.comparison import compare, held_out_scorer
 from ftmamba.data.histories import histories_of
 from ftmamba.evaluation.baselines import ItemKNN
@@ -19,6 +21,8 @@ from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import make_checkpoint
 from ftmamba.streaming import CheckpointObserver, Rules, UserEvent, consume
 from ftmamba.streaming.stores import SQLiteStore
+from hub_cards import with_card
+from hub_cards.space_page import draw_shares
 from modeling_ftmamba.catalogue import Blend, Catalogue, load_catalogue
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
@@ -127,6 +131,13 @@ def test_counting_helps_a_young_model_and_is_first_in_the_table(blended):
     assert values["differences_pure"]["FT-Mamba + counts"]["difference"] == -gain
 
 
+def test_the_card_shows_both_models_and_what_was_blended(blended):
+    card = with_card(load_checkpoint(blended[3])).card
+    assert "| **FT-Mamba + counts**" in card or "| FT-Mamba + counts" in card
+    assert "| FT-Mamba |" in card
+    assert re.search(r"blend=the towers \+ 16 x PCTM\(.* x log popularity \(", card)
+
+
 def test_nothing_is_blended_where_nothing_helps(blended, monkeypatch):
     split, trained, *_ = blended
     useless = Blending(None, None, 0.0, 0.0, 0.0, "HR@1", 0.5, 0.5)
@@ -194,6 +205,28 @@ def test_a_stream_gives_the_scores_of_the_recommender(blended, batch_size):
     np.testing.assert_allclose(observer.scores(state)[0], scores_I, atol=1e-5)
     added = checkpoint.catalogue.blend.added([checkpoint.catalogue.rows(items)])
     assert np.abs(added).max() > 0.1
+
+
+def test_an_explanation_says_what_counting_adds(blended):
+    recommender = Recommender.from_pretrained(blended[3])
+    blend = recommender.catalogue.blend
+    history = ["i03", "i04", "no item", "i09", "i10"]
+    record = {"age": 30, "history": history}
+    found = recommender.explain(record, "i11")
+    assert found.score == pytest.approx(recommender.score(record, "i11"), abs=1e-4)
+    parts = [sum(shares.values()) for shares in (found.user, found.item, found.counts)]
+    assert sum(parts) == pytest.approx(found.score - found.baseline_score, abs=1e-4)
+    rows = [-1 if row is None else row for row in recommender.catalogue.rows(history)]
+    added = blend.added([rows])[0, recommender.catalogue.row("i11")]
+    assert parts[2] == pytest.approx(added, abs=1e-5)
+    assert found.counts_values["items often chosen after the history"].startswith("i10 + ")
+    assert found.counts_values["popularity"].endswith(" interactions")
+    assert {row[0] for row in found.ranked()} == {"user", "item", "counts"}
+    assert "+ i0" in explanation_table(found)
+    assert "counted of what others chose" in draw_shares(found.to_dict())
+    alone = recommender.explain({"age": 30}, "i11")
+    assert set(alone.counts) == {"popularity"}
+    assert alone.score == pytest.approx(recommender.score({"age": 30}, "i11"), abs=1e-4)
 
 
 def test_a_state_that_kept_no_items_goes_on_with_unknown_ones(blended):

@@ -10,16 +10,13 @@ import pytest
 import torch
 
 from ftmamba import Recommender
-from ftmamba.checkpoint import load_checkpoint
 from ftmamba.data.encoded import encode
 from ftmamba.data.histories import histories_of
 from ftmamba.data.tables import load_tables
-from ftmamba.streaming import CheckpointObserver, UserEvent
 from ftmamba.training.embedding import catalogue_embeddings, user_embeddings
 from ftmamba.training.run import split_tables
 from modeling_ftmamba.configuration_ftmamba import history_of
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
-from modeling_ftmamba.processing_ftmamba import Event
 
 from .conftest import hit_rate, ring_recipe, saved, trained_on
 
@@ -87,11 +84,6 @@ def test_what_comes_next_is_learnt_from_the_context_of_the_last_event(forked):
 def test_without_the_context_it_is_a_guess_between_two(tmp_path):
     recipe = ring_recipe(tmp_path)
     assert 0.3 < hit_rate(recipe, *trained_on(recipe, forked_tables(features=("gap",)))) < 0.7
-
-
-def test_rows_with_the_history_before_them_learn_it_too(tmp_path):
-    recipe = ring_recipe(tmp_path, sequences="", batch_size=64, num_epochs=12)
-    assert hit_rate(recipe, *trained_on(recipe, forked_tables())) > 0.9
 
 
 def test_scales_are_of_the_training_part_and_travel_with_the_model(forked, checkpoint_folder):
@@ -180,20 +172,6 @@ def test_a_value_that_is_no_number_is_refused(recommender, value):
 def test_an_unknown_name_beside_an_event_is_refused(recommender):
     with pytest.raises(ValueError, match="no 'pirce'; did you mean 'price'"):
         recommender.recommend(record={"history": [{"item": "i1", "pirce": 3.0}]}, k=1)
-
-
-def test_a_stream_gives_what_a_record_gives(recommender, checkpoint_folder):
-    observer = CheckpointObserver(load_checkpoint(checkpoint_folder))
-    walked = walk(DEAR)
-    events = [
-        UserEvent("new", Event(one["item"], one["time"], context={"price": one["price"]}))
-        for one in walked
-    ]
-    state = observer.start(events[:1])
-    for event in events:
-        state = observer.observe(state, [[event]])
-    expected = recommender.user_embedding({"history": walked})
-    np.testing.assert_allclose(observer.embed(state)[0], expected, atol=1e-5)
 
 
 def test_a_history_names_numbers_that_the_interactions_must_have(tmp_path):

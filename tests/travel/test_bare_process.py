@@ -124,19 +124,6 @@ def test_the_hub_gives_the_trained_models_scores(from_hub, travelling, records, 
     assert_right(recommended, expected)
 
 
-def test_the_hub_gets_the_checkpoint_and_nothing_personal(pushed, hub, travelling):
-    files, folder = hub.files(REPO), travelling["mamba"].folder
-    assert pushed.commit == hub.repositories[REPO].head
-    for name in (".gitattributes", "handler.py", "requirements.txt"):
-        assert files.pop(name)
-    assert set(files) == {path.name for path in folder.iterdir() if path.is_file()}
-    for path, content in files.items():
-        assert content == (folder / path).read_bytes(), path
-    personal = sorted(path.name for path in (folder / "local").iterdir())
-    assert personal == ["seen.safetensors", "users.parquet"]
-    assert not any(name in asked.path for asked in hub.requests for name in personal)
-
-
 def test_the_pipeline_recommends_what_the_recommender_does(from_folders, expected):
     (recommended,) = from_folders[0]["recommended"]
     assert_right(recommended, expected)

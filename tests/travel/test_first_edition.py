@@ -15,7 +15,6 @@ import torch
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
-from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 from modeling_ftmamba.user_state import UserState
 from tests.hub.processes import run_python
 from tests.travel.conftest import HERE
@@ -75,18 +74,6 @@ def test_a_recommender_gives_the_explanations_of_then(name):
             assert found[f"{tower}_values"] == expected[part][f"{tower}_values"]
             assert found[tower].keys() == expected[part][tower].keys()
             assert_near(list(found[tower].values()), list(expected[part][tower].values()))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_model_class_and_the_pipeline_give_the_scores_of_then(name):
-    loaded, expected = load_checkpoint(DATA / name), expected_of(name)
-    pipe = FTMambaRecommendationPipeline(
-        loaded.model, loaded.extractor, loaded.catalogue, device="cpu"
-    )
-    for answer, recommended in zip(
-        pipe(expected["records"], top_k=5), expected["recommended"], strict=True
-    ):
-        assert_same_items([(one["item_key"], one["score"]) for one in answer], recommended)
 
 
 @pytest.mark.parametrize("name", ["columns", "history"])
