@@ -173,7 +173,7 @@ class Recommender:
             user_key: a user of the training tables. Give either this or `record`.
             record: raw columns of any user; absent columns are missing values.
             k: how many; fewer come back only where the items left out leave fewer.
-            exclude_seen: leave out the seen items of a known user; a `record` has none.
+            exclude_seen: leave out the seen items of a known user, or those of a record's history.
             exclude: keys of further items to leave out; keys of no item are ignored.
 
         Raises:
@@ -287,9 +287,12 @@ class Recommender:
                 events = [users.events(row) if reads_history else [] for row in rows]
             users_UE = self._model.get_user_embeddings(**self._inputs(block, events))
             scores_UI = self._scores(users_UE, events)
-            if users is not None and exclude_seen:
-                index, item_ids = users.seen.pairs(rows)
-                scores_UI[torch.from_numpy(index), torch.from_numpy(item_ids)] = -torch.inf
+            if exclude_seen:
+                seen = self._history.rows(events)
+                if users is not None:
+                    own = users.seen
+                    seen = [own.item_ids[own.starts[row] : own.starts[row + 1]] for row in rows]
+                self._history.leave_out(scores_UI, seen)
             scores_UI[:, excluded] = -torch.inf
             ranked += self._best(scores_UI, k)
         return ranked

@@ -55,6 +55,11 @@ REQUEST_SCHEMA: dict[str, Any] = {
                     "items": _TEXT,
                     "default": [],
                 },
+                "exclude_seen": {
+                    "description": "leave out the items of a record's history",
+                    "type": "boolean",
+                    "default": True,
+                },
             },
         },
     },
@@ -95,8 +100,8 @@ class EndpointHandler:
         """Answer one request.
 
         Args:
-            data: `{"inputs": record or list of records, "parameters": {"top_k", "exclude"}}`; see
-                `REQUEST_SCHEMA`.
+            data: `{"inputs": record or list of records, "parameters": {"top_k", "exclude",
+                "exclude_seen"}}`; see `REQUEST_SCHEMA`.
 
         Returns:
             See `ANSWER_SCHEMA`. The error of a bad request names what is wrong and where; no answer
@@ -141,6 +146,8 @@ class EndpointHandler:
             )
         if not isinstance(parameters.get("exclude", []), list):
             raise _BadRequestError("exclude must be a list of item keys", "parameters.exclude")
+        if not isinstance(parameters.get("exclude_seen", True), bool):
+            raise _BadRequestError("exclude_seen must be true or false", "parameters.exclude_seen")
 
 
 class _BadRequestError(Exception):

@@ -78,11 +78,13 @@ def text_of(value: object) -> str | None:
     truth as "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC.
     Blanks around a text are no part of it; `MISSING_TEXTS` are missing.
     """
-    value = value.decode() if isinstance(value, bytes) else _python_value(value)
+    value = value.decode() if isinstance(value, bytes) else value
+    if value is None or isinstance(value, str):
+        text = (value or "").strip()
+        return None if text.lower() in MISSING_TEXTS else text
+    value = _python_value(value)
     if is_missing(value):
         return None
-    if isinstance(value, str):
-        return value.strip()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float | Decimal):

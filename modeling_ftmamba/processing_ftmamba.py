@@ -462,16 +462,10 @@ class HistoryReader:
         return histories
 
     def rows(self, histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
-        """Return the rows of the newest items that `scores` reads, -1 for one of no catalogue."""
-        blend = self._catalogue.blend
-        reads = [
-            0 if self._model.repeat_bias is None or not self.column else self.column.max_length
-        ]
-        most = max(*reads, blend.max_history if blend and self.column else 0)
-        newest = [history[-most:] if most else () for history in histories]
-        rows = self._rows([event.item for history in newest for event in history])
+        """Return the catalogue's row of each item, -1 for one of no catalogue."""
+        rows = self._rows([event.item for history in histories for event in history])
         known = np.array([-1 if row is None else row for row in rows], np.int64)
-        return np.split(known, np.cumsum([len(history) for history in newest])[:-1])
+        return np.split(known, np.cumsum([len(history) for history in histories])[:-1])
 
     def scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
         """Return the scores (U, I) of users by their embeddings and the `rows` of their items."""
@@ -485,6 +479,13 @@ class HistoryReader:
         if self._catalogue.blend is not None:
             scores_UI += torch.from_numpy(self._catalogue.blend.added(rows)).to(scores_UI)
         return scores_UI
+
+    @staticmethod
+    def leave_out(scores_UI: Tensor, rows: Sequence[NDArray[np.int64]]) -> None:
+        """Set the scores of the `rows` of users' items to minus infinity, in place."""
+        users = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+        items = np.concatenate([*rows, np.zeros(0, np.int64)])
+        scores_UI[users[items >= 0], items[items >= 0]] = -torch.inf
 
     def of_events(
         self, histories: Sequence[Sequence[Event]], max_length: int | None = None
