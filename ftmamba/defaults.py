@@ -3,7 +3,7 @@
 No rule looks at a name of the data but the word by which a rating is known. A given option replaces
 what is proposed, and the rules that depend on it go by the given one.
 
-The measurements are on five sets of tables (docs/results.md): 138 guests of restaurants, MovieLens
+The measurements are on five sets of tables: 138 guests of restaurants, MovieLens
 latest-small, a shop's exports, 5,000 purchases of clothes and 5,000 playlists.
 """
 

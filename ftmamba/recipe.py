@@ -121,7 +121,7 @@ class DataRecipe(_Options):
     """Where the tables come from: a named data set, or files."""
 
     main = "name"
-    name: str = option("", "a named data set, such as movielens-100k")
+    name: str = option("", "a named data set: movielens-100k, ml-1m or amazon-beauty")
     folder: str = option("", "folder that already holds the named data set", needs="name")
     users: str | tuple[str, ...] = option(
         "", "table of users, or several: CSV, Parquet, JSON lines, a Hub data set; empty: those of "
@@ -328,7 +328,9 @@ class EvaluationRecipe(_Options):
     mask_seen: bool = option(True, "leave out items that a user has in training")
     selection_metric: str = option("NDCG@10", "validation metric that picks the epoch")
     refit: bool = option(True, "train again on train + validation for the best number of epochs")
-    baselines: tuple[str, ...] = option((), "baselines evaluated beside the model")
+    baselines: tuple[str, ...] = option(
+        (), "simpler models evaluated beside it: popularity, popularity-recent, popularity-7d, "
+        "popularity-14d, item-knn, ease, ials, markov, pctm")  # fmt: skip
     baseline_options: dict[str, Any] = option({}, "baseline -> its options", needs="baselines")
     tune_baselines: bool = option(False, "choose the baselines' options on validation",
                                   needs="baselines")  # fmt: skip

@@ -38,12 +38,13 @@ def history_weights(
     """Return the weight of each event of a history by its age, 0 the newest, and the length.
 
     The `n_recent` newest events share `share`, each `ratio` times the next newer one; all older
-    ones share the rest equally.
+    ones share the rest equally. With `n_recent` 0, as for a set, each weighs 1 / sqrt(length).
     """
     powers = np.float64(ratio) ** np.arange(max(n_recent, 1))
     sum_R = np.cumsum(powers)[np.clip(n_R, 1, len(powers)) - 1]
     recent_R = share * powers[np.minimum(age_R, len(powers) - 1)] / sum_R
-    return np.where(age_R < n_recent, recent_R, (1 - share) / np.maximum(n_R - n_recent, 1))
+    others_R = (1 - share) / np.maximum(n_R - n_recent, 1) ** (1.0 if n_recent else 0.5)
+    return np.where(age_R < n_recent, recent_R, others_R)
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,9 @@ class Blend:
         if not fits or not ((self.neighbours >= 0) & (self.neighbours < n_items)).all():
             raise ValueError(f"the neighbours of a blend do not fit its {n_items} items")
         numbers = [float(getattr(self, name)) for name in _BLEND_NUMBERS]
-        if not all(np.isfinite(x).all() for x in (*arrays, numbers)):
-            raise ValueError("a blend holds numbers that are not finite")
-        if self.max_history < 1 or self.n_recent < 0:
-            raise ValueError("a blend's max_history must be >= 1 and its n_recent >= 0")
+        is_finite = all(np.isfinite(x).all() for x in (*arrays, numbers))
+        if not is_finite or self.max_history < 1 or self.n_recent < 0:
+            raise ValueError("a blend's numbers must be finite, its max_history 1 or more")
 
     def added(self, histories: Sequence[Sequence[int] | NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return what is added to the scores (U, I) of users, given their items, oldest first.

@@ -440,10 +440,9 @@ class HistoryReader:
         self._model, self._extractor = model, extractor
         self._catalogue, self._items_IE = catalogue, items
         self.n_read = 0  # newest events of which `scores` reads the items
-        if self.column is not None and model.repeat_bias is not None:
-            self.n_read = self.column.max_length
-        if self.column is not None and catalogue.blend is not None:
-            self.n_read = max(self.n_read, catalogue.blend.max_history)
+        if self.column is not None:
+            n_seen = 0 if model.repeat_bias is None else self.column.max_length
+            self.n_read = max(n_seen, catalogue.blend.max_history if catalogue.blend else 0)
 
     def events(self, records: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
         """Return the events of raw records, in order; WrongValueError where they are none."""
@@ -475,8 +474,7 @@ class HistoryReader:
             newest = [own[-self.column.max_length :] for own in rows]
             users = np.repeat(np.arange(len(newest)), [len(own) for own in newest])
             pairs_2P = np.stack([users, np.concatenate(newest)])
-            pairs = torch.from_numpy(pairs_2P[:, pairs_2P[1] >= 0]).to(users_UE.device)
-            seen = pairs[0], pairs[1]
+            seen = tuple(torch.from_numpy(pairs_2P[:, pairs_2P[1] >= 0]).to(users_UE.device))
         scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, seen)
         if self._catalogue.blend is not None:
             scores_UI += torch.from_numpy(self._catalogue.blend.added(rows)).to(scores_UI)

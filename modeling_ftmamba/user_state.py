@@ -39,8 +39,7 @@ class UserState:
     last: Tensor  # the last layer's output at the newest token (B, hidden), zeros before any
     n_events: Tensor  # int64 (B,)
     last_time: Tensor  # of the newest event, UTC seconds, int64 (B,); `NO_TIME` for none
-    # Rows of the newest items, oldest first, the newest in the last column, -1 for one of no
-    # catalogue; int64 (B, number kept). Kept by who serves, not by the model.
+    # Rows (B, number kept) of the newest items, oldest first, -1 for one of no catalogue.
     recent: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     def __post_init__(self) -> None:

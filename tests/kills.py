@@ -102,7 +102,7 @@ def kill_until_done(
     for _ in range(draw.randint(1, MOST_KILLS_A_RUN)):
         run = start(recipe, output, "--resume_from_checkpoint", "latest")
         number = signal.SIGTERM if draw.random() < 0.1 else signal.SIGKILL
-        run.join(draw.uniform(0, seconds))
+        run.join(draw.uniform(0, 0.8 * seconds))
         if run.exitcode is None:
             os.kill(run.pid or 0, number)
             places[place(output)] += 1

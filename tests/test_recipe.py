@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from ftmamba.comparison import check_rivals_and_baselines
+from ftmamba.data.named_datasets import NAMED_DATASETS
 from ftmamba.evaluation import make_split
+from ftmamba.evaluation.baselines import BASELINES
 from ftmamba.flags import list_options, load_recipe, make_parser
 from ftmamba.recipe import (
     LossRecipe,
@@ -167,6 +169,8 @@ def test_every_option_has_flags_of_its_own_and_help():
     assert usage.count("\n") < 3
     assert "--split {random,leave-last-out,global-time}" in rest
     assert "--log_q [true|false]" in rest
+    assert len(BASELINES) + len(NAMED_DATASETS) > 8
+    assert all(name in rest for name in (*BASELINES, *NAMED_DATASETS))
     assert "--training.loss.log_q" not in rest
     assert "--k N ..." in rest
     assert "None" not in rest.replace("None:", "")
@@ -333,7 +337,7 @@ OTHER = {
         "baselines": ("markov",), "baseline_options": {"ease": {"regularization": 3}},
         "tune_baselines": True, "rivals": {"X": {"preset": "mlp-small"}}, "user_groups": ("age",),
     },
-    "examples": {"user_key": "7", "record": {"age": 3}},
+    "examples": {"user_key": "7", "record": {"age": 3}, "history": ["a"]},
     "card": {"title": "T", "licence": "mit", "data_licence": "L", "data_hub_id": "a/b",
              "citation": "@misc{}", "country": "FRA"},
     "": {
@@ -419,7 +423,7 @@ def test_an_option_is_taken_or_where_nothing_reads_it_refused_by_name(mode):
 @pytest.mark.parametrize(
     ("evaluation", "message"),
     [
-        ({"baselines": ["popularity"], "tune_baselines": True}, "tune_baselines is for item-knn"),
+        ({"baselines": ["popularity"], "tune_baselines": True}, "tune_baselines is for .*item-knn"),
         (
             {"baselines": ["ease"], "baseline_options": {"ease": {}}, "tune_baselines": True},
             r"baseline_options \['ease'\] are not read with tune_baselines",

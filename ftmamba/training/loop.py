@@ -146,6 +146,8 @@ def signals_held_back() -> Iterator[list[int]]:
         yield came
         return
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What the process ignores, as `nohup` and shells in the background may ask, stays ignored.
+    usual = {n: handler for n, handler in usual.items() if handler not in (None, signal.SIG_IGN)}
 
     def restore() -> None:
         for number, handler in usual.items():

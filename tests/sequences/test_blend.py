@@ -59,7 +59,8 @@ def slow_scores(towers_UI, blend, histories):
             if age < blend.n_recent:
                 h = blend.recent_share * blend.ratio**age / total
             else:
-                h = (1 - blend.recent_share) / (len(newest) - blend.n_recent)
+                n_others = len(newest) - blend.n_recent
+                h = (1 - blend.recent_share) / n_others if blend.n_recent else n_others**-0.5
             for index in range(blend.starts[item], blend.starts[item + 1]):
                 evidence = float(blend.evidence[index])
                 result[user, blend.neighbours[index]] += blend.weight * h * evidence
@@ -266,8 +267,8 @@ WRONG = {
     "no neighbour": ({"neighbours": np.array([0, 3], np.int32)}, "do not fit its 3 items"),
     "starts": ({"starts": np.array([0, 2, 1, 2])}, "do not fit"),
     "a type": ({"evidence": np.ones(2)}, "do not fit"),
-    "not finite": ({"evidence": np.array([1, np.inf], np.float32)}, "not finite"),
-    "a weight": ({"weight": float("nan")}, "not finite"),
+    "must be finite": ({"evidence": np.array([1, np.inf], np.float32)}, "must be finite"),
+    "a weight": ({"weight": float("nan")}, "must be finite"),
     "a history": ({"max_history": 0}, "max_history"),
 }
 

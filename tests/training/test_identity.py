@@ -329,6 +329,18 @@ def test_a_signal_saves_a_state_that_resumes_exactly(
     assert same_weights(straight.model, run(**options, **RESUME).model)
 
 
+def test_a_signal_that_the_process_ignores_stays_ignored():
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with loop.signals_held_back() as came:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 def test_metrics_examples_and_lengths_are_checked_with_the_tables(values, tables):
     for options, message in (
         ({"evaluation__selection_metric": "NDGC@3"}, "did you mean 'NDCG@3'"),
