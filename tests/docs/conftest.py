@@ -103,7 +103,8 @@ def folder(prepared, tmp_path, monkeypatch):
 
     def short(tables, given):
         found = propose(tables, given)
-        cut = {"training": {"num_epochs": 1}, "evaluation": {"baselines": ["popularity"]}}
+        few = {"baselines": ["popularity"], "tune_baselines": False}
+        cut = {"training": {"num_epochs": 1}, "evaluation": few, "blend": "none"}
         return replace(found, values=lay_over(Recipe, found.values, cut))
 
     monkeypatch.setattr("ftmamba.run.propose", short)
