@@ -20,6 +20,7 @@ from ftmamba.comparison import held_out_scorer
 from ftmamba.evaluation import Evaluation, Protocol, Split, evaluate, make_baseline, tune
 from ftmamba.evaluation.baselines import GRIDS
 from ftmamba.evaluation.protocol import Scorer
+from ftmamba.identity import identity_of
 from ftmamba.recipe import Recipe
 from ftmamba.results import hardware
 from ftmamba.training import FitResult
@@ -82,7 +83,8 @@ def run_refit(recipe: Recipe, n_epochs: int) -> Run:
     tables = read_tables(recipe.data, recipe.schema, accelerator)
     split = split_tables(tables, recipe)
     start = time.perf_counter()
-    model, data = refit(recipe, tables, split, accelerator, n_epochs=n_epochs)
+    identity = {**identity_of(recipe, tables), "refit": {"n_epochs": n_epochs}}
+    model, data = refit(recipe, tables, split, accelerator, identity=identity)
     seconds = round(time.perf_counter() - start, 3)
     facts = {
         "recipe": recipe.to_dict(),

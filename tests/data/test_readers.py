@@ -65,7 +65,7 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path):
 def test_tables_in_memory_are_read_as_they_are():
     dataset = Dataset(TABLE)
 
-    assert read_table(TABLE) is TABLE
+    assert read_table(TABLE) == TABLE
     assert read_table(dataset).to_pylist() == ROWS
     assert read_table(dataset.select([1, 0])).to_pylist() == [ROWS[1], ROWS[0]]
     assert read_table({"a": [1, 2]}).to_pylist() == [{"a": 1}, {"a": 2}]
