@@ -375,11 +375,17 @@ def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
 
 def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
     """Return the recipe with the rival's network and training options in place of its own."""
-    FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
+    config = FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
     resume = "latest" if recipe.training.resume_from_checkpoint else ""
     afresh = {"resume_from_checkpoint": resume, "allow_changed": (), **rival.training}
     own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
     training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
+    pooling = config.tower("user").pooling
+    if training.sequences and pooling != "last":
+        raise ValueError(
+            f"rival {rival.name!r}: training.sequences needs pooling 'last', got {pooling!r}; set "
+            "pooling among its overrides, or sequences: '' in its training"
+        )
     if rival.columns == "ids":
         # Its items have no popularity columns, and its users no history.
         loss = replace(training.loss, time_buckets=None, mask_history=False)

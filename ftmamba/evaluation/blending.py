@@ -194,7 +194,8 @@ def choose_blend(
     grid = _Grid(split, mask_seen, metric)
     warm = asked.user_ids[is_warm_U], asked.towers
     cold = asked.user_ids[~is_warm_U], asked.towers
-    if hidden is not None and len(cold[0]) < LEAST_COLD:
+    is_hidden = hidden is not None and len(cold[0]) < LEAST_COLD
+    if hidden is not None and is_hidden:
         # What a person without a history is served, asked of those who have one.
         cold = warm[0], hidden
     until = split.validation_time
@@ -210,7 +211,7 @@ def choose_blend(
         if found_U.mean() > best_U.mean() and _is_better(found_U, pure_U):
             best_U, counting = found_U, one
     weights = (0.0,) if counting is None else WEIGHTS
-    found: list[tuple[float, int | None, float, float, float, float]] = []
+    found: list[tuple[float, int | None, float, float, float, float, float]] = []
     for days, popularity_I in popularity.items():
         empty = no_neighbours(popularity_I)
         blend = empty if counting is None else blends[counting]
@@ -227,9 +228,11 @@ def choose_blend(
             of_cold = ZERO
         total = float(own_U.sum() + values_PU[of_cold].sum())
         priors = PRIORS[column], PRIORS[of_cold]
-        found.append((total, days, weights[row], *priors, float(own_U.mean())))
-    _, days, weight, prior, cold_prior, blended = max(found, key=lambda one: one[0])
-    pure = float(pure_U.mean())
+        asked_PU = values_PU[:, :0] if is_hidden else values_PU
+        blended = float(np.concatenate([own_U, asked_PU[of_cold]]).mean())
+        pure = float(np.concatenate([pure_U, asked_PU[ZERO]]).mean())
+        found.append((total, days, weights[row], *priors, pure, blended))
+    _, days, weight, prior, cold_prior, pure, blended = max(found, key=lambda one: one[0])
     chosen = counting if weight else None
     return Blending(chosen, days, weight, prior, cold_prior, metric, pure, blended)
 
