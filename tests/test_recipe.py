@@ -499,3 +499,12 @@ def test_what_a_flag_switches_off_takes_the_options_that_need_it_along(recipe_fi
       evaluation: {baselines: [ease, ials], baseline_options: {ease: {}, ials: {}}}
     """)
     assert kept(load_recipe([*file, *flags]))
+
+
+def test_a_rival_that_cannot_be_trained_at_every_position_is_refused_before_training():
+    values = {
+        "training": {"sequences": "every", "loss": "full_softmax"},
+        "evaluation": {"rivals": {"X": {"preset": "mlp-small"}}},
+    }
+    with pytest.raises(ValueError, match="rival 'X': training.sequences needs pooling 'last'"):
+        check_rivals_and_baselines(recipe_from_dict(values))
