@@ -208,7 +208,7 @@ def choose_blend(
     for one, blend in blends.items():
         values_WU = grid.values(*warm, blend, weights=WEIGHTS)[:, 0]
         found_U = values_WU[_best(values_WU)]
-        if found_U.mean() > best_U.mean() and _is_better(found_U, pure_U):
+        if found_U.mean() > best_U.mean():
             best_U, counting = found_U, one
     weights = (0.0,) if counting is None else WEIGHTS
     found: list[tuple[float, int | None, float, float, float, float, float]] = []
