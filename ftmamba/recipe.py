@@ -358,8 +358,8 @@ class ExamplesRecipe(_Options):
 
     user_key: str = option("", "a user of the tables")
     record: dict[str, Any] = option({}, "raw columns of a user who is in no table")
-    history: tuple[str, ...] = option((), "items of somebody who is known by them alone, oldest "
-                                      "first")  # fmt: skip
+    history: tuple[str, ...] = option((), "keys of items, oldest first: the history of a user "
+                                      "who is in no table")  # fmt: skip
 
 
 _of_hub = functools.partial(option, needs="push_to_hub")

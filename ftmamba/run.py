@@ -168,7 +168,7 @@ def fit_tables(sources: Mapping[str, Source | None], options: Mapping[str, Any])
 
 
 def _partial_recipe(given: Mapping[str, Any]) -> tuple[dict[str, Any], DataRecipe]:
-    """Return what was given, in which a few unknown keys are no error, and its section `data`."""
+    """Return the given options, by default without unknown keys' rows, and the section `data`."""
     own = as_mapping(given.get("data", {}), DataRecipe)
     if own.get("interactions"):
         own = {"drop_unknown": True, **own}
