@@ -235,7 +235,7 @@ class Recommender:
         row = self.catalogue.row(item_key)
         events = self._history.events([record])
         users_UE = self._model.get_user_embeddings(**self._inputs([record], events))
-        return float(self._scores(users_UE, events)[0, row])
+        return float(self._scores(users_UE, self._history.rows(events))[0, row])
 
     def explain(self, user: Record | str, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
@@ -286,9 +286,9 @@ class Recommender:
                 reads_history = self._history.column is not None
                 events = [users.events(row) if reads_history else [] for row in rows]
             users_UE = self._model.get_user_embeddings(**self._inputs(block, events))
-            scores_UI = self._scores(users_UE, events)
+            seen = self._history.rows(events)
+            scores_UI = self._scores(users_UE, seen)
             if exclude_seen:
-                seen = self._history.rows(events)
                 if users is not None:
                     own = users.seen
                     seen = [own.item_ids[own.starts[row] : own.starts[row + 1]] for row in rows]
@@ -297,9 +297,8 @@ class Recommender:
             ranked += self._best(scores_UI, k)
         return ranked
 
-    def _scores(self, users_UE: Tensor, events: Sequence[Sequence[Event]]) -> Tensor:
-        users_UE = _finite(users_UE).to(self._items_IE.dtype)
-        return self._history.scores(users_UE, self._history.rows(events))
+    def _scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+        return self._history.scores(_finite(users_UE).to(self._items_IE.dtype), rows)
 
     def _inputs(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]

@@ -2,7 +2,6 @@
 
 import tempfile
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -10,28 +9,11 @@ import pytest
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
-from tests.made_up_tables import checkerboard
 
 SMALL = {
     "num_epochs": 1, "baselines": ["popularity"],
     "overrides": {"hidden_size": 16, "num_hidden_layers": 1, "projection_size": 16},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def raw():
-    tables = checkerboard(16)
-    pairs = tables.interactions
-    columns = {
-        "user_id": np.array(tables.user_keys)[pairs.user_ids],
-        "item_id": np.array(tables.item_keys)[pairs.item_ids],
-        "time": pairs.times,
-    }
-    return {
-        "interactions": pa.table(columns),
-        "items": tables.items,
-        "users": tables.users,
-    }
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from pyarrow import csv
 
@@ -17,18 +15,11 @@ SMALL = ["--num_epochs", "1", "--baselines", "popularity", "item-knn", "--overri
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
+def files(raw, tmp_path, monkeypatch):
     """Interactions and items in the working folder, the only one that is written to."""
     monkeypatch.chdir(tmp_path)
-    tables = checkerboard(16)
-    pairs = tables.interactions
-    columns = {
-        "user_id": np.array(tables.user_keys)[pairs.user_ids],
-        "item_id": np.array(tables.item_keys)[pairs.item_ids],
-        "time": pairs.times,
-    }
-    csv.write_csv(pa.table(columns), "likes.csv")
-    csv.write_csv(tables.items, "items.csv")
+    csv.write_csv(raw["interactions"], "likes.csv")
+    csv.write_csv(raw["items"], "items.csv")
     return ["--interactions", "likes.csv", "--items", "items.csv", "--cache_dir", "cache"]
 
 
