@@ -100,8 +100,11 @@ def test_a_time_of_each_test_of_its_own_leaves_popularity_columns_out_and_a_cut_
     cut = drawn(time=shuffled(400) * 3600 + 10**9)
     assert cut.schema.items.popularity_columns
     assert "schema" not in propose(cut, {}).values
-    assert propose(cut, {}).values["evaluation"]["refit"]
+    assert "refit_share" not in propose(cut, {}).values["evaluation"]
     sittings = drawn(time=SITTINGS)
+    assert propose(sittings, {}).values["evaluation"]["refit_share"] == 0.2
+    without = {"evaluation": {"refit": False}}
+    assert not {"refit", "refit_share"} & propose(sittings, without).values["evaluation"].keys()
     proposed = propose(sittings, {}).values["schema"]
     assert proposed == {**sittings.schema.to_dict(), "items": proposed["items"]}
     assert "popularity_days" not in proposed["items"]

@@ -506,5 +506,7 @@ def test_a_rival_that_cannot_be_trained_at_every_position_is_refused_before_trai
         "training": {"sequences": "every", "loss": "full_softmax"},
         "evaluation": {"rivals": {"X": {"preset": "mlp-small"}}},
     }
-    with pytest.raises(ValueError, match=r"rival 'X': training\.sequences needs pooling 'last'"):
+    with pytest.raises(
+        ValueError, match=r"rival 'X': training\.sequences needs pooling 'last' or 'mean'"
+    ):
         check_rivals_and_baselines(recipe_from_dict(values))
