@@ -251,7 +251,7 @@ def _training(
         values |= {"sequences": "", "batch_size": batch_size, "history_dropout": 0.2}
     n_steps = math.ceil(n_rows / batch_size)
     has_popularity = bool(schema.items.popularity_columns)
-    work = len(train) * (WORK_OF_AN_EVENT + WORK_OF_AN_ITEM * min(n_items, MOST_ITEMS_OF_A_SOFTMAX))
+    work = len(train) * (WORK_OF_AN_EVENT + WORK_OF_AN_ITEM * loss.get("n_negatives", n_items))
     work *= WORK_OF_POPULARITY if has_popularity else 1
     most = max(FEWEST_EPOCHS, min(MOST_EPOCHS, int(MOST_WORK / work)))
     wanted = STEPS if values["sequences"] else STEPS_OF_ROWS
