@@ -123,6 +123,7 @@ class Catalogue:
     # The encoded items (I, S) by the extractor's names, if they are kept for explanations.
     records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     blend: Blend | None = None  # what is added to the towers' scores
+    exclude_seen: bool = True  # leave out seen items unless asked, as the evaluation did
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", text_table(self.keys))
@@ -175,6 +176,7 @@ class Catalogue:
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
         facts: dict[str, Any] = {"as_of": self.as_of, "fingerprint": self.fingerprint}
         facts |= {"n_items": len(self), "cast_fingerprints": list(self.cast_fingerprints)}
+        facts["exclude_seen"] = self.exclude_seen
         if self.blend is not None:
             arrays |= {f"{_BLEND}{name}": getattr(self.blend, name) for name in _BLEND_ARRAYS}
             facts["blend"] = {name: getattr(self.blend, name) for name in _BLEND_NUMBERS}
@@ -205,7 +207,8 @@ def load_catalogue(path: Path) -> Catalogue:
             counted = [arrays.pop(f"{_BLEND}{name}") for name in _BLEND_ARRAYS]
             blend = Blend(*counted, **numbers)
         records = {name.removeprefix(_RECORDS): array for name, array in arrays.items()}
-        return Catalogue(keys, titles, *own, cast, records, blend)
+        exclude_seen = bool(facts.get("exclude_seen", True))
+        return Catalogue(keys, titles, *own, cast, records, blend, exclude_seen)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{str(path)!r} is truncated or no catalogue ({error!s:.300})"
         raise ValueError(f"{problem}; download or save the checkpoint again") from None

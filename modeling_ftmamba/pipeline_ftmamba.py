@@ -109,8 +109,8 @@ class FTMambaRecommendationPipeline(Pipeline):
         `batch_size` records are embedded together; the default depends on the catalogue, and is 1
         where inputs have no length. Parameters are `top_k`, by default 10 or all of a smaller
         catalogue, `exclude`, the keys of items to leave out; unknown ones are ignored, and
-        `exclude_seen`, by default true: the items of a record's history are left out. Fewer than
-        `top_k` items come only where these leave fewer.
+        `exclude_seen`: leave out the items of a record's history; by default as the model was
+        evaluated. Fewer than `top_k` items come only where these leave fewer.
         """
         if args:
             raise ValueError(f"give top_k and exclude by name, as in top_k=10; got {args!r}")
@@ -157,7 +157,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         tensors = {name: one for name, one in input_tensors.items() if name != _ROWS}
         users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
         scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
-        if forward_parameters.get("exclude_seen", True):
+        if forward_parameters.get("exclude_seen", self.catalogue.exclude_seen):
             self._history.leave_out(scores_BI, input_tensors[_ROWS])
         rows = self.catalogue.rows(forward_parameters.get("exclude", ()))
         scores_BI[:, [row for row in rows if row is not None]] = -torch.inf

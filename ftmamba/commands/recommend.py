@@ -1,7 +1,7 @@
 """`python -m ftmamba recommend` and `explain`: items for a user, and why."""
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,15 @@ def add_recommend_arguments(parser: ArgumentParser) -> None:
     who = _add_who(parser)
     who.add_argument("--similar-to", metavar="KEY", help="an item: print those most like it")
     parser.add_argument("-k", type=int, default=10, help="how many (default: 10)")
+    add_exclude_seen(parser)
+
+
+def add_exclude_seen(parser: ArgumentParser) -> None:
+    """Declare the option of all commands that recommend."""
     parser.add_argument(
-        "--include-seen", action="store_true", help="include the items of the user's history"
-    )
+        "--exclude-seen", action=BooleanOptionalAction,
+        help="leave out the user's seen items, or keep them (default: as the model was evaluated)",
+    )  # fmt: skip
 
 
 def add_explain_arguments(parser: ArgumentParser) -> None:
@@ -55,7 +61,7 @@ def run_recommend(arguments: Namespace) -> None:
             user_key=arguments.user,
             record=record,
             k=arguments.k,
-            exclude_seen=not arguments.include_seen,
+            exclude_seen=arguments.exclude_seen,
         )
     if arguments.json:
         print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
