@@ -300,6 +300,11 @@ class TrainingRecipe(_Options):
                 "checkpointing_steps must be a whole number > 0, 'epoch', 'end' or empty, got "
                 f"{steps!r}"
             )
+        if self.loss.name == "in_batch" and self.batch_size == 1:
+            raise ValueError(
+                "batch_size 1 trains nothing with in_batch, whose negatives are the batch's other "
+                "targets; give 2 or more, or another loss such as full_softmax"
+            )
         if unknown := set(self.allow_changed) - {"data", "code"}:
             raise ValueError(f"allow_changed may name data and code, got {sorted(unknown)}")
         if self.stop_after_epochs > self.num_epochs:

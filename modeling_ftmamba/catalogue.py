@@ -174,9 +174,8 @@ class Catalogue:
         texts = [array for table in tables for array in (table.packed, table.offsets)]
         arrays = {**dict(zip(_TEXTS, texts, strict=True)), "embeddings": self.embeddings}
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
-        facts: dict[str, Any] = {"as_of": self.as_of, "fingerprint": self.fingerprint}
+        facts = {name: getattr(self, name) for name in ("as_of", "fingerprint", "exclude_seen")}
         facts |= {"n_items": len(self), "cast_fingerprints": list(self.cast_fingerprints)}
-        facts["exclude_seen"] = self.exclude_seen
         if self.blend is not None:
             arrays |= {f"{_BLEND}{name}": getattr(self.blend, name) for name in _BLEND_ARRAYS}
             facts["blend"] = {name: getattr(self.blend, name) for name in _BLEND_NUMBERS}
@@ -207,8 +206,8 @@ def load_catalogue(path: Path) -> Catalogue:
             counted = [arrays.pop(f"{_BLEND}{name}") for name in _BLEND_ARRAYS]
             blend = Blend(*counted, **numbers)
         records = {name.removeprefix(_RECORDS): array for name, array in arrays.items()}
-        exclude_seen = bool(facts.get("exclude_seen", True))
-        return Catalogue(keys, titles, *own, cast, records, blend, exclude_seen)
+        masked = facts.get("exclude_seen", True)
+        return Catalogue(keys, titles, *own, cast, records, blend, masked)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{str(path)!r} is truncated or no catalogue ({error!s:.300})"
         raise ValueError(f"{problem}; download or save the checkpoint again") from None

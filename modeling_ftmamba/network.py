@@ -338,10 +338,15 @@ class HistoryTokens(nn.Module):
 
     def forward(self, inputs: TowerInputs) -> tuple[Tensor, Tensor | None]:
         """Return the tokens (B, T, D) of the events and, if the scan reads them, gaps (B, T)."""
-        tokens_BTD: Tensor = self.projection(inputs.history)
+        history_BTE, given_BTF = inputs.history, inputs.event_features
+        assert history_BTE is not None
+        if inputs.history_lengths is not None:  # what stands in the padding may not be finite
+            beyond_BT1 = (_index(history_BTE) >= inputs.history_lengths[:, None])[..., None]
+            history_BTE = history_BTE.masked_fill(beyond_BT1, 0)
+            given_BTF = None if given_BTF is None else given_BTF.masked_fill(beyond_BT1, 0)
+        tokens_BTD: Tensor = self.projection(history_BTE)
         if self.factor != 1:
             tokens_BTD = tokens_BTD * self.factor
-        given_BTF = inputs.event_features
         if self.feature_weight is not None and self.missing is not None:
             if given_BTF is None:
                 tokens_BTD = tokens_BTD + self.missing.sum(0)

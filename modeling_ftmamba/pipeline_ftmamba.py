@@ -92,9 +92,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         self.catalogue = catalogue
         self._items_IE = torch.from_numpy(catalogue.embeddings).to(self.device)
         self._history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
-        self._columns = {
-            name_of(column, "user"): column.name for column in feature_extractor.columns("user")
-        }
+        self._columns = {name_of(c, "user"): c.name for c in feature_extractor.columns("user")}
 
     def __call__(
         self, inputs: Any, *args: Any, batch_size: int | None = None, **parameters: Any
