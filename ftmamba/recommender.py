@@ -299,7 +299,7 @@ class Recommender:
         return ranked
 
     def _scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
-        return self._history.scores(_finite(users_UE).to(self._items_IE.dtype), rows)
+        return self._history.scores(users_UE.to(self._items_IE.dtype), rows)
 
     def _inputs(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]

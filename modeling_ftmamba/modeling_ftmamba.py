@@ -60,7 +60,9 @@ class FTMambaPreTrainedModel(PreTrainedModel):
                 raise ValueError(
                     f"only safetensors are loaded, got {name}={kwargs[name]!r}; leave it out"
                 )
-        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
+        loaded: Any = super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
+        (loaded[0] if isinstance(loaded, tuple) else loaded).check_weights()
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

@@ -55,6 +55,7 @@ MIXER_OF_NAME: dict[str, type[Any]] = {
 # stay in the cache. Of long histories at least so many tokens, for each costs a step.
 _NUMBERS_AT_A_TIME = 2**18
 _LEAST_TOKENS_AT_A_TIME = 8
+MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -588,6 +589,16 @@ class ScanChoice(nn.Module):
         """Name of the scan in use on the model's device, or `none` where no layer scans."""
         mixers = [module for module in self.modules() if isinstance(module, MambaMixer)]
         return ", ".join(sorted({mixer.scan_name() for mixer in mixers})) or "none"
+
+    def check_weights(self) -> None:
+        """Raise ValueError where a weight is not finite, or larger than any training makes it."""
+        for name, weight in self.named_parameters():
+            if weight.is_floating_point() and weight.numel() and not weight.is_meta:
+                low, high = map(float, weight.detach().float().aminmax())
+                most = 30.0 if name == "log_temperature" else MOST_WEIGHT
+                if not -most <= low <= high <= most:
+                    problem = f"{name} holds weights from {low:g} to {high:g}, beyond {most:g}"
+                    raise ValueError(f"{problem}: training diverged or the file is damaged")
 
 
 class TowerNetwork(ScanChoice):

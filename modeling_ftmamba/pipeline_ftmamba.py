@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
@@ -19,7 +18,7 @@ from transformers.utils.hub import cached_file
 from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k
 from .configuration_ftmamba import near
 from .encoders import text_table
-from .processing_ftmamba import HistoryReader, name_of
+from .processing_ftmamba import WHOLE_RECORD, HistoryReader, name_of
 
 _PARAMETERS = ("top_k", "exclude", "exclude_seen")
 _RECORDS_AT_ONCE = 1024
@@ -160,7 +159,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         rows = self.catalogue.rows(forward_parameters.get("exclude", ()))
         scores_BI[:, [row for row in rows if row is not None]] = -torch.inf
         scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
-        return {"scores": scores_BK, "rows": rows_BK, "is_finite": users_BE.isfinite().all(1)}
+        return {"scores": scores_BK, "rows": rows_BK}
 
     def postprocess(self, model_outputs: Any, **_: Any) -> list[Answer]:
         """Give the best items their keys and titles."""
@@ -193,20 +192,16 @@ class FTMambaRecommendationPipeline(Pipeline):
                 problem = f" has no column of the model, got {given}{guess}; the model has {names}"
                 raise WrongInputError(problem, "inputs", row)
         try:
-            inputs = self.preprocess(records)
+            return self.postprocess(self.forward(self.preprocess(records), **options))
         except ValueError as error:
             # By its attributes: in a local folder the extractor's class of error is not ours.
             wrong: Any = error
-            if (column := self._columns.get(getattr(error, "name", ""))) is None:
+            column = self._columns.get(name := getattr(error, "name", ""))
+            if column is None and name != WHOLE_RECORD:
                 raise
-            problem = f", column {column!r}: {wrong.rule}, got {wrong.value!r:.80}"
+            problem = f", column {column!r}" if column else ""
+            problem += f": {wrong.rule}, got {wrong.value!r:.80}"
             raise WrongInputError(problem, "inputs", first + wrong.row, column) from None
-        outputs: dict[str, Tensor] = self.forward(inputs, **options)
-        if not bool(outputs["is_finite"].all()):
-            row = first + int(outputs["is_finite"].int().argmin())
-            problem = "'s embedding is not finite: values too large, or damaged weights"
-            raise WrongInputError(problem, "inputs", row)
-        return self.postprocess(outputs)
 
 
 def add_pipeline(folder: Path) -> None:
