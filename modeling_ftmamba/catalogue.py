@@ -206,8 +206,7 @@ def load_catalogue(path: Path) -> Catalogue:
             counted = [arrays.pop(f"{_BLEND}{name}") for name in _BLEND_ARRAYS]
             blend = Blend(*counted, **numbers)
         records = {name.removeprefix(_RECORDS): array for name, array in arrays.items()}
-        masked = facts.get("exclude_seen", True)
-        return Catalogue(keys, titles, *own, cast, records, blend, masked)
+        return Catalogue(keys, titles, *own, cast, records, blend, facts.get("exclude_seen", True))
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{str(path)!r} is truncated or no catalogue ({error!s:.300})"
         raise ValueError(f"{problem}; download or save the checkpoint again") from None
