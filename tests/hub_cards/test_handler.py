@@ -125,6 +125,16 @@ def test_a_bad_request_is_told_what_is_wrong_and_where(handler, request_, field,
     assert fits(json.loads(json.dumps(answer)), ANSWER_SCHEMA)
 
 
+def test_a_request_of_a_million_answers_is_refused(handler, monkeypatch):
+    monkeypatch.setattr(hub_cards.handler, "MOST_ANSWERED", 12)
+    request = {"inputs": [RECORD] * 4, "parameters": {"top_k": 3}}
+    assert [len(one) for one in handler(request)] == [3] * 4
+    request["inputs"].append(RECORD)
+    error = handler(request)["error"]
+    assert error["field"] == "parameters.top_k"
+    assert error["message"].startswith("5 records times top_k 3 may be 12 at most")
+
+
 def test_a_long_wrong_value_does_not_come_back_whole(handler):
     for inputs in ([{"x" * 5000: 1}], {"age": "x" * 5000}):
         assert len(json.dumps(handler({"inputs": inputs}))) < 700
