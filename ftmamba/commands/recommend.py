@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ftmamba.terminal import printable
+
 if TYPE_CHECKING:
     from ftmamba.explanations import Explanation
     from ftmamba.recommender import Recommendation
@@ -105,7 +107,7 @@ def recommendations_table(found: Sequence["Recommendation"]) -> str:
     """Align rank, score, key and title; leave the title out where there is none."""
     rows = [("rank", "score", "item", "title")]
     rows += [
-        (str(rank), f"{one.score:.4f}", one.item_key, " ".join(one.title.split()))
+        (str(rank), f"{one.score:.4f}", printable(one.item_key), printable(one.title))
         for rank, one in enumerate(found, start=1)
     ]
     if not any(one.title for one in found):
@@ -119,16 +121,16 @@ def explanation_table(explanation: "Explanation") -> str:
     """Write the sum first, then every column, the strongest first."""
     parts = {part: sum(getattr(explanation, part).values()) for part in ("user", "item", "counts")}
     sums = " ".join(f"{share:+.4f} {part}" for part, share in parts.items() if share)
-    title = " ".join(explanation.title.split())
+    title = printable(explanation.title)
     lines = [
-        f"item {explanation.item_key}{f' ({title})' if title else ''}",
+        f"item {printable(explanation.item_key)}{f' ({title})' if title else ''}",
         f"score {explanation.score:.4f} = {explanation.baseline_score:.4f} with all columns "
         f"missing {sums}",
     ]
     if explanation.standard_error:
         lines.append(f"shares are estimates; standard error {explanation.standard_error:.2g}")
     rows = [
-        (f"{share:+.4f}", tower, column, " ".join(value.split()))
+        (f"{share:+.4f}", tower, printable(column), printable(value))
         for tower, column, value, share in explanation.ranked()
     ]
     rows.insert(0, ("adds", "of", "column", "value"))
