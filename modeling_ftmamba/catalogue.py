@@ -28,6 +28,7 @@ LONGEST_KEY = 4096  # bytes
 GROUP_SIZE = 32
 CAST_TYPES = (torch.bfloat16, torch.float16, torch.float64)
 _TEXTS = ("key_bytes", "key_offsets", "title_bytes", "title_offsets")
+_FACTS = ("as_of", "fingerprint", "cast_fingerprints", "exclude_seen")
 _RECORDS, _BLEND = "records/", "blend/"
 _MOST_TO_SUGGEST_FROM = 50_000
 
@@ -174,12 +175,12 @@ class Catalogue:
         texts = [array for table in tables for array in (table.packed, table.offsets)]
         arrays = {**dict(zip(_TEXTS, texts, strict=True)), "embeddings": self.embeddings}
         arrays |= {f"{_RECORDS}{name}": values for name, values in self.records.items()}
-        facts = {name: getattr(self, name) for name in ("as_of", "fingerprint", "exclude_seen")}
-        facts |= {"n_items": len(self), "cast_fingerprints": list(self.cast_fingerprints)}
+        facts = {name: getattr(self, name) for name in _FACTS}
+        facts |= {"format_version": CATALOGUE_VERSION, "n_items": len(self)}
         if self.blend is not None:
             arrays |= {f"{_BLEND}{name}": getattr(self.blend, name) for name in _BLEND_ARRAYS}
             facts["blend"] = {name: getattr(self.blend, name) for name in _BLEND_NUMBERS}
-        metadata = {"format_version": str(CATALOGUE_VERSION), "catalogue": json.dumps(facts)}
+        metadata = {"catalogue": json.dumps(facts)}  # several entries would have no fixed order
         temporary = path.with_name(f".{path.name}.new")
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
         temporary.replace(path)
@@ -193,10 +194,10 @@ def load_catalogue(path: Path) -> Catalogue:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-        version = metadata.get("format_version")
-        if version != str(CATALOGUE_VERSION):
-            raise ValueError(f"format {version!s:.20}, this code reads {CATALOGUE_VERSION}")
         facts = json.loads(metadata["catalogue"])
+        version = metadata.get("format_version", facts.get("format_version"))
+        if str(version) != str(CATALOGUE_VERSION):
+            raise ValueError(f"format {version!s:.20}, this code reads {CATALOGUE_VERSION}")
         packed = [arrays.pop(name) for name in _TEXTS]
         keys, titles = TextTable(*packed[:2]), TextTable(*packed[2:])
         own = (arrays.pop("embeddings"), facts["as_of"], facts["fingerprint"])

@@ -212,6 +212,8 @@ def add_pipeline(folder: Path) -> None:
     config["custom_pipelines"] = {"recommendation": {"impl": impl, "pt": ["AutoModel"]}}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     custom_object_save(FTMambaRecommendationPipeline, folder)
+    for written in folder.glob("*.safetensors"):  # which safetensors keeps from other people
+        written.chmod(path.stat().st_mode)
 
 
 def _records_of(inputs: Any) -> Iterator[Any]:

@@ -213,12 +213,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         vocabularies = save(self._arrays(), {"format": "np"})
         values = json.dumps(self.to_dict(), indent=2).encode() + b"\n"
         for name, content in ((VOCABULARY_NAME, vocabularies), (path.name, values)):
-            temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+            temporary = path.with_name(f".{name}.new")
             try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+                temporary.write_bytes(content)
                 temporary.replace(path.with_name(name))
             finally:
                 temporary.unlink(missing_ok=True)
