@@ -214,9 +214,11 @@ def _checked_parts(
     return model, extractor, catalogue
 
 
-def check_published(folder: Path, *, with_catalogue: bool) -> None:
-    """Check weights, processor and catalogue as loading does, and raise the same errors."""
-    _checked_parts(folder, load_network, with_catalogue=with_catalogue)
+def check_published(
+    folder: Path, *, with_catalogue: bool
+) -> tuple[FTMambaFeatureExtractor, Catalogue | None]:
+    """Check weights, processor and catalogue as loading does; return the latter two."""
+    return _checked_parts(folder, load_network, with_catalogue=with_catalogue)[1:]
 
 
 def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoint:
@@ -232,7 +234,7 @@ def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoin
         users=users,
         card=_read_text(folder / CARD_FILE, _MOST_CARD_BYTES),
         results=read_json(results) if results.exists() else {},
-        recipe=_read_recipe(folder / RECIPE_FILE),
+        recipe=read_recipe_file(folder / RECIPE_FILE),
     )
 
 
@@ -256,7 +258,7 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe_file(path: Path) -> dict[str, Any]:
     """Read the recipe of a run, with a safe loader; an absent file holds none."""
     try:
         recipe = yaml.load(_read_text(path, _MOST_RECIPE_BYTES), _PlainLoader)

@@ -5,7 +5,7 @@ Training imports much that recommending does without, so it is imported where it
 Shapes: U users, I items, E embedding, K recommendations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from ftmamba.checkpoint import Checkpoint, load_checkpoint, load_to_recommend, save_checkpoint
 from ftmamba.evaluation.report import Report
 from ftmamba.explanations import Explanation, explain
-from ftmamba.known_users import KnownUsers
+from ftmamba.known_users import KnownUsers, records_of
 from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.encoders import text_table
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
@@ -164,8 +164,8 @@ class Recommender:
         user_key: str | None = None,
         record: Record | None = None,
         k: int = 10,
-        exclude_seen: bool = True,
-        exclude: Sequence[str] = (),
+        exclude_seen: bool | None = None,
+        exclude: Iterable[object] = (),
     ) -> list[Recommendation]:
         """Return the k best items for one user, best first.
 
@@ -173,7 +173,8 @@ class Recommender:
             user_key: a user of the training tables. Give either this or `record`.
             record: raw columns of any user; absent columns are missing values.
             k: how many; fewer come back only where the items left out leave fewer.
-            exclude_seen: leave out the seen items of a known user, or those of a record's history.
+            exclude_seen: leave out the seen items of a known user, or those of a record's history;
+                None does as the evaluation did: they are left out unless its `mask_seen` is false.
             exclude: keys of further items to leave out; keys of no item are ignored.
 
         Raises:
@@ -195,7 +196,7 @@ class Recommender:
         user_keys: Sequence[str] | None = None,
         records: "Sequence[Record] | Source | None" = None,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[list[Recommendation]]:
         """Return the k best items for each of several users, in their order.
 
@@ -205,7 +206,7 @@ class Recommender:
         if records is not None and not isinstance(records, list | tuple):
             from ftmamba.data.readers import read_table
 
-            records = list(read_table(records).to_pylist())
+            records = records_of(read_table(records))
         return self._ranked(user_keys, records, k, exclude_seen=exclude_seen)
 
     @torch.inference_mode()
@@ -263,14 +264,14 @@ class Recommender:
         records: Sequence[Record] | None,
         k: int,
         *,
-        exclude_seen: bool,
-        exclude: Sequence[str] = (),
+        exclude_seen: bool | None,
+        exclude: Iterable[object] = (),
     ) -> list[list[Recommendation]]:
         _check_k(k, len(self.catalogue))
         if (user_keys is None) == (records is None):
             given = "none" if records is None else "both"
             raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")
-        excluded = [row for row in self.catalogue.rows(exclude) if row is not None]
+        excluded = self.catalogue.excluded(exclude)
         users = None if user_keys is None else self._known_users()
         rows_U = np.array([users.row(key) for key in user_keys or ()] if users else [], np.int64)
         n_users = len(rows_U) if users is not None else len(records or ())
@@ -288,7 +289,7 @@ class Recommender:
             users_UE = self._model.get_user_embeddings(**self._inputs(block, events))
             seen = self._history.rows(events)
             scores_UI = self._scores(users_UE, seen)
-            if exclude_seen:
+            if self.catalogue.exclude_seen if exclude_seen is None else exclude_seen:
                 if users is not None:
                     own = users.seen
                     seen = [own.item_ids[own.starts[row] : own.starts[row + 1]] for row in rows]
@@ -298,7 +299,7 @@ class Recommender:
         return ranked
 
     def _scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
-        return self._history.scores(_finite(users_UE).to(self._items_IE.dtype), rows)
+        return self._history.scores(users_UE.to(self._items_IE.dtype), rows)
 
     def _inputs(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]

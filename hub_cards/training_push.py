@@ -28,6 +28,7 @@ from ftmamba.hub import Backoff, HubError, hide_tokens, known_tokens
 from ftmamba.recipe import Recipe
 from ftmamba.table_embedding import embed_catalogue
 from ftmamba.training.checkpoints import Progress, TrainingCheckpoint
+from ftmamba.training.run import make_protocol
 from hub_cards.card import render
 from hub_cards.contents import TRAINING_FOLDER, list_contents, personal_warning, published_files
 from hub_cards.merge import PROVISIONAL_TITLE, UNDER_WAY
@@ -193,7 +194,10 @@ def _find_token(values: Mapping[str, Any], tokens: tuple[str, ...], above: str =
         if isinstance(value, Mapping):
             if found := _find_token(value, tokens, f"{name}."):
                 return found
-        elif hide_tokens(str(value), tokens) != str(value):
+            continue
+        # What signs an address comes after its question mark; it is used here and not published.
+        whole, bare = str(value), str(value).partition("?")[0]
+        if any(token in whole for token in tokens) or hide_tokens(bare) != bare:
             return name
     return ""
 
@@ -337,6 +341,7 @@ def write_state(folder: Path, saved: TrainingCheckpoint, recipe: Recipe, tables:
             keys=tables.item_keys,
             titles=tables.item_titles,
             as_of=saved.data.as_of,
+            exclude_seen=make_protocol(recipe.evaluation).mask_seen,
         )
         catalogue.save(folder / CATALOGUE_NAME)
     (folder / CARD_FILE).write_text(unfinished_card(recipe, saved.progress), encoding="utf-8")

@@ -5,13 +5,12 @@ Shapes: B records, I items, E embedding, K recommendations.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
@@ -19,7 +18,7 @@ from transformers.utils.hub import cached_file
 from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k
 from .configuration_ftmamba import near
 from .encoders import text_table
-from .processing_ftmamba import HistoryReader, name_of
+from .processing_ftmamba import WHOLE_RECORD, HistoryReader, name_of
 
 _PARAMETERS = ("top_k", "exclude", "exclude_seen")
 _RECORDS_AT_ONCE = 1024
@@ -93,9 +92,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         self.catalogue = catalogue
         self._items_IE = torch.from_numpy(catalogue.embeddings).to(self.device)
         self._history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
-        self._columns = {
-            name_of(column, "user"): column.name for column in feature_extractor.columns("user")
-        }
+        self._columns = {name_of(c, "user"): c.name for c in feature_extractor.columns("user")}
 
     def __call__(
         self, inputs: Any, *args: Any, batch_size: int | None = None, **parameters: Any
@@ -109,14 +106,18 @@ class FTMambaRecommendationPipeline(Pipeline):
         `batch_size` records are embedded together; the default depends on the catalogue, and is 1
         where inputs have no length. Parameters are `top_k`, by default 10 or all of a smaller
         catalogue, `exclude`, the keys of items to leave out; unknown ones are ignored, and
-        `exclude_seen`, by default true: the items of a record's history are left out. Fewer than
-        `top_k` items come only where these leave fewer.
+        `exclude_seen`: leave out the items of a record's history; by default as the model was
+        evaluated. Fewer than `top_k` items come only where these leave fewer.
         """
         if args:
             raise ValueError(f"give top_k and exclude by name, as in top_k=10; got {args!r}")
         options = {**self._forward_params, **self._sanitize_parameters(**parameters)[1]}
         n_items = len(self.catalogue)
         _check_count("top_k", options.setdefault("top_k", min(10, n_items)), n_items)
+        try:
+            options["exclude"] = self.catalogue.excluded(options.get("exclude", ()))
+        except ValueError as error:
+            raise WrongInputError(str(error), "exclude") from None
         if isinstance(inputs, Mapping):
             return self._answers([inputs], 0, options)[0]
         size = self._batch_size if batch_size is None else batch_size
@@ -137,15 +138,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         for name in set(pipeline_parameters) - set(_PARAMETERS):
             guess, known = near(name, _PARAMETERS), ", ".join(_PARAMETERS)
             raise WrongInputError(f"no parameter {name!r}{guess}; there are: {known}", name)
-        if "exclude" not in pipeline_parameters:
-            return {}, pipeline_parameters, {}
-        given = pipeline_parameters["exclude"]
-        is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-        keys = tuple(given) if is_list else (None,)
-        if not all(isinstance(key, str) for key in keys):
-            rule = "exclude must be a list of item keys, which are texts, as in ['50', '181']"
-            raise WrongInputError(f"{rule}; got {given!r:.80}", "exclude")
-        return {}, {**pipeline_parameters, "exclude": keys}, {}
+        return {}, pipeline_parameters, {}
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
         """Encode a list of records, and the events of their histories."""
@@ -157,12 +150,11 @@ class FTMambaRecommendationPipeline(Pipeline):
         tensors = {name: one for name, one in input_tensors.items() if name != _ROWS}
         users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
         scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
-        if forward_parameters.get("exclude_seen", True):
+        if forward_parameters.get("exclude_seen", self.catalogue.exclude_seen):
             self._history.leave_out(scores_BI, input_tensors[_ROWS])
-        rows = self.catalogue.rows(forward_parameters.get("exclude", ()))
-        scores_BI[:, [row for row in rows if row is not None]] = -torch.inf
+        scores_BI[:, forward_parameters["exclude"]] = -torch.inf
         scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
-        return {"scores": scores_BK, "rows": rows_BK, "is_finite": users_BE.isfinite().all(1)}
+        return {"scores": scores_BK, "rows": rows_BK}
 
     def postprocess(self, model_outputs: Any, **_: Any) -> list[Answer]:
         """Give the best items their keys and titles."""
@@ -184,31 +176,17 @@ class FTMambaRecommendationPipeline(Pipeline):
 
     def _answers(self, records: list[Any], first: int, options: dict[str, Any]) -> list[Answer]:
         """Answer for records; `first` is the row of the first among all that were given."""
-        names = sorted(self._columns.values())
-        for row, record in enumerate(records, start=first):
-            if not isinstance(record, Mapping):
-                problem = f" must be a dict of column name to value, got {record!r:.80}"
-                raise WrongInputError(problem, "inputs", row)
-            if record and not any(name in record for name in names):
-                given = sorted(map(str, record))[:10]
-                guess = next(filter(None, (near(name, names) for name in given)), "")
-                problem = f" has no column of the model, got {given}{guess}; the model has {names}"
-                raise WrongInputError(problem, "inputs", row)
         try:
-            inputs = self.preprocess(records)
+            return self.postprocess(self.forward(self.preprocess(records), **options))
         except ValueError as error:
             # By its attributes: in a local folder the extractor's class of error is not ours.
             wrong: Any = error
-            if (column := self._columns.get(getattr(error, "name", ""))) is None:
+            column = self._columns.get(name := getattr(error, "name", ""))
+            if column is None and name != WHOLE_RECORD:
                 raise
-            problem = f", column {column!r}: {wrong.rule}, got {wrong.value!r:.80}"
+            problem = f", column {column!r}" if column else ""
+            problem += f": {wrong.rule}, got {wrong.value!r:.80}"
             raise WrongInputError(problem, "inputs", first + wrong.row, column) from None
-        outputs: dict[str, Tensor] = self.forward(inputs, **options)
-        if not bool(outputs["is_finite"].all()):
-            row = first + int(outputs["is_finite"].int().argmin())
-            problem = "'s embedding is not finite: values too large, or damaged weights"
-            raise WrongInputError(problem, "inputs", row)
-        return self.postprocess(outputs)
 
 
 def add_pipeline(folder: Path) -> None:
@@ -219,6 +197,8 @@ def add_pipeline(folder: Path) -> None:
     config["custom_pipelines"] = {"recommendation": {"impl": impl, "pt": ["AutoModel"]}}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     custom_object_save(FTMambaRecommendationPipeline, folder)
+    for written in folder.glob("*.safetensors"):  # which safetensors keeps from other people
+        written.chmod(path.stat().st_mode)
 
 
 def _records_of(inputs: Any) -> Iterator[Any]:

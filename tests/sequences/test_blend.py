@@ -305,19 +305,3 @@ def test_of_what_is_about_as_good_the_first_is_taken(means, order, first):
     noise_U -= noise_U.mean()
     values_NU = np.array(means)[:, None] + np.arange(len(means))[:, None] * noise_U
     assert first_as_good(values_NU, order) == first
-
-
-def test_items_of_a_history_are_left_out_of_every_entrance_alike(blended):
-    checkpoint = load_checkpoint(blended[3])
-    recommender = Recommender(checkpoint)
-    record = {"history": ["i03", "i04", "not in the catalogue", "i03"]}
-    left = {key for key in checkpoint.catalogue.keys if key not in ("i03", "i04")}
-    pipe = FTMambaRecommendationPipeline(
-        load_checkpoint(blended[3]).model, checkpoint.extractor, checkpoint.catalogue
-    )
-    assert {one.item_key for one in recommender.recommend(record=record, k=N_ITEMS)} == left
-    (batch,) = recommender.recommend_batch(records=[record], k=N_ITEMS)
-    assert {one.item_key for one in batch} == left
-    assert {one["item_key"] for one in pipe(record, top_k=N_ITEMS)} == left
-    kept = recommender.recommend(record=record, k=N_ITEMS, exclude_seen=False)
-    assert len(kept) == len(pipe(record, top_k=N_ITEMS, exclude_seen=False)) == N_ITEMS
