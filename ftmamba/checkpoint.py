@@ -214,9 +214,11 @@ def _checked_parts(
     return model, extractor, catalogue
 
 
-def check_published(folder: Path, *, with_catalogue: bool) -> None:
-    """Check weights, processor and catalogue as loading does, and raise the same errors."""
-    _checked_parts(folder, load_network, with_catalogue=with_catalogue)
+def check_published(
+    folder: Path, *, with_catalogue: bool
+) -> tuple[FTMambaFeatureExtractor, Catalogue | None]:
+    """Check weights, processor and catalogue as loading does; return the latter two."""
+    return _checked_parts(folder, load_network, with_catalogue=with_catalogue)[1:]
 
 
 def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoint:

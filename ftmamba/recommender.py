@@ -5,7 +5,7 @@ Training imports much that recommending does without, so it is imported where it
 Shapes: U users, I items, E embedding, K recommendations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from ftmamba.checkpoint import Checkpoint, load_checkpoint, load_to_recommend, save_checkpoint
 from ftmamba.evaluation.report import Report
 from ftmamba.explanations import Explanation, explain
-from ftmamba.known_users import KnownUsers
+from ftmamba.known_users import KnownUsers, records_of
 from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.encoders import text_table
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
@@ -165,7 +165,7 @@ class Recommender:
         record: Record | None = None,
         k: int = 10,
         exclude_seen: bool | None = None,
-        exclude: Sequence[str] = (),
+        exclude: Iterable[object] = (),
     ) -> list[Recommendation]:
         """Return the k best items for one user, best first.
 
@@ -206,7 +206,7 @@ class Recommender:
         if records is not None and not isinstance(records, list | tuple):
             from ftmamba.data.readers import read_table
 
-            records = list(read_table(records).to_pylist())
+            records = records_of(read_table(records))
         return self._ranked(user_keys, records, k, exclude_seen=exclude_seen)
 
     @torch.inference_mode()
@@ -265,13 +265,13 @@ class Recommender:
         k: int,
         *,
         exclude_seen: bool | None,
-        exclude: Sequence[str] = (),
+        exclude: Iterable[object] = (),
     ) -> list[list[Recommendation]]:
         _check_k(k, len(self.catalogue))
         if (user_keys is None) == (records is None):
             given = "none" if records is None else "both"
             raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")
-        excluded = [row for row in self.catalogue.rows(exclude) if row is not None]
+        excluded = self.catalogue.excluded(exclude)
         users = None if user_keys is None else self._known_users()
         rows_U = np.array([users.row(key) for key in user_keys or ()] if users else [], np.int64)
         n_users = len(rows_U) if users is not None else len(records or ())

@@ -753,9 +753,8 @@ class TowerNetwork(ScanChoice):
 
     def _checked(self, inputs: TowerInputs) -> tuple[TowerInputs, int]:
         """Return inputs that fit the columns, an empty history for none, and the number of rows."""
-        if torch.jit.is_tracing():
-            rule = "torch.jit.trace would keep the example's number of rows and lengths"
-            raise ValueError(f"{rule}; use torch.export.export or torch.compile")
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise ValueError("torch.jit.trace would fix rows and lengths; use torch.export.export")
         if next(self.parameters()).is_meta:
             self.check_in_memory()
         for name in TOKENS_OF_TENSOR:

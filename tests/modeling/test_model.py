@@ -67,7 +67,7 @@ def test_saving_and_loading_is_bitwise(build, variant, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_tracing_is_refused_with_what_to_do_and_exporting_works(build):
     model, batch = build(), make_batch()
-    with pytest.raises(ValueError, match=r"jit\.trace would keep .* use torch\.export\.export"):
+    with pytest.raises(ValueError, match=r"jit\.trace would fix .* use torch\.export\.export"):
         torch.jit.trace(model, example_kwarg_inputs=batch, strict=False)
     exported = torch.export.export(model, (), batch).module()
     torch.testing.assert_close(exported(**batch).scores, model(**batch).scores)
