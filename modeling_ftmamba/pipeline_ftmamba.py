@@ -73,6 +73,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         catalogue: Catalogue | str | Path | None = None,
         **options: Any,
     ) -> None:
+        model.check_in_memory()
         super().__init__(model=model, feature_extractor=feature_extractor, **options)
         model.train(False)
         if catalogue is None:

@@ -34,11 +34,6 @@ class UserState:
     def __len__(self) -> int:
         return len(self.n_events)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
-
     def to(self, dtype: torch.dtype) -> Self:
         """Return it with its numbers in another type; float16 is off by some 1e-3."""
         return self._each(lambda x, _: x.to(dtype) if x.is_floating_point() else x)
