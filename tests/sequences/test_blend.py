@@ -241,13 +241,12 @@ def test_a_state_that_kept_no_items_goes_on_with_unknown_ones(blended):
     observer = CheckpointObserver(checkpoint)
     event = UserEvent("new", Event("i03"), "e1", None, None)
     state = observer.observe(observer.start([event]), [[event]])
-    older = replace(state, recent=state.recent[:, :0]).to_bytes(checkpoint.catalogue.fingerprint)
-    again = observer.unpack([older])
+    again = observer.unpack(observer.pack(replace(state, recent=state.recent[:, :0])))
     assert again.recent.shape == state.recent.shape
     assert again.recent.max() == -1
-    wrong = replace(state, recent=state.recent + N_ITEMS).to_bytes(checkpoint.catalogue.fingerprint)
+    wrong = observer.pack(replace(state, recent=state.recent + N_ITEMS))
     with pytest.raises(ValueError, match="items that the catalogue has not"):
-        observer.unpack([wrong])
+        observer.unpack(wrong)
 
 
 def test_the_evaluation_of_a_checkpoint_is_the_one_of_its_run(blended, monkeypatch):
