@@ -652,11 +652,13 @@ class TowerNetwork(ScanChoice):
 
         The slots beyond a row's own events are to be ignored.
         """
-        self._history_tokens("the embeddings of all positions", ("last",))
+        self._history_tokens("the embeddings of all positions", ("last", "mean"))
         inputs, n_rows = self._checked(inputs)
         assert inputs.history is not None
         n_slots = inputs.history.shape[1] + 1
         hidden_BLD = self._through(self.layers, self.tokenizer(inputs, n_rows))
+        if self.config.pooling == "mean":
+            hidden_BLD = hidden_BLD.cumsum(1) / (_index(hidden_BLD)[:, None] + 1)
         if hidden_BLD.shape[1] < n_slots:
             hidden_BLD = F.pad(hidden_BLD, (0, 0, 1, 0))
         return self.embedding_of(hidden_BLD[:, -n_slots:])
