@@ -49,6 +49,8 @@ ROWS_A_STEP = 256
 
 WORK_OF_AN_EVENT, WORK_OF_AN_ITEM = 1e6, 400
 """Multiplications of two layers of width 64 for an event, and of the softmax for each item."""
+WORK_OF_A_STEP = 1e9
+"""As much time takes what does not grow with the events: candidates, optimizer, bookkeeping."""
 WORK_OF_POPULARITY = 5
 """Times as long where items have popularity columns, for the catalogue is embedded as of four times
 a step: an epoch of the shop takes 23 s of one core with them, 5 without."""
@@ -231,7 +233,7 @@ def _training(
     loss: dict[str, Any] = {"name": "full_softmax", "mask_history": True}
     if n_items > MOST_ITEMS_OF_A_SOFTMAX:
         loss = {
-            "name": "sampled_softmax", "n_negatives": 4096, "negatives": "mixed",
+            "name": "sampled_softmax", "n_negatives": 2048, "negatives": "mixed",
             "mask_history": True,
         }  # fmt: skip
     values: dict[str, Any] = {
@@ -252,6 +254,7 @@ def _training(
     n_steps = math.ceil(n_rows / batch_size)
     has_popularity = bool(schema.items.popularity_columns)
     work = len(train) * (WORK_OF_AN_EVENT + WORK_OF_AN_ITEM * loss.get("n_negatives", n_items))
+    work += n_steps * WORK_OF_A_STEP
     work *= WORK_OF_POPULARITY if has_popularity else 1
     most = max(FEWEST_EPOCHS, min(MOST_EPOCHS, int(MOST_WORK / work)))
     wanted = STEPS if values["sequences"] else STEPS_OF_ROWS

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ import pyarrow.feather
 import pyarrow.json
 import pyarrow.parquet
 from charset_normalizer import from_bytes
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
 from numpy.typing import NDArray
 from pandas.tseries.api import guess_datetime_format
 
@@ -44,7 +44,7 @@ from modeling_ftmamba.encoders import (
 logger = logging.getLogger(__name__)
 
 Source: TypeAlias = (
-    str | Path | pa.Table | pd.DataFrame | Dataset | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    str | Path | pa.Table | pd.DataFrame | Dataset | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 )
 """A file, a Hub data set or a table in memory; polars and others too, through Arrow."""
 
@@ -103,7 +103,7 @@ def read_table(source: Source) -> pa.Table:
             .arrow, or to sequences in a .txt or .inter (see `read_sequences`); the name of a Hub
             data set, `owner/name`, with `:config` and `:config/split` where it has several; or a
             table in memory: pandas (a named index is a column), polars, pyarrow, `datasets`, a
-            mapping of columns, a list of records.
+            mapping of columns, a list of records, what yields records, such as a generator.
 
     Raises:
         FileNotFoundError: no such file; a near name in its folder is suggested.
@@ -139,11 +139,15 @@ def _from_memory(source: Any) -> pa.Table:
     """Return a table in memory as Arrow."""
     if isinstance(source, pa.Table):
         return source
+    if isinstance(source, DatasetDict | IterableDatasetDict):
+        if len(source) != 1:
+            names = " or ".join(f"data[{name!r}]" for name in source)
+            raise ValueError(f"a table must be one split, got {len(source)}; give {names}")
+        source = next(iter(source.values()))
     if isinstance(source, Dataset):
         return _from_dataset(source)
-    if isinstance(source, Sequence):
-        names = dict.fromkeys(name for row in source for name in row)
-        source = {name: [row.get(name) for row in source] for name in names}
+    if is_rows(source):
+        source = _columns_of(list(source))
     if isinstance(source, pd.DataFrame):
         has_names = any(name is not None for name in source.index.names)
         source = source.reset_index() if has_names else source
@@ -160,10 +164,31 @@ def _from_memory(source: Any) -> pa.Table:
     return table
 
 
+def _columns_of(rows: list[Any]) -> dict[str, Any]:
+    for row, record in enumerate(rows):
+        if not isinstance(record, Mapping):
+            problem = f"must be a mapping of columns to values, got {record!r:.80}"
+            raise ValueError(f"row {row} of a table (the first is 0) {problem}")
+    names = dict.fromkeys(name for record in rows for name in record)
+    return {name: [record.get(name) for record in rows] for name in names}
+
+
+def is_rows(source: Any) -> bool:
+    """Return whether something yields the rows of a table, such as a list or a generator."""
+    is_table = isinstance(source, pd.DataFrame | Dataset | Mapping | str | bytes)
+    is_table = is_table or (hasattr(source, "__arrow_c_stream__") and hasattr(source, "columns"))
+    return isinstance(source, Iterable) and not is_table
+
+
 def _column(values: Any, name: str) -> Any:
     """Return a column as Arrow; values of several types are texts, such as zip codes in part."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"column {name!r} of a table must hold a value for each row, got {values!r:.80}; give "
+            "a list of records, [{...}], for one row"
+        )
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, OverflowError):

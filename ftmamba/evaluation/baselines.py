@@ -28,7 +28,7 @@ from modeling_ftmamba.catalogue import history_weights
 N_SIMILARITIES_AT_ONCE = 2**24
 N_PAIRS_AT_ONCE = 2**25
 
-MOST_USERS, LEAST_USERS, MOST_SCORES = 5_000, 500, 10**8
+MOST_USERS, LEAST_USERS, MOST_SCORES = 5_000, 500, 4 * 10**7
 """Users of validation by whom options are chosen: fewer where the catalogue is large."""
 
 SECONDS_A_DAY = 86_400

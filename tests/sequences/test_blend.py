@@ -26,7 +26,6 @@ from ftmamba.evaluation.blending import (
 from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import make_checkpoint
 from ftmamba.streaming import CheckpointObserver, Rules, UserEvent, consume
-from ftmamba.streaming.state_bytes import to_bytes
 from ftmamba.streaming.stores import SQLiteStore
 from hub_cards import with_card
 from hub_cards.space_page import draw_shares
@@ -242,14 +241,12 @@ def test_a_state_that_kept_no_items_goes_on_with_unknown_ones(blended):
     observer = CheckpointObserver(checkpoint)
     event = UserEvent("new", Event("i03"), "e1", None, None)
     state = observer.observe(observer.start([event]), [[event]])
-    fingerprint = checkpoint.catalogue.fingerprint
-    older = to_bytes(replace(state, recent=state.recent[:, :0]), fingerprint)
-    again = observer.unpack([older])
+    again = observer.unpack(observer.pack(replace(state, recent=state.recent[:, :0])))
     assert again.recent.shape == state.recent.shape
     assert again.recent.max() == -1
-    wrong = to_bytes(replace(state, recent=state.recent + N_ITEMS), fingerprint)
+    wrong = observer.pack(replace(state, recent=state.recent + N_ITEMS))
     with pytest.raises(ValueError, match="items that the catalogue has not"):
-        observer.unpack([wrong])
+        observer.unpack(wrong)
 
 
 def test_the_evaluation_of_a_checkpoint_is_the_one_of_its_run(blended, monkeypatch):
