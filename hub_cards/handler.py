@@ -55,7 +55,7 @@ REQUEST_SCHEMA: dict[str, Any] = {
                 "exclude": {
                     "description": "keys of items to leave out",
                     "type": "array",
-                    "items": _TEXT,
+                    "items": {"type": ["string", "number", "boolean"]},
                     "default": [],
                 },
                 "exclude_seen": {

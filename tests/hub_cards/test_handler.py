@@ -104,7 +104,11 @@ BAD = [
     ({"inputs": RECORD, "parameters": {"top_k": None}}, "parameters.top_k", "got None"),
     ({"inputs": RECORD, "parameters": {"batch_size": 9}}, "parameters.batch_size", "no parameter"),
     ({"inputs": RECORD, "parameters": {"exclude": "i01"}}, "parameters.exclude", "must be a list"),
-    ({"inputs": RECORD, "parameters": {"exclude": [1]}}, "parameters.exclude", "got [1]"),
+    (
+        {"inputs": RECORD, "parameters": {"exclude": [[1]]}},
+        "parameters.exclude",
+        "key must be a text",
+    ),
     ({"inputs": [{}] * (MOST_RECORDS + 1)}, "inputs", "1024 records at most, got 1025"),
     ({"inputs": [RECORD, 7]}, "inputs[1]", "must be a dict of column name to value, got 7"),
     ({"inputs": [RECORD, {"agee": 1}]}, "inputs[1]", "did you mean 'age'?"),
