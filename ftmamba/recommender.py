@@ -244,7 +244,7 @@ class Recommender:
         users_UE = self._model.get_user_embeddings(**self._inputs([record], events))
         return float(self._scores(users_UE, self._history.rows(events))[0, row])
 
-    def explain(self, user: Record | str, item_key: str) -> Explanation:
+    def explain(self, user: Record | str | int, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
 
         See `ftmamba.explanations.explain`.
@@ -258,7 +258,7 @@ class Recommender:
                 holds embeddings only.
         """
         events = None
-        if isinstance(user, str):
+        if not isinstance(user, Mapping):
             users = self._known_users()
             row = users.row(user)
             user, events = users.record(row), users.events(row)

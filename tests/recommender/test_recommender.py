@@ -146,6 +146,7 @@ def test_a_key_has_one_meaning_whatever_its_type(of_numbers, asked):
     known = of_numbers.recommend(user_key="103")
     assert of_numbers.recommend(user_key=asked(103)) == known
     assert of_numbers.recommend_batch(user_keys=[asked(103)]) == [known]
+    assert of_numbers.explain(asked(103), asked(33)) == of_numbers.explain("103", "33")
 
 
 @pytest.mark.parametrize("exclude", ["33", b"33", 33, {"33": 1}, [["33"]], None])

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ftmamba.streaming import parse_event
+from ftmamba.streaming.consumer import in_order
 from ftmamba.streaming.sources import FileHistory, JsonLinesSource, StandardInputSource
 
 from .history_checkpoint import event, make_events, write_events
@@ -45,6 +46,10 @@ def test_raw_values_are_read_as_in_a_file():
     )
     expected = event(str(large), "7", "e", time=5.9, context={"on_sale": 1.0})
     assert parse_event(text.encode(), event_id="e") == expected
+    for late, early in ((5.9, 5.1), ("2020-01-01T00:00:00.9", "2020-01-01T00:00:00.1")):
+        events = [{"user_key": 1, "item_key": n, "time": t} for n, t in enumerate((late, early))]
+        parsed = [parse_event(json.dumps(one)) for one in events]
+        assert [one.event.item for one in in_order(parsed)] == ["1", "0"]
     text = '{"user_key": "u", "item_key": "i", "time": "1970-01-01T01:00+01:00", "event_id": 3}'
     assert parse_event(text, event_id="e") == event("u", "i", "3", time=0.0)
     assert math.isnan(parse_event('{"user_key": 1, "item_key": 2, "time": null}').event.time)
