@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftmamba.commands import evaluate, hub, kernels, recommend, runs, schema, stream, train
+from ftmamba.commands import evaluate, hub, kernels, recommend, runs, schema, serve, stream, train
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,6 @@ COMMANDS = {
         kernels.add_arguments, kernels.run),
     "stream": Command("read events and keep users' states and embeddings up to date",
         stream.add_arguments, stream.run),
+    "serve": Command("answer requests for recommendations over HTTP, and take in events",
+        serve.add_arguments, serve.run),
 }  # fmt: skip

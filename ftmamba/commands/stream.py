@@ -128,7 +128,11 @@ def run(arguments: Namespace) -> None:
 
 
 def open_store(
-    name: str, *, ttl_seconds: float = 0, report: Callable[[str], None] = lambda _text: None
+    name: str,
+    *,
+    ttl_seconds: float = 0,
+    retries: int | None = None,
+    report: Callable[[str], None] = lambda _text: None,
 ) -> "StateStore":
     """Open the store that a text names.
 
@@ -136,6 +140,7 @@ def open_store(
         name: `memory:`, `file:PATH`, or `redis://HOST:PORT/DATABASE`, which may end in
             `?prefix=TEXT`.
         ttl_seconds: a user expires so long after the last event; 0 for never.
+        retries: of a server that does not answer; None for those of `RedisConnection`.
         report: called with a text when a server does not answer.
 
     Raises:
@@ -148,11 +153,14 @@ def open_store(
 
         return SQLiteStore(rest or IN_MEMORY, ttl_seconds=ttl_seconds)
     if scheme in _REDIS:
-        from ftmamba.streaming.redis_backend import PREFIX, RedisStore
+        from ftmamba.streaming.redis_backend import PREFIX, RETRIES, RedisStore
 
         prefix = _options(name, ("prefix",)).get("prefix", PREFIX)
         url = urlsplit(name)._replace(query="").geturl()
-        return RedisStore(url, prefix=prefix, ttl_seconds=ttl_seconds, report=report)
+        retries = RETRIES if retries is None else retries
+        return RedisStore(
+            url, prefix=prefix, ttl_seconds=ttl_seconds, retries=retries, report=report
+        )
     raise ValueError(
         f"a store must be memory:, file:PATH or redis://HOST:PORT/DATABASE, got {name!r:.200}; "
         "such as file:states.bin"

@@ -4,7 +4,7 @@ Shapes: B users, T events of the longest among them, I items, E embedding.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -171,7 +171,6 @@ class CheckpointObserver:
         users_BE = self._model.embed(state).to(self._model.dtype)
         return self._reader.scores(users_BE, self._recent(state))
 
-    @torch.inference_mode()
     def recommend(
         self,
         user_keys: Sequence[str],
@@ -184,6 +183,20 @@ class CheckpointObserver:
 
         The seen items of a user are those that the checkpoint knows, and the newest of the stream.
         """
+        ranked = self.ranked(user_keys, state, k, exclude_seen=exclude_seen)
+        return [[self.catalogue.keys[row] for row, _ in own] for own in ranked]
+
+    @torch.inference_mode()
+    def ranked(
+        self,
+        user_keys: Sequence[str],
+        state: UserState,
+        k: int,
+        *,
+        exclude_seen: bool | None = None,
+        exclude: Iterable[object] = (),
+    ) -> list[list[tuple[int, float]]]:
+        """Return row and score of the k best items of users, without those to `exclude`."""
         scores_BI = self.scores(state)
         if self.catalogue.exclude_seen if exclude_seen is None else exclude_seen:
             self._reader.leave_out(scores_BI, self._recent(state))
@@ -192,9 +205,10 @@ class CheckpointObserver:
                 known = np.flatnonzero(rows_B >= 0)
                 users, items = self._users.seen.pairs(rows_B[known])
                 scores_BI[known[users], items] = -torch.inf
+        scores_BI[:, self.catalogue.excluded(exclude)] = -torch.inf
         scores_BK, ids_BK = top_k(scores_BI, k)
         return [
-            [self.catalogue.keys[row] for row, score in zip(*own, strict=True) if score > -math.inf]
+            [pair for pair in zip(*own, strict=True) if pair[1] > -math.inf]
             for own in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True)
         ]
 
