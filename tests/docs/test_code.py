@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")
 )]  # fmt: skip
-AWAY = ("push", "dataset-card", "space", "card", "redis://", "--follow")
+AWAY = ("push", "dataset-card", "space", "card", "redis://", "--follow", "ftmamba serve")
 """Words of a line that is parsed only: it goes elsewhere, or has a test of its own."""
 STARTS = ("accelerate launch train_accelerate.py", "python -m ftmamba", "python -m benchmarks.")
 ON_THE_HUB = re.compile(r'"me/films", revision="0123abc..."')
@@ -81,7 +81,7 @@ def run_line(line, capsys):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), line
         case ["pip", "install", *rest]:
             check_extras(rest)
-        case ["git" | "cd" | "hf", *_]:
+        case ["git" | "cd" | "hf" | "curl", *_]:
             pass
         case _:
             raise AssertionError(f"no rule says how to run {line!r}")
