@@ -30,7 +30,10 @@ from pandas.tseries.api import guess_datetime_format
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from modeling_ftmamba.configuration_ftmamba import Column
 from modeling_ftmamba.encoders import (
+    BETWEEN,
+    BRACKETS,
     LATEST_SECONDS,
+    LIST,
     MISSING_NUMBERS,
     MISSING_TEXTS,
     NUMBER,
@@ -253,14 +256,11 @@ def _tidy_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
         if {TRUTHS.get(word) for word in words} == {"true", "false"} and {*words} - {"0", "1"}:
             is_true = _is_one_of(texts, [word for word in words if TRUTHS[word] == "true"])
             return pc.if_else(texts.is_null(), pa.scalar(None, pa.bool_()), is_true)
-    if pc.all(pc.match_substring_regex(probe, _LIST)).as_py():
-        bare = pc.replace_substring_regex(texts, r"""^[\[({]\s*['"]?|['"]?\s*,?\s*[\])}]$""", "")
-        lists = pc.split_pattern_regex(bare, r"""['"]\s*,\s*['"]""")
+    if pc.all(pc.match_substring_regex(probe, f"^({LIST})$")).as_py():
+        bare = pc.replace_substring_regex(texts, BRACKETS, "")
+        lists = pc.split_pattern_regex(bare, BETWEEN)
         return pc.if_else(pc.equal(bare, ""), pa.scalar([], lists.type), lists)
     return texts
-
-
-_LIST = r"""^([\[({]\s*['"].*['"]\s*,?\s*[\])}]|\[\s*\])$"""
 
 
 def _is_one_of(texts: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
