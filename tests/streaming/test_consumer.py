@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ftmamba.streaming import Batch, CheckpointObserver, Rules, Stored, consume
+from ftmamba.streaming import Batch, CheckpointObserver, Refused, Rules, Stored, consume
 from ftmamba.streaming.consumer import in_order
 from ftmamba.streaming.stores import SQLiteStore
 
@@ -28,6 +28,13 @@ class ListSource:
         self.events, self.problems = list(events), list(problems)
         self.start = 0
         self.acknowledged = []
+        self.name = self.bookmark = ""
+
+    def seek(self, position):
+        pass
+
+    def lost_after(self, position):
+        return ""
 
     def read(self, most_events):
         if self.start >= len(self.events) and not self.problems:
@@ -158,9 +165,9 @@ def test_events_without_times_are_observed(observer):
 def test_an_event_that_arrives_late(observer, rule):
     events, reports = make_events(30, n_users=1), []
     late = [*events[:9], *events[10:], events[9]]
-    # The history has what was acknowledged, and of the last batch nothing.
+    refused = []
     size = 1 if rule == "accept" else 7
-    rules = Rules(batch_size=size, late=rule, history=lambda _user: late[:28])
+    rules = Rules(batch_size=size, late=rule, refuse=refused.extend)
     store, counts = run(observer, late, rules=rules, report=reports.append)
     expected = {
         "refuse": late[:-1],
@@ -175,16 +182,17 @@ def test_an_event_that_arrives_late(observer, rule):
     if rule == "refuse":
         run(observer, [changed(events[9], event_id=x) for x in "xy"], store, report=reports.append)
         assert "older than the user's newest" in reports[0]
+        assert [(one.kind, one.message) for one in refused] == [("late", events[9].to_json())]
         assert len(reports) == 2  # one per run
 
 
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"late": "recompute"}, "needs the users' earlier events"),
         ({"late": "accepted"}, r"late must be one of refuse.* did you mean 'accept'"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"batch_size": 9, "n_event_ids": 8}, r"n_event_ids must be batch_size \(9\) or more"),
+        ({"n_event_ids": 0}, "n_event_ids must be 1 or more"),
+        ({"claim_seconds": 0}, "claim_seconds must be a positive number"),
     ],
 )
 def test_rules_that_cannot_hold_are_refused(rules, message):
@@ -254,7 +262,8 @@ def test_a_user_starts_from_a_record_or_from_the_checkpoint(checkpoint, observer
 
 def test_messages_that_are_not_events_are_counted_and_reported_once(observer):
     reports = []
-    source = ListSource(make_events(2), ["line 1: bad", "line 2: bad"])
+    bad = [Refused("malformed", f"line {n}: bad") for n in (1, 2)]
+    source = ListSource(make_events(2), bad)
     counts = consume(source, SQLiteStore(), observer, report=reports.append)
     assert (counts.messages, counts.malformed, counts.observed) == (4, 2, 2)
     assert len(reports) == 1
@@ -276,7 +285,7 @@ class Shared(SQLiteStore):
 
 def test_what_another_process_writes_meanwhile_is_kept(observer):
     events = make_events(40, n_users=3)
-    rules = Rules(batch_size=20, late="accept")
+    rules = Rules(batch_size=8, late="accept")
 
     def write(some):
         rest, store.others = store.others, []

@@ -23,6 +23,7 @@ POINTS = [
     "before the puts",
     "between two puts",
     "after the puts",
+    "before advancing",
     "before acknowledging",
     "after acknowledging",
 ]

@@ -224,7 +224,7 @@ def change_pragma(path, **values):
         (lambda path: path.write_bytes(b"PK\x03\x04" + path.read_bytes()[4:]), "no file of users'"),
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), "no file of users'.* or damaged"),
         (lambda path: change_pragma(path, application_id=7), "holds other tables than"),
-        (lambda path: change_pragma(path, user_version=2), "has format 2, this ftmamba reads 1"),
+        (lambda path: change_pragma(path, user_version=1), "has format 1, this ftmamba reads 2"),
     ],
 )
 def test_another_file_is_refused_and_not_written_to(path, damage, message):
