@@ -277,9 +277,10 @@ class SQLiteStore(StateStore):
         if path != IN_MEMORY:
             # States are personal: a file that SQLite makes itself could be read by everybody.
             Path(path).touch(0o600)
-        self._file = sqlite3.connect(
-            path, timeout=LONGEST_WAIT_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        with self._errors_in_words():
+            self._file = sqlite3.connect(
+                path, timeout=LONGEST_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
         try:
             with self._transaction():
                 self._make_table()
