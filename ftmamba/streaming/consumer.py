@@ -276,10 +276,11 @@ class _Change(NamedTuple):
 
     Attributes:
         user_key: whose state.
-        stored: what was read, None for a new user.
+        stored: what was read, None for a user who starts.
+        version: that is to be replaced.
         events: to observe, in order of time; none leaves the state as it is.
         new: of these, those that are not in the state, in the order of arrival.
-        position: of the newest event of the user, refused ones among them.
+        positions: of the first and the newest event of the user, refused ones among them.
         restart: whether the state is started again.
         refused: events that change nothing.
         n_duplicates, n_late: events of the kind.
@@ -287,9 +288,10 @@ class _Change(NamedTuple):
 
     user_key: str
     stored: Stored | None
+    version: int
     events: Sequence[UserEvent]
     new: Sequence[UserEvent]
-    position: str
+    positions: tuple[str, str]
     restart: bool
     refused: Sequence[Refused]
     n_duplicates: int
@@ -304,7 +306,7 @@ class _Change(NamedTuple):
             too_large=sum(one.kind == "too_large" for one in self.refused),
             updates=bool(self.new),
             recomputed=bool(self.new) and self.restart,
-            new_users=bool(self.new) and self.stored is None,
+            new_users=bool(self.new) and self.version == ABSENT,
         )
 
 
@@ -370,11 +372,18 @@ class _Consumer:
     def _try(self, by_user: EventsByUser, source: str) -> tuple[Counts, EventsByUser]:
         """Bring users up to date; return the counts, and users changed by another process."""
         stored = dict(zip(by_user, self.store.get(list(by_user)), strict=True))
+        versions = {key: one.version if one else ABSENT for key, one in stored.items()}
+        for key, one in stored.items():
+            # The state had vanished and began again: it lacks events before its first.
+            first, _ = one.positions.get(source, ("", "")) if one else ("", "")
+            if any("" < event.position < first for event in by_user[key]):
+                stored[key] = None
         states = self._states(stored, by_user)
         # Histories are padded: users whose numbers of events differ by less than twice go together.
         groups: dict[int, list[_Change]] = defaultdict(list)
         for key, events in by_user.items():
             change = self._change(stored[key], events, int(states[key].last_time), source)
+            change = change._replace(version=versions[key])
             groups[len(change.events).bit_length()].append(change)
         counts = Counts()
         parts: list[_Part] = []
@@ -420,7 +429,7 @@ class _Consumer:
     ) -> _Change:
         """Return the change of one user's state by the rules."""
         user_key, rule = events[0].user_key, self.rules.late
-        before = stored.positions.get(source, "") if stored else ""
+        _, before = stored.positions.get(source, ("", "")) if stored else ("", "")
         unread = [one for one in events if not one.position or one.position > before]
         new = without_duplicates(unread, stored.event_ids if stored else ())
         late = [one for one in new if one.event.time < last_time]
@@ -444,9 +453,18 @@ class _Consumer:
         if restart:
             past = [parse_event(text) for text in self.store.log(user_key)] if stored else []
             chosen = in_order([*past, *new])
-        position = max((one.position for one in events), default="")
+        positions = [one.position for one in events if one.position]
         return _Change(
-            user_key, stored, chosen, new, position, restart, refused, n_duplicates, len(late)
+            user_key,
+            stored,
+            ABSENT,
+            chosen,
+            new,
+            (min(positions), max(positions)) if positions else ("", ""),
+            restart,
+            refused,
+            n_duplicates,
+            len(late),
         )
 
     def _observed(
@@ -513,20 +531,21 @@ class _Consumer:
 
     def _put(self, change: _Change, data: bytes, source: str) -> Put:
         before = change.stored
-        version = before.version if before else ABSENT
-        ids = (
+        ids = [
             *(before.event_ids if before else ()),
             *(x.event_id for x in change.new if x.event_id),
-        )
+        ]
         positions = dict(before.positions) if before else {}
-        if source and change.position:
-            positions.pop(source, None)
-            positions = dict([*positions.items(), (source, change.position)][-_MOST_SOURCES:])
+        first, newest = change.positions
+        if source and newest:
+            first, _ = positions.pop(source, change.positions)
+            positions = dict([*positions.items(), (source, (first, newest))][-_MOST_SOURCES:])
         is_logged = self.rules.late == "recompute" and (not before or before.is_logged)
         events = [one.to_json() for one in change.new] if is_logged else []
-        ids = ids[-self.rules.n_event_ids :]
-        stored = Stored(next_version(version), data, ids, positions, is_logged)
-        return Put(change.user_key, stored, version, events)
+        newest_ids = tuple(ids[-self.rules.n_event_ids :])
+        version = next_version(change.version)
+        stored = Stored(version, data, newest_ids, positions, is_logged)
+        return Put(change.user_key, stored, change.version, events, before is None)
 
 
 def in_order(events: Iterable[UserEvent]) -> list[UserEvent]:

@@ -56,12 +56,15 @@ _PUT = (
     + """
 local done, ttl, at = {}, ARGV[5], 6
 for k = 3, #KEYS, 2 do
-  local version, n_events = redis.call('HGET', KEYS[k], 'version'), tonumber(ARGV[at + 3])
+  local version, n_events = redis.call('HGET', KEYS[k], 'version'), tonumber(ARGV[at + 4])
   local is_due = (version or '0') == ARGV[at]
   if is_due then
     redis.call('HSET', KEYS[k], 'version', ARGV[at + 1], 'value', ARGV[at + 2])
+    if ARGV[at + 3] == '1' then
+      redis.call('DEL', KEYS[k + 1])
+    end
     for event = 1, n_events do
-      redis.call('RPUSH', KEYS[k + 1], ARGV[at + 3 + event])
+      redis.call('RPUSH', KEYS[k + 1], ARGV[at + 4 + event])
     end
     if not version then
       redis.call('HINCRBY', KEYS[1], 'users', 1)
@@ -75,7 +78,7 @@ for k = 3, #KEYS, 2 do
     end
   end
   done[#done + 1] = is_due and 1 or 0
-  at = at + 4 + n_events
+  at = at + 5 + n_events
 end
 return done
 """
@@ -310,7 +313,7 @@ class RedisStore(StateStore):
                 key, stored = self._prefix + check_key(put.user_key), put.stored
                 keys += key, b"log:" + key
                 values += put.expected_version, stored.version, stored.to_bytes(put.user_key)
-                values += len(put.events), *put.events
+                values += int(put.is_start), len(put.events), *put.events
             done += [answer == 1 for answer in self._write(self._put, keys, values)]
         return done
 
@@ -466,8 +469,9 @@ class RedisStreamSource:
         self._stream, self._group, self._follow = stream, group, follow
         self._connection = RedisConnection(url, retries=retries, report=report)
         self._client = self._connection.client
-        # What the stream is known to have lost, how many entries it has had, and what was told.
-        self._removed, self._n_added, self._told = "", 0, ""
+        # Entries up to `at`, so many, are read or known to be lost; so are deleted ones up to
+        # `removed`. Was there a stream, and which loss was told?
+        self._n_read, self._removed, self._was_there, self._told = 0, "", False, ""
         try:
             self._connection.check()
             self._at = self.bookmark
@@ -487,21 +491,27 @@ class RedisStreamSource:
         return _position(found[0]["last-delivered-id"]) if found else ""
 
     def seek(self, position: str) -> None:
-        self._at, self._told = position, ""
-        self._learn(self._facts())
+        facts = self._facts()
+        self._at, _, n_read = position.partition(" ")
+        self._told, self._was_there = "", self._was_there or bool(facts)
+        # A new reader of a stream that was trimmed has lost nothing.
+        self._n_read = int(n_read or _n_removed(facts))
+        self._removed = "" if n_read else _position(facts.get("max-deleted-entry-id", b""))
 
     def lost_after(self, position: str, /) -> str:
-        return self._lost(self._facts(), position, max(self._at, position))
+        at, _, n_read = position.partition(" ")
+        return self._lost(self._facts(), at, max(self._at, at), int(n_read or 0))
 
     def read(self, most_events: int) -> Batch | None:
         """Return the next entries, or how the stream has lost some before they were read."""
         for is_last in (not self._follow, True):
             facts, entries = self._next(most_events)
-            lost = self._lost(facts, max(self._at, self._removed), self._at)
+            lost = self._lost(facts, max(self._at, self._removed), self._at, self._n_read)
             if lost and lost != self._told:
-                self._told = lost
-                self._learn(facts)
-                return Batch((), [Refused("removed", lost)], self._at)
+                self._told, self._was_there = lost, bool(facts)
+                self._n_read = _n_removed(facts)
+                self._removed = _position(facts.get("max-deleted-entry-id", b""))
+                return Batch((), [Refused("removed", lost)], self._position())
             if entries:
                 return self._batch(entries)
             if not is_last:
@@ -509,7 +519,7 @@ class RedisStreamSource:
         return Batch(()) if self._follow else None
 
     def acknowledge(self, batch: Batch) -> None:
-        entry_id = _entry_id(batch.position)
+        entry_id = _entry_id(batch.position.partition(" ")[0])
         try:
             self._ask(lambda: self._client.xgroup_setid(self._stream, self._group, entry_id), None)
         except ValueError as error:
@@ -559,26 +569,27 @@ class RedisStreamSource:
             if "UNBLOCKED" not in str(error):  # The server has become a replica.
                 raise
 
-    def _learn(self, facts: Facts) -> None:
-        self._removed = _position(facts.get("max-deleted-entry-id", b""))
-        self._n_added = facts.get("entries-added", 0)
-
-    def _lost(self, facts: Facts, position: str, newest: str) -> str:
+    def _lost(self, facts: Facts, at: str, newest: str, n_read: int) -> str:
         """Return how entries after a position were lost, given the newest that was read."""
         name = f"stream {self._stream} in Redis at {self._connection.name}"
-        if newest and not facts:
-            return f"{name} is gone: it was deleted, or its server has lost it"
-        if (last := _position(facts.get("last-generated-id", b""))) < newest:
+        if not facts:
+            is_gone = self._was_there or newest
+            return f"{name} is gone: it was deleted, or its server has lost it" * bool(is_gone)
+        self._was_there = True
+        if (last := _position(facts["last-generated-id"])) < newest:
             return (
                 f"{name} has {last or 'nothing'} as its newest entry, older than {newest}, which "
                 "was read before: it was made again, or its server has lost the newer ones"
             )
-        if facts.get("entries-added", self._n_added) < self._n_added:
+        if facts.get("entries-added", n_read) < n_read:
             return f"{name} was deleted and made again"
-        if (removed := _position(facts.get("max-deleted-entry-id", b""))) > position:
-            return f"entries of {name} up to {removed} were removed (XTRIM, XDEL) before being read"
-        self._n_added = facts.get("entries-added", self._n_added)
+        n_removed = _n_removed(facts) - n_read
+        if n_removed > 0 or _position(facts.get("max-deleted-entry-id", b"")) > at:
+            return f"{max(n_removed, 1)} or more entries of {name} were removed before being read"
         return ""
+
+    def _position(self) -> str:
+        return f"{self._at} {self._n_read:020}"
 
     def _batch(self, entries: Entries) -> Batch:
         events: list[UserEvent] = []
@@ -597,7 +608,8 @@ class RedisStreamSource:
                 message = str(fields) if text is None else text.decode(errors="replace")
                 place = f"stream {self._stream}, entry {name}"
                 problems.append(Refused("malformed", f"{place}: {error}", message))
-        return Batch(events, problems, self._at)
+        self._n_read += len(entries)
+        return Batch(events, problems, self._position())
 
 
 class RefusedStream:
@@ -634,6 +646,12 @@ class RefusedStream:
                 pipe.execute()
 
         self._connection.ask(ask)
+
+
+def _n_removed(facts: Facts) -> int:
+    """Return how many entries were removed from a stream; 0 before Redis 7, which does not say."""
+    length = int(facts.get("length", 0))
+    return max(0, int(facts.get("entries-added", length)) - length)
 
 
 def _position(entry_id: bytes) -> str:

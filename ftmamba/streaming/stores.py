@@ -48,15 +48,15 @@ class Stored:
         state: bytes of the state, which no store interprets.
         event_ids: ids of the newest events in the state, oldest first, to recognise one that is
             sent twice.
-        positions: of each source, by its name, where the user's newest event was; all before it
-            have been processed.
+        positions: of each source, by its name, where the first and the newest event of the state
+            were; all between them have been processed.
         is_logged: whether the log has all the user's events.
     """
 
     version: int
     state: bytes
     event_ids: tuple[str, ...] = ()
-    positions: Mapping[str, str] = field(default_factory=dict)
+    positions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     is_logged: bool = False
 
     def __post_init__(self) -> None:
@@ -80,7 +80,8 @@ class Stored:
         if data[:_CHECKSUM_BYTES] != _checksum(user_key, version, body):
             raise ValueError("its checksum is another")
         end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
-        event_ids, positions, is_logged = json.loads(body[_LENGTH_BYTES:end])
+        event_ids, found, is_logged = json.loads(body[_LENGTH_BYTES:end])
+        positions = {source: (first, newest) for source, (first, newest) in found.items()}
         return cls(version, body[end:], tuple(event_ids), positions, is_logged)
 
 
@@ -102,12 +103,14 @@ class Put(NamedTuple):
         stored: the new state.
         expected_version: of the state to be replaced; `ABSENT` if there must be none.
         events: to append to the user's log.
+        is_start: whether the user starts with it, so the log is emptied first.
     """
 
     user_key: str
     stored: Stored
     expected_version: int
     events: Sequence[str] = ()
+    is_start: bool = False
 
 
 class Claim(NamedTuple):
@@ -383,6 +386,8 @@ class SQLiteStore(StateStore):
         expires = now + self._ttl if self._ttl else math.inf
         values = (key, stored.version, expires, stored.to_bytes(put.user_key))
         self._file.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?)", values)
+        if put.is_start:
+            self._file.execute("DELETE FROM log WHERE user_key = ?", (key,))
         events = [(key, _sealed(event)) for event in put.events]
         self._file.executemany("INSERT INTO log VALUES (?, ?)", events)
         return True

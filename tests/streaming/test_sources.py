@@ -183,7 +183,7 @@ def test_a_file_with_another_past_is_not_continued(path):
     source = JsonLinesSource(path)
     position = source.read(2).position
     write_events(path, [*make_events(1), *make_events(3)])
-    with pytest.raises(ValueError, match="is not the file whose first .* are in the states"):
+    with pytest.raises(ValueError, match=r"is not the file whose first .* are in the states"):
         source.seek(position)
     source.close()
 
