@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from ftmamba.commands import COMMANDS
+from ftmamba.terminal import printable_streams
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 """What bad input raises: the message is for the person, the stack is not."""
@@ -15,6 +16,11 @@ BAD_INPUT, STOPPED = 2, 130
 
 def main(argv: Sequence[str] | None = None, *, program: str = "ftmamba") -> int:
     """Run one command and return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
+    with printable_streams():
+        return _main(argv, program)
+
+
+def _main(argv: Sequence[str] | None, program: str) -> int:
     parser = _parser(program)
     arguments, rest = parser.parse_known_args(argv)
     arguments.rest, arguments.program = rest, program

@@ -24,13 +24,18 @@ _NOT_MOVABLE = frozenset((errno.EBUSY, errno.EXDEV))
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; it becomes `path` when the block ends well.
 
+    Its mode is that of the umask, also where safetensors makes it one's own alone.
+
     Raises:
         OSError: the disk is full; what was at `path` is untouched.
     """
     temporary = path.with_name(f".{path.name}.new")
     with _named_errors(path):
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)
             _flush(temporary)
             temporary.replace(path)
         finally:
@@ -44,7 +49,7 @@ def whole_folder(folder: Path, *, owned: Sequence[str]) -> Iterator[Path]:
     Two renames do the swap. Entries of the earlier folder that match none of the `owned` patterns
     (training state, logs) move into the new one. Whatever moment the process is killed at,
     a whole folder is left, the earlier or the new one: `whole_folder_at` finds it, and the next
-    save finishes the swap.
+    save finishes the swap. Modes of files are those of the umask.
 
     Raises:
         OSError: the disk is full or the folder cannot be moved; the earlier one is untouched.
@@ -59,6 +64,7 @@ def whole_folder(folder: Path, *, owned: Sequence[str]) -> Iterator[Path]:
             yield new
             for path in sorted(new.rglob("*")):
                 if path.is_file():
+                    path.chmod(new.stat().st_mode & 0o666)
                     _flush(path)
             if folder.exists():
                 folder.rename(_previous(folder))

@@ -232,7 +232,7 @@ def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoin
         users=users,
         card=_read_text(folder / CARD_FILE, _MOST_CARD_BYTES),
         results=read_json(results) if results.exists() else {},
-        recipe=_read_recipe(folder / RECIPE_FILE),
+        recipe=read_recipe_file(folder / RECIPE_FILE),
     )
 
 
@@ -256,7 +256,7 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe_file(path: Path) -> dict[str, Any]:
     """Read the recipe of a run, with a safe loader; an absent file holds none."""
     try:
         recipe = yaml.load(_read_text(path, _MOST_RECIPE_BYTES), _PlainLoader)

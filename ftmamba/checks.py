@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue
@@ -31,7 +31,7 @@ from modeling_ftmamba.configuration_ftmamba import (
     FTMambaConfig,
     columns_of_tensor,
 )
-from modeling_ftmamba.network import TwoTowers
+from modeling_ftmamba.network import ScanChoice, TwoTowers
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ LARGEST_NUMBER = 2**16
 MOST_LAYERS = 256
 _MOST_SHARDS = 10_000
 _LATEST = 2**40
+_LARGEST = 1e15
+"""Of the numbers of an embedding, whose squares must be finite too."""
 
 _DISGUISES = {b"\x80": "a pickle", b"PK\x03\x04": "a zip archive, as torch.save writes"}
 _PICKLES = frozenset(
@@ -352,14 +354,12 @@ def load_network(folder: Path, config: FTMambaConfig) -> TwoTowers:
     return network.train(False)
 
 
-def check_values(network: nn.Module, folder: Path) -> None:
+def check_values(network: ScanChoice, folder: Path) -> None:
     """Check that weights are finite, and that buffers are what the config makes them."""
-    for name, parameter in network.named_parameters():
-        values = parameter.detach()
-        # The sum of all is finite only if each is; it may overflow, then each is looked at.
-        if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
-            problem = f"holds NaN or Inf in {name}: the training diverged or the file is damaged"
-            raise damaged(folder, problem, "take an earlier checkpoint")
+    try:
+        network.check_weights()
+    except ValueError as error:
+        raise damaged(folder, f"is of no use: {error}", "take an earlier checkpoint") from None
     for name, buffer in network.named_buffers():
         if bool(buffer.isnan().any()):
             raise damaged(folder, f"holds NaN in the weights' {name}")
@@ -380,9 +380,6 @@ def check_together(folder: Path, model: Any, extractor: Any, catalogue: Catalogu
             raise damaged(folder / CONFIG_NAME, problem)
     if catalogue is not None:
         check_catalogue(catalogue, model, extractor.columns("item"), str(folder))
-    temperature = float(model.temperature.detach())
-    if not 0 < temperature < math.inf:
-        raise damaged(folder, f"holds weights that make a temperature {temperature}")
 
 
 def check_catalogue(
@@ -390,11 +387,11 @@ def check_catalogue(
 ) -> None:
     """Check a catalogue by itself, and against the model and the items' columns."""
     problem = ""
-    with np.errstate(over="ignore", invalid="ignore"):
-        is_finite = np.isfinite(catalogue.embeddings.sum())
-    if not is_finite and not (is_finite_I := np.isfinite(catalogue.embeddings).all(1)).all():
-        row = int(is_finite_I.argmin())
+    found = catalogue.embeddings
+    if not -_LARGEST < found.min(initial=0) <= found.max(initial=0) < _LARGEST:
+        row = int((~(np.abs(found) < _LARGEST)).any(1).argmax())
         problem = f"the embedding of item {catalogue.keys[row]!r} (row {row}) is not finite"
+        problem += f", or beyond {_LARGEST:g}; the weights are damaged"
     elif not catalogue.is_of(model):
         problem = "the catalogue was embedded by other weights than the model's; make it anew"
     elif catalogue.embeddings.shape[1] != model.config.projection_size:

@@ -4,6 +4,7 @@ They stay on the machine that trained (`local/` in a checkpoint) and are never p
 """
 
 import math
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -31,6 +33,15 @@ CONTEXT_VERSION = 2
 
 _CONTEXT = "context/"
 _MOST_TO_SUGGEST_FROM = 50_000
+
+_PAGES = {0: (5, 2), 2: (7, 2), 3: (8, 4)}
+"""Kinds of Parquet pages: in their headers the field of the facts, and there that of the encoding.
+0 is of data, 2 a dictionary, 3 of data in version 2."""
+_ENCODINGS = (0, 2, 3, 4, 8)
+"""Plain, dictionaries and run lengths; of the others, some repeat parts of earlier values."""
+_WIDEST_VALUE, _BYTES_OF_VALUE = 32, 16
+_MOST_TIMES, _LEAST_BYTES = 64, 2**26
+"""Users are decoded to so many times the bytes of their files, or to the latter if that is more."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +198,7 @@ def load_known_users(folder: Path, *, key: str, n_items: int) -> KnownUsers:
         starts, item_ids = arrays["starts"], arrays["item_ids"]
         if item_ids.min(initial=0) < 0 or item_ids.max(initial=0) >= n_items:
             raise damaged(path, f"holds items that the catalogue of {n_items} has not")
-        check_file(folder / USERS_FILE)
-        with pq.ParquetFile(folder / USERS_FILE) as file:
-            # Before memory is taken for the rows that it claims.
-            if file.metadata.num_rows != len(starts) - 1:
-                problem = f"has {file.metadata.num_rows} rows for {len(starts) - 1} users"
-                raise damaged(folder / USERS_FILE, problem)
-            records = file.read()
+        records = _read_records(folder / USERS_FILE, len(starts) - 1, path.stat().st_size)
         return KnownUsers(
             key,
             records,
@@ -206,8 +211,115 @@ def load_known_users(folder: Path, *, key: str, n_items: int) -> KnownUsers:
                 if name.startswith(_CONTEXT)
             },
         )
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (
+        pa.ArrowException, OSError, LookupError, RecursionError, TypeError, ValueError
+    ) as error:  # fmt: skip
         raise DamagedFileError(
             f"the known users in {str(folder)!r} are incomplete or damaged ({error!s:.300}); copy "
             "the checkpoint again, or delete that folder to go on without them"
         ) from None
+
+
+def _read_records(path: Path, n_rows: int, n_bytes_beside: int) -> pa.Table:
+    """Read the users' records, once it is known how much memory they take."""
+    check_file(path)
+    most = max(_LEAST_BYTES, _MOST_TIMES * (path.stat().st_size + n_bytes_beside))
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        if file.metadata.num_rows != n_rows:
+            raise damaged(path, f"has {file.metadata.num_rows} rows for {n_rows} users")
+        n_bytes, columns = _decoded_bytes(path, file.metadata), range(file.metadata.num_columns)
+    texts = [file.schema.column(c).path for c in columns if _is_text(file.schema.column(c))]
+    if n_bytes <= most:
+        # A text that many rows share is read once, before it is known how long they are together.
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            records = file.read()
+        n_bytes += sum(_shared_bytes(one) for column in records.columns for one in column.chunks)
+    if n_bytes > most:
+        raise damaged(path, f"decodes to {n_bytes} bytes, at most {most} are read")
+    return records.cast(schema)
+
+
+def _is_text(column: Any) -> bool:
+    return str(column.physical_type) == "BYTE_ARRAY"
+
+
+def _shared_bytes(values: pa.Array) -> int:
+    """Return how long the texts of an array are together that are kept once in its dictionaries."""
+    if pa.types.is_dictionary(values.type):
+        lengths = pc.binary_length(values.dictionary).cast(pa.int64()).take(values.indices)
+        return pc.sum(lengths).as_py() or 0
+    if pa.types.is_nested(values.type):
+        parts = values.flatten()
+        return sum(map(_shared_bytes, parts if isinstance(parts, list) else [parts]))
+    return 0
+
+
+def _decoded_bytes(path: Path, metadata: pq.FileMetaData) -> int:
+    """Return how much memory a Parquet file takes while a repeated text is kept once.
+
+    The headers of its pages say so: decoding goes by them, while what the file's own metadata claim
+    is checked by nobody.
+
+    Raises:
+        ValueError: a page is of a kind that a checkpoint has not, or contradicts the metadata.
+        IndexError: it is truncated.
+    """
+    n_bytes = 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for group in range(metadata.num_row_groups):
+            for index in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(index)
+                offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
+                at = min(offset for offset in offsets if offset)
+                end, left = at + chunk.total_compressed_size, chunk.num_values
+                is_wide = metadata.schema.column(index).length > _WIDEST_VALUE
+                while left > 0 and not is_wide:
+                    header, at = _thrift(content, at)
+                    facts, encoding = _PAGES[header[1]]
+                    n_values, at = header[facts][1], at + header[3]
+                    is_known = header[facts][encoding] in _ENCODINGS
+                    if not is_known or at > end or min(n_values, header[2], header[3]) < 0:
+                        break
+                    is_data = header[1] != 2
+                    left -= n_values if is_data else 0
+                    n_bytes += header[2] + n_values * _BYTES_OF_VALUE * is_data
+                if left:
+                    raise damaged(path, f"has wrong pages in {chunk.path_in_schema!r:.80}")
+    return n_bytes
+
+
+def _thrift(content: mmap.mmap, at: int) -> tuple[dict[int, Any], int]:
+    """Read a structure in Thrift's compact form: its numbers and structures, and where it ends."""
+
+    def number() -> int:
+        nonlocal at
+        bits = shift = 0
+        while True:
+            byte, at = content[at], at + 1
+            bits |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return bits
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    fields: dict[int, Any] = {}
+    name = 0
+    while head := content[at]:
+        at, kind = at + 1, head & 15
+        bits = number() if not head >> 4 else 0
+        name = name + (head >> 4) if head >> 4 else (bits >> 1) ^ -(bits & 1)
+        if kind in (1, 2):
+            fields[name] = kind == 1
+        elif kind in (5, 6):
+            bits = number()
+            fields[name] = (bits >> 1) ^ -(bits & 1)
+        elif kind == 8:
+            n_bytes = number()
+            at += n_bytes
+        elif kind == 12:
+            fields[name], at = _thrift(content, at)
+        else:
+            raise ValueError(f"a field of the kind {kind}")
+    return fields, at + 1

@@ -16,7 +16,7 @@ import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -300,6 +300,11 @@ class TrainingRecipe(_Options):
                 "checkpointing_steps must be a whole number > 0, 'epoch', 'end' or empty, got "
                 f"{steps!r}"
             )
+        if self.loss.name == "in_batch" and self.batch_size == 1:
+            raise ValueError(
+                "batch_size 1 trains nothing with in_batch, whose negatives are the batch's other "
+                "targets; give 2 or more, or another loss such as full_softmax"
+            )
         if unknown := set(self.allow_changed) - {"data", "code"}:
             raise ValueError(f"allow_changed may name data and code, got {sorted(unknown)}")
         if self.stop_after_epochs > self.num_epochs:
@@ -325,7 +330,9 @@ class EvaluationRecipe(_Options):
     """How the trained model is judged."""
 
     k: tuple[int, ...] = option((5, 10), "lengths of the ranked list", least=1)
-    mask_seen: bool = option(True, "leave out items that a user has in training")
+    mask_seen: bool | None = option(
+        None, "leave out items that a user has in training, here and in recommendations; None: "
+        "unless the model learns a repeat_bias")  # fmt: skip
     selection_metric: str = option("NDCG@10", "validation metric that picks the epoch")
     refit: bool = option(True, "train again on train + validation for the best number of epochs")
     baselines: tuple[str, ...] = option(
@@ -405,6 +412,10 @@ class Recipe(_Options):
             raise ValueError(
                 f"max_shard_size must be a size such as 5GB or 500MB, got {self.max_shard_size!r}"
             )
+        if self.evaluation.mask_seen is None:
+            masked = not self.model.overrides.get("repeat_bias", False)
+            evaluation = replace(self.evaluation, mask_seen=masked)
+            object.__setattr__(self, "evaluation", evaluation)
         if not self.push_to_hub:
             return
         if not self.hub_model_id:

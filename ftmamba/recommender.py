@@ -164,7 +164,7 @@ class Recommender:
         user_key: str | None = None,
         record: Record | None = None,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         exclude: Sequence[str] = (),
     ) -> list[Recommendation]:
         """Return the k best items for one user, best first.
@@ -173,7 +173,8 @@ class Recommender:
             user_key: a user of the training tables. Give either this or `record`.
             record: raw columns of any user; absent columns are missing values.
             k: how many; fewer come back only where the items left out leave fewer.
-            exclude_seen: leave out the seen items of a known user, or those of a record's history.
+            exclude_seen: leave out the seen items of a known user, or those of a record's history;
+                None does as the evaluation did: they are left out unless its `mask_seen` is false.
             exclude: keys of further items to leave out; keys of no item are ignored.
 
         Raises:
@@ -195,7 +196,7 @@ class Recommender:
         user_keys: Sequence[str] | None = None,
         records: "Sequence[Record] | Source | None" = None,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[list[Recommendation]]:
         """Return the k best items for each of several users, in their order.
 
@@ -263,7 +264,7 @@ class Recommender:
         records: Sequence[Record] | None,
         k: int,
         *,
-        exclude_seen: bool,
+        exclude_seen: bool | None,
         exclude: Sequence[str] = (),
     ) -> list[list[Recommendation]]:
         _check_k(k, len(self.catalogue))
@@ -288,7 +289,7 @@ class Recommender:
             users_UE = self._model.get_user_embeddings(**self._inputs(block, events))
             seen = self._history.rows(events)
             scores_UI = self._scores(users_UE, seen)
-            if exclude_seen:
+            if self.catalogue.exclude_seen if exclude_seen is None else exclude_seen:
                 if users is not None:
                     own = users.seen
                     seen = [own.item_ids[own.starts[row] : own.starts[row + 1]] for row in rows]
@@ -298,7 +299,7 @@ class Recommender:
         return ranked
 
     def _scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
-        return self._history.scores(_finite(users_UE).to(self._items_IE.dtype), rows)
+        return self._history.scores(users_UE.to(self._items_IE.dtype), rows)
 
     def _inputs(
         self, users: Sequence[Record] | pa.Table, events: Sequence[Sequence[Event]]

@@ -31,7 +31,7 @@ from ftmamba.evaluation import Split
 from ftmamba.known_users import known_users
 from ftmamba.recipe import Recipe
 from ftmamba.table_embedding import embed_catalogue
-from ftmamba.training.run import Trained
+from ftmamba.training.run import Trained, make_protocol
 from modeling_ftmamba.configuration_ftmamba import Column
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def make_checkpoint(
         keys=tables.item_keys,
         titles=tables.item_titles,
         as_of=data.as_of if split.test_time is None else split.test_time,
+        exclude_seen=make_protocol(recipe.evaluation).mask_seen,
     )
     return Checkpoint(
         model=trained.model,

@@ -23,6 +23,7 @@ from ftmamba.data.schema import Schema
 from ftmamba.data.tables import Tables, load_tables
 from ftmamba.defaults import propose
 from ftmamba.evaluation import Split
+from ftmamba.evaluation.evaluate import unreachable
 from ftmamba.flags import read_keywords
 from ftmamba.recipe import (
     DataRecipe,
@@ -40,6 +41,7 @@ from ftmamba.training.run import (
     check_before_training,
     folder_of_run,
     make_accelerator,
+    make_protocol,
     read_tables,
     split_tables,
     start_processes,
@@ -226,6 +228,7 @@ def _run_in_folder(
     check_before_training(recipe, tables)
     check_group_columns(recipe.evaluation.user_groups, tables)
     split = split_tables(tables, recipe)
+    _warn_of_unreachable(recipe, split)
     with pushing(here, tables, is_main=is_main) as hub:
         with measured_cost(recipe.card.country) as cost:
             on_checkpoint = None if hub is None else hub.on_save
@@ -247,6 +250,21 @@ def _run_in_folder(
                 hub.finish()
     accelerator.end_training()
     return FinishedRun(recipe, tables, split, checkpoint, is_main)
+
+
+def _warn_of_unreachable(recipe: Recipe, split: Split) -> None:
+    """Say before training what no model can predict; it lowers every figure, or makes it 0."""
+    if not make_protocol(recipe.evaluation).mask_seen:
+        return
+    parts = {"validation": (split.validation, split.train), "test": (split.test, split.before_test)}
+    found = [unreachable(*both).describe(part) for part, both in parts.items() if len(both[0])]
+    if words := "; ".join(filter(None, found)):
+        logger.warning(
+            "WARNING: seen items %s. Where people take the same item again, set "
+            "evaluation.mask_seen: false and model.overrides: {repeat_bias: true}, without "
+            "mask_history",
+            words,
+        )
 
 
 def _save(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -86,6 +86,7 @@ def embed_catalogue(
     keys: Sequence[str],
     titles: Sequence[str],
     as_of: int | None = None,
+    exclude_seen: bool = True,
 ) -> Catalogue:
     """Embed every item in blocks, without dropout, on the model's device.
 
@@ -96,6 +97,7 @@ def embed_catalogue(
         keys: the items' keys.
         titles: the items' titles; an empty sequence where the table has none.
         as_of: when the popularity in `items` was counted.
+        exclude_seen: whether recommendations leave out seen items unless asked not to.
     """
     rows = items if callable(items) else rows_of(items)
     n_items = len(keys) if callable(items) else len(next(iter(items.values())))
@@ -120,6 +122,7 @@ def embed_catalogue(
         fingerprint=weights_fingerprint(model),
         cast_fingerprints=[weights_fingerprint(model, dtype) for dtype in CAST_TYPES],
         records=records,
+        exclude_seen=exclude_seen,
     )
 
 

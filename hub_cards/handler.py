@@ -56,9 +56,9 @@ REQUEST_SCHEMA: dict[str, Any] = {
                     "default": [],
                 },
                 "exclude_seen": {
-                    "description": "leave out the items of a record's history",
+                    "description": "leave out the items of a record's history; by default as the "
+                    "model was evaluated",
                     "type": "boolean",
-                    "default": True,
                 },
             },
         },

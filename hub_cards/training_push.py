@@ -28,6 +28,7 @@ from ftmamba.hub import Backoff, HubError, hide_tokens, known_tokens
 from ftmamba.recipe import Recipe
 from ftmamba.table_embedding import embed_catalogue
 from ftmamba.training.checkpoints import Progress, TrainingCheckpoint
+from ftmamba.training.run import make_protocol
 from hub_cards.card import render
 from hub_cards.contents import TRAINING_FOLDER, list_contents, personal_warning, published_files
 from hub_cards.merge import PROVISIONAL_TITLE, UNDER_WAY
@@ -337,6 +338,7 @@ def write_state(folder: Path, saved: TrainingCheckpoint, recipe: Recipe, tables:
             keys=tables.item_keys,
             titles=tables.item_titles,
             as_of=saved.data.as_of,
+            exclude_seen=make_protocol(recipe.evaluation).mask_seen,
         )
         catalogue.save(folder / CATALOGUE_NAME)
     (folder / CARD_FILE).write_text(unfinished_card(recipe, saved.progress), encoding="utf-8")

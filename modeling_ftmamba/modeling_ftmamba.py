@@ -7,6 +7,7 @@ Shapes: U users, I items, E embedding (`projection_size`).
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,10 +58,16 @@ class FTMambaPreTrainedModel(PreTrainedModel):
         """Load a checkpoint, from safetensors alone: other formats can run code when read."""
         for name in ("use_safetensors", "gguf_file"):
             if kwargs.get(name) not in (None, name == "use_safetensors"):
-                raise ValueError(
-                    f"only safetensors are loaded, got {name}={kwargs[name]!r}; leave it out"
-                )
-        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
+                raise ValueError(f"only safetensors load, got {name}={kwargs[name]!r}; omit it")
+        # Of two local folders of one name Transformers runs the first one's code for both.
+        folder = Path(str((*args, kwargs.get("pretrained_model_name_or_path"))[0]))
+        for own in Path(__file__).parent.glob("*.py") if "transformers_modules" in __name__ else ():
+            if (other := folder / own.name).is_file() and other.read_bytes() != own.read_bytes():
+                problem = f"{str(other)!r} differs from the code of that name loaded before it"
+                raise ValueError(f"{problem}; rename the folder, or load it in a new process")
+        loaded: Any = super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
+        (loaded[0] if isinstance(loaded, tuple) else loaded).check_weights()
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

@@ -55,6 +55,7 @@ MIXER_OF_NAME: dict[str, type[Any]] = {
 # stay in the cache. Of long histories at least so many tokens, for each costs a step.
 _NUMBERS_AT_A_TIME = 2**18
 _LEAST_TOKENS_AT_A_TIME = 8
+MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -337,10 +338,15 @@ class HistoryTokens(nn.Module):
 
     def forward(self, inputs: TowerInputs) -> tuple[Tensor, Tensor | None]:
         """Return the tokens (B, T, D) of the events and, if the scan reads them, gaps (B, T)."""
-        tokens_BTD: Tensor = self.projection(inputs.history)
+        history_BTE, given_BTF = inputs.history, inputs.event_features
+        assert history_BTE is not None
+        if inputs.history_lengths is not None:  # what stands in the padding may not be finite
+            beyond_BT1 = (_index(history_BTE) >= inputs.history_lengths[:, None])[..., None]
+            history_BTE = history_BTE.masked_fill(beyond_BT1, 0)
+            given_BTF = None if given_BTF is None else given_BTF.masked_fill(beyond_BT1, 0)
+        tokens_BTD: Tensor = self.projection(history_BTE)
         if self.factor != 1:
             tokens_BTD = tokens_BTD * self.factor
-        given_BTF = inputs.event_features
         if self.feature_weight is not None and self.missing is not None:
             if given_BTF is None:
                 tokens_BTD = tokens_BTD + self.missing.sum(0)
@@ -583,6 +589,16 @@ class ScanChoice(nn.Module):
         """Name of the scan in use on the model's device, or `none` where no layer scans."""
         mixers = [module for module in self.modules() if isinstance(module, MambaMixer)]
         return ", ".join(sorted({mixer.scan_name() for mixer in mixers})) or "none"
+
+    def check_weights(self) -> None:
+        """Raise ValueError where a weight is not finite, or larger than any training makes it."""
+        for name, weight in self.named_parameters():
+            if weight.is_floating_point() and weight.numel() and not weight.is_meta:
+                low, high = map(float, weight.detach().float().aminmax())
+                most = 30.0 if name == "log_temperature" else MOST_WEIGHT
+                if not -most <= low <= high <= most:
+                    problem = f"{name} holds weights from {low:g} to {high:g}, beyond {most:g}"
+                    raise ValueError(f"{problem}: training diverged or the file is damaged")
 
 
 class TowerNetwork(ScanChoice):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
@@ -19,7 +18,7 @@ from transformers.utils.hub import cached_file
 from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k
 from .configuration_ftmamba import near
 from .encoders import text_table
-from .processing_ftmamba import HistoryReader, name_of
+from .processing_ftmamba import WHOLE_RECORD, HistoryReader, name_of
 
 _PARAMETERS = ("top_k", "exclude", "exclude_seen")
 _RECORDS_AT_ONCE = 1024
@@ -93,9 +92,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         self.catalogue = catalogue
         self._items_IE = torch.from_numpy(catalogue.embeddings).to(self.device)
         self._history = HistoryReader(model, feature_extractor, catalogue, self._items_IE)
-        self._columns = {
-            name_of(column, "user"): column.name for column in feature_extractor.columns("user")
-        }
+        self._columns = {name_of(c, "user"): c.name for c in feature_extractor.columns("user")}
 
     def __call__(
         self, inputs: Any, *args: Any, batch_size: int | None = None, **parameters: Any
@@ -109,8 +106,8 @@ class FTMambaRecommendationPipeline(Pipeline):
         `batch_size` records are embedded together; the default depends on the catalogue, and is 1
         where inputs have no length. Parameters are `top_k`, by default 10 or all of a smaller
         catalogue, `exclude`, the keys of items to leave out; unknown ones are ignored, and
-        `exclude_seen`, by default true: the items of a record's history are left out. Fewer than
-        `top_k` items come only where these leave fewer.
+        `exclude_seen`: leave out the items of a record's history; by default as the model was
+        evaluated. Fewer than `top_k` items come only where these leave fewer.
         """
         if args:
             raise ValueError(f"give top_k and exclude by name, as in top_k=10; got {args!r}")
@@ -157,12 +154,12 @@ class FTMambaRecommendationPipeline(Pipeline):
         tensors = {name: one for name, one in input_tensors.items() if name != _ROWS}
         users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
         scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
-        if forward_parameters.get("exclude_seen", True):
+        if forward_parameters.get("exclude_seen", self.catalogue.exclude_seen):
             self._history.leave_out(scores_BI, input_tensors[_ROWS])
         rows = self.catalogue.rows(forward_parameters.get("exclude", ()))
         scores_BI[:, [row for row in rows if row is not None]] = -torch.inf
         scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
-        return {"scores": scores_BK, "rows": rows_BK, "is_finite": users_BE.isfinite().all(1)}
+        return {"scores": scores_BK, "rows": rows_BK}
 
     def postprocess(self, model_outputs: Any, **_: Any) -> list[Answer]:
         """Give the best items their keys and titles."""
@@ -195,20 +192,16 @@ class FTMambaRecommendationPipeline(Pipeline):
                 problem = f" has no column of the model, got {given}{guess}; the model has {names}"
                 raise WrongInputError(problem, "inputs", row)
         try:
-            inputs = self.preprocess(records)
+            return self.postprocess(self.forward(self.preprocess(records), **options))
         except ValueError as error:
             # By its attributes: in a local folder the extractor's class of error is not ours.
             wrong: Any = error
-            if (column := self._columns.get(getattr(error, "name", ""))) is None:
+            column = self._columns.get(name := getattr(error, "name", ""))
+            if column is None and name != WHOLE_RECORD:
                 raise
-            problem = f", column {column!r}: {wrong.rule}, got {wrong.value!r:.80}"
+            problem = f", column {column!r}" if column else ""
+            problem += f": {wrong.rule}, got {wrong.value!r:.80}"
             raise WrongInputError(problem, "inputs", first + wrong.row, column) from None
-        outputs: dict[str, Tensor] = self.forward(inputs, **options)
-        if not bool(outputs["is_finite"].all()):
-            row = first + int(outputs["is_finite"].int().argmin())
-            problem = "'s embedding is not finite: values too large, or damaged weights"
-            raise WrongInputError(problem, "inputs", row)
-        return self.postprocess(outputs)
 
 
 def add_pipeline(folder: Path) -> None:
@@ -219,6 +212,8 @@ def add_pipeline(folder: Path) -> None:
     config["custom_pipelines"] = {"recommendation": {"impl": impl, "pt": ["AutoModel"]}}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     custom_object_save(FTMambaRecommendationPipeline, folder)
+    for written in folder.glob("*.safetensors"):  # which safetensors keeps from other people
+        written.chmod(path.stat().st_mode)
 
 
 def _records_of(inputs: Any) -> Iterator[Any]:

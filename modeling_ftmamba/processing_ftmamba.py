@@ -56,6 +56,7 @@ except ImportError:  # a checkpoint's user may not have it
 
 VOCABULARY_NAME = "vocabularies.safetensors"
 FORMAT_VERSION = 1
+WHOLE_RECORD = "user record"
 # The tensors of a tower, named `user_numeric` and so on.
 DTYPES = {"numeric": np.float32, "category_ids": np.int64, "set_ids": np.int64, "dense": np.float32}
 _HUB_KEYS = (
@@ -212,12 +213,9 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         vocabularies = save(self._arrays(), {"format": "np"})
         values = json.dumps(self.to_dict(), indent=2).encode() + b"\n"
         for name, content in ((VOCABULARY_NAME, vocabularies), (path.name, values)):
-            temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+            temporary = path.with_name(f".{name}.new")
             try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+                temporary.write_bytes(content)
                 temporary.replace(path.with_name(name))
             finally:
                 temporary.unlink(missing_ok=True)
@@ -478,6 +476,11 @@ class HistoryReader:
         scores_UI: Tensor = self._model.scores(users_UE, self._items_IE, seen)
         if self._catalogue.blend is not None:
             scores_UI += torch.from_numpy(self._catalogue.blend.added(rows)).to(scores_UI)
+        sums_U = scores_UI.sum(1, dtype=torch.float32)  # finite only if each is
+        if not bool((is_finite_U := sums_U.isfinite()).all()):
+            rule = "its scores are not finite: values too large, or damaged weights"
+            row = int(is_finite_U.int().argmin())
+            raise WrongValueError(WHOLE_RECORD, row, float(sums_U[row]), rule=rule)
         return scores_UI
 
     @staticmethod

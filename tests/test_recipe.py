@@ -115,6 +115,7 @@ def test_a_flag_joins_a_section_named_by_its_main_option(recipe_file):
             "label_smoothing spreads labels over all items",
         ),
         ("training: {num_epochs: 3, stop_after_epochs: 4}", "stop_after_epochs 4 is after"),
+        ("training: {loss: in_batch, batch_size: 1}", "batch_size 1 trains nothing with in_batch"),
         ("- a\n- b", "must be a mapping of sections"),
         ("a: [", "is not valid YAML"),
     ],

@@ -1,10 +1,12 @@
 """`python -m ftmamba recommend` and `explain`: items for a user, and why."""
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from ftmamba.terminal import printable
 
 if TYPE_CHECKING:
     from ftmamba.explanations import Explanation
@@ -16,9 +18,15 @@ def add_recommend_arguments(parser: ArgumentParser) -> None:
     who = _add_who(parser)
     who.add_argument("--similar-to", metavar="KEY", help="an item: print those most like it")
     parser.add_argument("-k", type=int, default=10, help="how many (default: 10)")
+    add_exclude_seen(parser)
+
+
+def add_exclude_seen(parser: ArgumentParser) -> None:
+    """Declare the option of all commands that recommend."""
     parser.add_argument(
-        "--include-seen", action="store_true", help="include the items of the user's history"
-    )
+        "--exclude-seen", action=BooleanOptionalAction,
+        help="leave out the user's seen items, or keep them (default: as the model was evaluated)",
+    )  # fmt: skip
 
 
 def add_explain_arguments(parser: ArgumentParser) -> None:
@@ -55,7 +63,7 @@ def run_recommend(arguments: Namespace) -> None:
             user_key=arguments.user,
             record=record,
             k=arguments.k,
-            exclude_seen=not arguments.include_seen,
+            exclude_seen=arguments.exclude_seen,
         )
     if arguments.json:
         print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
@@ -99,7 +107,7 @@ def recommendations_table(found: Sequence["Recommendation"]) -> str:
     """Align rank, score, key and title; leave the title out where there is none."""
     rows = [("rank", "score", "item", "title")]
     rows += [
-        (str(rank), f"{one.score:.4f}", one.item_key, " ".join(one.title.split()))
+        (str(rank), f"{one.score:.4f}", printable(one.item_key), printable(one.title))
         for rank, one in enumerate(found, start=1)
     ]
     if not any(one.title for one in found):
@@ -113,16 +121,16 @@ def explanation_table(explanation: "Explanation") -> str:
     """Write the sum first, then every column, the strongest first."""
     parts = {part: sum(getattr(explanation, part).values()) for part in ("user", "item", "counts")}
     sums = " ".join(f"{share:+.4f} {part}" for part, share in parts.items() if share)
-    title = " ".join(explanation.title.split())
+    title = printable(explanation.title)
     lines = [
-        f"item {explanation.item_key}{f' ({title})' if title else ''}",
+        f"item {printable(explanation.item_key)}{f' ({title})' if title else ''}",
         f"score {explanation.score:.4f} = {explanation.baseline_score:.4f} with all columns "
         f"missing {sums}",
     ]
     if explanation.standard_error:
         lines.append(f"shares are estimates; standard error {explanation.standard_error:.2g}")
     rows = [
-        (f"{share:+.4f}", tower, column, " ".join(value.split()))
+        (f"{share:+.4f}", tower, printable(column), printable(value))
         for tower, column, value, share in explanation.ranked()
     ]
     rows.insert(0, ("adds", "of", "column", "value"))

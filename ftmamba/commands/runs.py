@@ -2,16 +2,18 @@
 
 import csv
 import io
-import json
 import re
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ftmamba.terminal import printable
 
-RESULTS_FILE, RECIPE_FILE = "all_results.json", "recipe.yaml"
+MOST_CHARACTERS = 120
+"""Of a cell; the rest is left out."""
+
 METRICS = ("HR", "R", "MRR", "coverage")
 """Shown beside the metric asked for, at the same length of the list."""
 
@@ -34,30 +36,43 @@ def run(arguments: Namespace) -> None:
 
 def find_runs(folder: Path) -> list[Run]:
     """Read every run in a folder, or below it, in the order of their names."""
+    from ftmamba.checkpoint import RECIPE_FILE, RESULTS_FILE, read_recipe_file
+    from ftmamba.checks import read_json
+
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}; name one that holds finished runs")
     runs: list[Run] = []
     for path in sorted(found.parent for found in folder.rglob(RESULTS_FILE)):
         try:
-            results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
-            recipe = path / RECIPE_FILE
-            options = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
-        except (ValueError, yaml.YAMLError) as error:
+            results, recipe = read_json(path / RESULTS_FILE), read_recipe_file(path / RECIPE_FILE)
+            _check(results)
+        except ValueError as error:
             raise ValueError(
-                f"the results in {str(path)!r} are damaged ({error}); remove that folder, or name "
-                "one without it"
-            ) from error
-        if not isinstance(results, dict) or not isinstance(options or {}, dict):
-            raise ValueError(
-                f"the results in {str(path)!r} are not of this program; name a folder of its runs"
-            )
+                f"the results in {str(path)!r} are damaged, or not of this program ({error}); "
+                "remove that folder, or name one without it"
+            ) from None
         name = path.relative_to(folder).as_posix()
-        runs.append((path.resolve().name if name == "." else name, results, options or {}))
+        runs.append((path.resolve().name if name == "." else name, results, recipe))
     if not runs:
         raise FileNotFoundError(
             f"no finished run in {str(folder)!r}: none of its folders holds {RESULTS_FILE}"
         )
     return runs
+
+
+def _check(results: Mapping[str, Any]) -> None:
+    """Raise ValueError where results are not made as those of a run are."""
+    try:
+        models = list(results.get("models", {}).values())
+        numbers = [number for own in models for number in own.get("metrics", {}).values()]
+        pairs = [pair for own in models for pair in own.get("intervals", {}).values()]
+        bounds = [bound for low, high in pairs for bound in (low, high)]
+        costs = [(results.get(part) or {}).get("seconds") for part in ("cost", "training")]
+        numbers += [one for one in (*bounds, *costs) if one is not None]
+        if not all(abs(number) <= sys.float_info.max for number in numbers):
+            raise ValueError("a figure is not finite")
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"they have another form: {error}") from None
 
 
 def run_table(runs: Sequence[Run], metric: str) -> list[list[str]]:
@@ -98,17 +113,17 @@ def run_table(runs: Sequence[Run], metric: str) -> list[list[str]]:
         seconds = (results.get("cost") or results.get("training") or {}).get("seconds")
         rows.append(
             [
-                folder,
-                name,
+                _cell(folder),
+                _cell(name),
                 f"{metrics[metric]:.3f}{interval}",
                 *(f"{metrics[other]:.3f}" if other in metrics else "" for other in beside),
-                f"{best} {others[best]:.3f}" if best else "",
-                str(results.get("n_parameters", "")),
+                f"{_cell(best)} {others[best]:.3f}" if best else "",
+                _cell(results.get("n_parameters", "")),
                 "" if seconds is None else f"{seconds:.0f}",
-                str(results.get("seed", "")),
+                _cell(results.get("seed", "")),
                 _option(recipe, "data", "name", "interactions"),
                 _option(recipe, "split", "kind"),
-                str(own.get("n_users", "")),
+                _cell(own.get("n_users", "")),
             ]
         )
     return rows
@@ -117,8 +132,12 @@ def run_table(runs: Sequence[Run], metric: str) -> list[list[str]]:
 def _option(recipe: Mapping[str, Any], section: str, *names: str) -> str:
     options = recipe.get(section) or {}
     if not isinstance(options, Mapping):
-        return str(options)
-    return next((str(options[name]) for name in names if options.get(name)), "")
+        return _cell(options)
+    return next((_cell(options[name]) for name in names if options.get(name)), "")
+
+
+def _cell(value: object) -> str:
+    return printable(str(value)[:MOST_CHARACTERS])
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:

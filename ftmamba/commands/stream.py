@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ftmamba.commands.recommend import add_exclude_seen
+
 if TYPE_CHECKING:
     from ftmamba.streaming.consumer import Counts
     from ftmamba.streaming.events import Refused
     from ftmamba.streaming.observer import CheckpointObserver
     from ftmamba.streaming.sources import Source
     from ftmamba.streaming.stores import StateStore
-    from modeling_ftmamba.catalogue import Catalogue
     from modeling_ftmamba.user_state import UserState
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -42,6 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--recommend", type=int, default=0, metavar="K",
         help="print the best K items of each user whose state is new, as a JSON line",
     )  # fmt: skip
+    add_exclude_seen(parser)
     add(
         "--late", choices=("refuse", "accept", "recompute"), default="refuse",
         help="events older than their user's newest: write them to --refused, read them as if they "
@@ -120,7 +122,7 @@ def run(arguments: Namespace) -> None:
         )
         updated = None
         if arguments.recommend:
-            updated = _printer(observer, checkpoint.catalogue, arguments.recommend)
+            updated = _printer(observer, arguments.recommend, arguments.exclude_seen)
         consume(source, store, observer, rules, updated=updated, progress=progress, report=_log)
     except KeyboardInterrupt:
         _log("stopped; events that were not acknowledged are sent again")
@@ -268,18 +270,17 @@ def _log(text: str) -> None:
 
 
 def _printer(
-    observer: "CheckpointObserver", catalogue: "Catalogue", k: int
+    observer: "CheckpointObserver", k: int, exclude_seen: bool | None
 ) -> "Callable[[Sequence[str], UserState], None]":
     """Return a function that prints the best items of users."""
-    from modeling_ftmamba.catalogue import top_k
-
-    if k > len(catalogue):
-        raise ValueError(f"--recommend must be {len(catalogue)} or less, the items, got {k}")
+    n_items = len(observer.catalogue)
+    if k > n_items:
+        raise ValueError(f"--recommend must be {n_items} or less, the items, got {k}")
 
     def show(user_keys: Sequence[str], state: "UserState") -> None:
-        _, ids_UK = top_k(observer.scores(state), k)
-        for key, ids in zip(user_keys, ids_UK.tolist(), strict=True):
-            line = {"user_key": key, "item_keys": [catalogue.keys[row] for row in ids]}
+        best = observer.recommend(user_keys, state, k, exclude_seen=exclude_seen)
+        for key, item_keys in zip(user_keys, best, strict=True):
+            line = {"user_key": key, "item_keys": item_keys}
             print(json.dumps(line, ensure_ascii=False), flush=True)
 
     return show

@@ -10,10 +10,10 @@ import io
 import mmap
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -39,10 +39,10 @@ def place_folder(target: Path, fill: Callable[[Path], None]) -> None:
     If another process made the same folder meanwhile, theirs is kept.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = target.with_name(f".{target.name}-{uuid4().hex}")
     try:
+        temporary.mkdir()
         fill(temporary)
-        temporary.chmod(0o755)
         try:
             temporary.rename(target)
         except OSError:

@@ -79,12 +79,14 @@ class Share:
         seed: of the order and of the cuts.
         rank: which part this process gets.
         n_ranks: number of parts.
+        smallest: windows that a global batch has at least; a last one of fewer is dropped.
     """
 
     batch_size: int
     seed: int
     rank: int = 0
     n_ranks: int = 1
+    smallest: int = 1
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_ranks"):
@@ -94,7 +96,12 @@ class Share:
             raise ValueError(f"rank must be in [0, {self.n_ranks}), got {self.rank}")
 
     def check(self, n_windows: int, what: str) -> None:
-        """Refuse fewer windows than processes."""
+        """Refuse fewer windows than processes, or than a batch needs."""
+        if n_windows < self.smallest:
+            raise ValueError(
+                f"in_batch takes negatives from the batch, and there are {n_windows} {what}; give "
+                "more data, or another loss such as full_softmax"
+            )
         if n_windows < self.n_ranks:
             raise ValueError(
                 f"{n_windows} {what} cannot be shared out among {self.n_ranks} processes; give "
@@ -112,6 +119,7 @@ def make_batches(  # noqa: PLR0913 - options of the recipe
     n_ranks: int = 1,
     batch_order: str = "random",
     history_dropout: float = 0.0,
+    smallest: int = 1,
 ) -> "RowBatches | SequenceBatches":
     """Return the batches of a training.
 
@@ -124,11 +132,12 @@ def make_batches(  # noqa: PLR0913 - options of the recipe
         n_ranks: number of processes.
         batch_order: of rows, "random" or "time": neighbours of the training interactions.
         history_dropout: share of the rows whose whole history is hidden, others in every epoch.
+        smallest: as of `Share`.
 
     Raises:
         ValueError: a value out of its range, or sequences of users without a history.
     """
-    share = Share(batch_size, seed, rank, n_ranks)
+    share = Share(batch_size, seed, rank, n_ranks, smallest)
     column, histories = data.history_column, data.histories
     if not sequences:
         table = TableBatches(data.interactions, share, in_stretches=batch_order == "time")
@@ -288,9 +297,9 @@ class SequenceBatches:
     the event before the cut as its first input. Their number is the same in every epoch. A user's
     very first event is a target too, predicted from none.
 
-    Windows are shuffled and grouped by length, so that little of a batch is padding. Nothing is
-    dropped on one process; on several, fewer windows than there are processes, other ones in every
-    epoch. The last batch of a bucket may be smaller.
+    Windows are shuffled and grouped by length, so that little of a batch is padding. Dropped are,
+    other ones in every epoch, a last batch below the smallest, and on several processes fewer
+    windows than there are processes. The last batch of a bucket may be smaller.
 
     Attributes:
         n_windows: windows an epoch, those of all processes.
@@ -319,7 +328,11 @@ class SequenceBatches:
         self._n_windows_U = np.where(self._n_targets_U <= longest, 1, n_spread_U)
         self.n_windows = int(self._n_windows_U.sum())
         share.check(self.n_windows, "windows of users with two training events or more")
-        self.n_batches = -(-(self.n_windows // share.n_ranks) // share.batch_size)
+        size = share.batch_size * share.n_ranks
+        self._n_shared = self.n_windows // share.n_ranks * share.n_ranks
+        if self._n_shared % size < share.smallest:
+            self._n_shared -= self._n_shared % size
+        self.n_batches = -(-self._n_shared // size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without reading those before."""
@@ -371,11 +384,10 @@ class SequenceBatches:
         """Return the windows of each of this rank's batches, in the order of an epoch."""
         rank, n_ranks = self._share.rank, self._share.n_ranks
         generator = np.random.default_rng((self._share.seed, epoch, 1))
-        n_shared = self.n_windows // n_ranks * n_ranks
-        order_W = generator.permutation(self.n_windows)[:n_shared]
+        order_W = generator.permutation(self.n_windows)[: self._n_shared]
         size = self._share.batch_size * n_ranks
         batches = []
-        for first in range(0, n_shared, size * _BATCHES_A_BUCKET):
+        for first in range(0, self._n_shared, size * _BATCHES_A_BUCKET):
             bucket = order_W[first : first + size * _BATCHES_A_BUCKET]
             bucket = bucket[np.argsort(n_inputs_W[bucket], kind="stable")]
             # Neighbours in length go to different ranks, which so have the same work.

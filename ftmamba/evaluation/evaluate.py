@@ -14,7 +14,7 @@ from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.evaluation.inner_products import USERS_AT_ONCE
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.evaluation.protocol import EmbeddingScorer, Protocol, Scorer
-from ftmamba.evaluation.result import Evaluation
+from ftmamba.evaluation.result import NONE_HIDDEN, Evaluation, Unreachable
 from modeling_ftmamba.catalogue import top_k
 
 N_SCORES_AT_ONCE = 2**24
@@ -30,8 +30,9 @@ def evaluate(
 ) -> Evaluation:
     """Rank the whole catalogue for every user who has a test interaction.
 
-    A test item that is masked because the user has seen it cannot be recommended and counts as
-    missed. Memory is bounded by the block of users, whose size does not change the result.
+    A test item that is masked because the user has seen it cannot be recommended, counts as missed
+    and is counted as `unreachable`. Memory is bounded by the block of users, whose size does not
+    change the result.
 
     Args:
         scorer: the fitted model.
@@ -70,9 +71,21 @@ def evaluate(
         per_user |= _popularity_ranks(recommended_UK, seen, protocol.k)
         is_warm_U = np.isin(user_ids_U, seen.user_ids)
     split_ids_U = np.zeros(len(user_ids_U), np.int64)
+    hidden = unreachable(test, seen) if seen is not None and protocol.mask_seen else NONE_HIDDEN
     return Evaluation(
-        user_ids_U, per_user, recommended_UK, is_warm_U, split_ids_U, n_items, protocol
+        user_ids_U, per_user, recommended_UK, is_warm_U, split_ids_U, n_items, protocol, hidden
     )
+
+
+def unreachable(wanted: Interactions, seen: Interactions) -> Unreachable:
+    """Count the items to predict that their users have seen."""
+    keys_R, seen_keys = (
+        np.unique(one.user_ids * wanted.n_items + one.item_ids) for one in (wanted, seen)
+    )
+    is_seen_R = np.isin(keys_R, seen_keys, assume_unique=True)
+    _, user_R = np.unique(keys_R // wanted.n_items, return_inverse=True)
+    n_reachable_U = np.bincount(user_R, ~is_seen_R)
+    return Unreachable(int(is_seen_R.sum()), len(keys_R), int((n_reachable_U == 0).sum()))
 
 
 def _check(test: Interactions, seen: Interactions | None, protocol: Protocol) -> None:

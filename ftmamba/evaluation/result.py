@@ -6,7 +6,7 @@ resamples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,28 @@ N_RESAMPLES = 10_000
 N_DRAWS_AT_ONCE = 2**22
 
 Values = NDArray[np.float64]
+
+
+class Unreachable(NamedTuple):
+    """Items to predict that are masked because their user has seen them before.
+
+    Attributes:
+        items: their number, each counted once for each user.
+        of_items: number of all items to predict.
+        users: users who have no other.
+    """
+
+    items: int = 0
+    of_items: int = 0
+    users: int = 0
+
+    def describe(self, part: str = "test") -> str:
+        """Say it in words; empty if there is none."""
+        counted = f"{self.items:,} of {self.of_items:,} {part} items, which no model can recommend"
+        return f"masked are {counted} ({self.users:,} users have no other)" if self.items else ""
+
+
+NONE_HIDDEN = Unreachable()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +56,7 @@ class Evaluation:
         split_ids: int64 (U,), number of the split among those pooled; 0 for a single one.
         n_items: size of the catalogue.
         protocol: how users were asked.
+        unreachable: what the protocol's mask hides of the test items, of all users.
     """
 
     user_ids: NDArray[np.int64]
@@ -43,6 +66,7 @@ class Evaluation:
     split_ids: NDArray[np.int64]
     n_items: int
     protocol: Protocol
+    unreachable: Unreachable = NONE_HIDDEN
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -108,6 +132,7 @@ class Evaluation:
             self.split_ids[is_chosen_U],
             self.n_items,
             self.protocol,
+            self.unreachable,
         )
 
     def to_dict(self, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -119,9 +144,11 @@ class Evaluation:
         if self.is_warm.any() and not self.is_warm.all():
             values["warm"] = _summary(self.warm, n_resamples, seed)
             values["cold"] = _summary(self.cold, n_resamples, seed)
+        words = (self.protocol.describe(self.n_items), self.unreachable.describe())
         return values | {
             "n_items": int(self.n_items),
-            "protocol": self.protocol.describe(self.n_items),
+            "protocol": "; ".join(filter(None, words)),
+            "unreachable": self.unreachable._asdict(),
         }
 
 
@@ -165,6 +192,7 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
         np.repeat(np.arange(len(evaluations)), [len(e) for e in evaluations]),
         first.n_items,
         first.protocol,
+        Unreachable(*map(sum, zip(*(e.unreachable for e in evaluations), strict=True))),
     )
 
 

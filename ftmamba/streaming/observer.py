@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import UserEvent
+from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.configuration_ftmamba import near
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 from modeling_ftmamba.user_state import (
@@ -23,6 +26,9 @@ from modeling_ftmamba.user_state import (
     in_type,
     read_header,
 )
+
+SEEN_KEPT = 500
+"""Newest items that a state keeps, to leave them out of recommendations."""
 
 
 class Refusal(NamedTuple):
@@ -57,16 +63,17 @@ class CheckpointObserver:
         self._model: Any = checkpoint.model
         self._model.train(False)
         self._extractor = checkpoint.extractor
-        self._catalogue = checkpoint.catalogue
+        self.catalogue = checkpoint.catalogue
         embeddings = torch.from_numpy(checkpoint.catalogue.embeddings)
         items_IE = embeddings.to(self._model.device, self._model.dtype)
-        self._reader = HistoryReader(self._model, self._extractor, self._catalogue, items_IE)
+        self._reader = HistoryReader(self._model, self._extractor, self.catalogue, items_IE)
         if self._reader.column is None:
             raise ValueError(
                 "the checkpoint's user tower has no column of kind 'history', so events change "
                 "nothing in it; train a model with one"
             )
         self._context = self._reader.column.context
+        self._n_recent = max(self._reader.n_read, SEEN_KEPT)
         self._dtype = dtype
         self._users = checkpoint.users
         keys = checkpoint.users.keys if checkpoint.users else ()
@@ -74,14 +81,14 @@ class CheckpointObserver:
 
     def refusals(self, events: Sequence[UserEvent]) -> list[Refusal | None]:
         """Return for each event why it cannot be observed, None if it can."""
-        rows = self._catalogue.rows(one.event.item for one in events)
+        rows = self.catalogue.rows(one.event.item for one in events)
         return [self._refusal(one, row) for one, row in zip(events, rows, strict=True)]
 
     def _refusal(self, one: UserEvent, row: int | None) -> Refusal | None:
         if row is None and one.item_record is None:
             return Refusal(
                 True,
-                f"item {one.event.item!r:.80} is not among the {len(self._catalogue)} of the "
+                f"item {one.event.item!r:.80} is not among the {len(self.catalogue)} of the "
                 "catalogue, and the event has no item_record with columns of it",
             )
         given = one.event.context
@@ -114,7 +121,7 @@ class CheckpointObserver:
             else:
                 records.append(one.user_record or {})
                 histories.append(())
-        none = torch.full((len(firsts), self._reader.n_read), -1, device=self._model.device)
+        none = torch.full((len(firsts), self._n_recent), -1, device=self._model.device)
         encoded = self._extractor(users=records, return_tensors="pt")
         tensors = {name: tensor.to(self._model.device) for name, tensor in encoded.items()}
         state: UserState = (
@@ -125,7 +132,7 @@ class CheckpointObserver:
 
     def observe(self, state: UserState, events: Sequence[Sequence[UserEvent]]) -> UserState:
         """Return the states of users after some events of each, in order of time."""
-        rows = iter(self._catalogue.rows(one.event.item for own in events for one in own))
+        rows = iter(self.catalogue.rows(one.event.item for own in events for one in own))
         histories = [[_resolved(one, next(rows)) for one in own] for own in events]
         return self._observe(state, histories)
 
@@ -167,17 +174,46 @@ class CheckpointObserver:
     @torch.inference_mode()
     def scores(self, state: UserState) -> Tensor:
         """Return the scores (B, I) of the catalogue for users, those of `Recommender`."""
-        n_kept_B = state.n_events.clamp(max=self._reader.n_read).tolist()
-        newest = [
+        users_BE = self._model.embed(state).to(self._model.dtype)
+        return self._reader.scores(users_BE, self._recent(state))
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        user_keys: Sequence[str],
+        state: UserState,
+        k: int,
+        *,
+        exclude_seen: bool | None = None,
+    ) -> list[list[str]]:
+        """Return the keys of the k best items of users, best first; see `Recommender.recommend`.
+
+        The seen items of a user are those that the checkpoint knows, and the newest of the stream.
+        """
+        scores_BI = self.scores(state)
+        if self.catalogue.exclude_seen if exclude_seen is None else exclude_seen:
+            self._reader.leave_out(scores_BI, self._recent(state))
+            if self._users is not None:
+                rows_B = np.array([self._row_of_user.get(key, -1) for key in user_keys], np.int64)
+                known = np.flatnonzero(rows_B >= 0)
+                users, items = self._users.seen.pairs(rows_B[known])
+                scores_BI[known[users], items] = -torch.inf
+        scores_BK, ids_BK = top_k(scores_BI, k)
+        return [
+            [self.catalogue.keys[row] for row, score in zip(*own, strict=True) if score > -math.inf]
+            for own in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True)
+        ]
+
+    def _recent(self, state: UserState) -> list[NDArray[np.int64]]:
+        n_kept_B = state.n_events.clamp(max=self._n_recent).tolist()
+        return [
             own[len(own) - n_kept :].cpu().numpy()
             for own, n_kept in zip(state.recent, n_kept_B, strict=True)
         ]
-        users_BE = self._model.embed(state).to(self._model.dtype)
-        return self._reader.scores(users_BE, newest)
 
     def pack(self, state: UserState) -> list[bytes]:
         """Return the state of each user as bytes."""
-        fingerprint = self._catalogue.fingerprint
+        fingerprint = self.catalogue.fingerprint
         return states_to_bytes(state, fingerprint=fingerprint, dtype=self._dtype)
 
     def unpack(self, data: Sequence[bytes]) -> UserState:
@@ -185,18 +221,19 @@ class CheckpointObserver:
         wide = torch.promote_types(self._model.dtype, torch.float32)
         # States that were written in another type have another length.
         alike = [data] if len(set(map(len, data))) == 1 else [[one] for one in data]
-        fingerprint = self._catalogue.fingerprint
+        fingerprint = self.catalogue.fingerprint
         parts = [states_from_bytes(some, fingerprint=fingerprint).to(wide) for some in alike]
         return UserState.concatenate([self._with_recent(part) for part in parts])
 
     def _with_recent(self, state: UserState) -> UserState:
-        """Return states that kept no items, such as older ones, with unknown items."""
-        shape = len(state), self._reader.n_read
-        if state.recent.numel() and int(state.recent.max()) >= len(self._catalogue):
+        """Return states that kept fewer items, such as older ones, with unknown items before."""
+        shape = len(state), self._n_recent
+        if state.recent.numel() and int(state.recent.max()) >= len(self.catalogue):
             raise ValueError("the bytes of a user's state name items that the catalogue has not")
         if state.recent.shape == shape:
             return state
-        return replace(state, recent=torch.full(shape, -1, device=state.recent.device))
+        unknown = torch.full(shape, -1, device=state.recent.device)
+        return replace(state, recent=torch.cat([unknown, state.recent], 1)[:, -shape[1] :])
 
 
 def _resolved(one: UserEvent, row: int | None) -> Event:

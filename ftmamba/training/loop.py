@@ -214,6 +214,7 @@ class TrainingLoop:
             n_ranks=accelerator.num_processes,
             batch_order=recipe.batch_order,
             history_dropout=recipe.history_dropout,
+            smallest=2 if recipe.loss.name == "in_batch" else 1,
         )
         self.steps_per_epoch = -(-self.batches.n_batches // recipe.gradient_accumulation_steps)
         self.objective = Objective(self.base, data, recipe, seed=seed, in_bfloat16=self.in_bfloat16)

@@ -385,7 +385,7 @@ def make_model(recipe: Recipe, data: EncodedData) -> FTMambaTwoTowerModel:
 
 def make_protocol(recipe: EvaluationRecipe) -> Protocol:
     """Return the protocol of validation and test, the same for every model of a run."""
-    return Protocol(k=recipe.k, mask_seen=recipe.mask_seen)
+    return Protocol(k=recipe.k, mask_seen=recipe.mask_seen is not False)
 
 
 def make_validation(

@@ -32,7 +32,7 @@ def test_json_is_what_the_recommender_returns(checkpoint_folder, capsys):
     for arguments, found in (
         (("--user", "u3"), recommender.recommend(user_key="u3", k=4)),
         (
-            ("--user", "u3", "--include-seen"),
+            ("--user", "u3", "--no-exclude-seen"),
             recommender.recommend(user_key="u3", k=4, exclude_seen=False),
         ),
         (("--record", '{"age": 31}'), recommender.recommend(record={"age": 31}, k=4)),

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import pytest
 import yaml
@@ -62,7 +63,66 @@ def test_missing_and_damaged_runs_are_named(folder):
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no finished run in .*empty"):
         find_runs(folder / "empty")
-    for text, message in (("{", "are damaged"), ("[]", "are not of this program")):
-        (folder / "a" / "all_results.json").write_text(text)
-        with pytest.raises(ValueError, match=rf"the results in '.*/a' {message}"):
-            find_runs(folder)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"models": []},
+        {"models": None},
+        {"models": {"FT": 3}},
+        {"models": {"FT": {"metrics": [1]}}},
+        {"models": {"FT": {"metrics": {"NDCG@10": "good"}}}},
+        {"models": {"FT": {"metrics": {"NDCG@10": None}}}},
+        {"models": {"FT": {"metrics": {"NDCG@10": 10**400}}}},
+        {"models": {"FT": {"metrics": {"NDCG@10": 0.1}, "intervals": {"NDCG@10": [1]}}}},
+        {"models": {"FT": {"metrics": {"NDCG@10": 0.1}, "intervals": {"NDCG@10": "ab"}}}},
+        {"models": {"FT": {"metrics": {"NDCG@10": 0.1}}}, "cost": "dear"},
+        {"models": {"FT": {"metrics": {"NDCG@10": 0.1}}}, "cost": {"seconds": {}}},
+    ],
+    ids=str,
+)
+def test_results_of_another_form_are_refused_in_words(folder, results):
+    (folder / "a" / "all_results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"the results in '.*/a' are damaged, or not of this"):
+        find_runs(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("all_results.json", "{"),
+        ("all_results.json", "[]"),
+        ("all_results.json", "[" * 100_000),
+        ("all_results.json", '{"models": NaN}'),
+        ("all_results.json", '{"a": ' + "9" * 5000 + "}"),
+        ("all_results.json", "\ud800"),
+        ("recipe.yaml", "a: &a [x, x]\nb: &b [*a, *a]\n"),
+        ("recipe.yaml", "[" * 10_000),
+        ("recipe.yaml", "- 1"),
+        ("recipe.yaml", "!!python/object/apply:os.system [true]"),
+        ("recipe.yaml", "a: 2020-99-99"),
+    ],
+    ids=range(11),
+)
+def test_files_of_another_form_are_refused_in_words(folder, name, text):
+    (folder / "a" / name).write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(ValueError, match=r"the results in '.*/a' are damaged, or not of this"):
+        find_runs(folder)
+
+
+@pytest.mark.parametrize("name", ["all_results.json", "recipe.yaml"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder, name):
+    (folder / "a" / name).unlink()
+    os.mkfifo(folder / "a" / name)
+    with pytest.raises(ValueError, match="is no regular file"):
+        find_runs(folder)
+
+
+def test_a_recipe_of_a_stranger_is_shown_in_part(folder):
+    hostile = "\x1b]0;owned\x07|" + "x" * 10_000
+    recipe = {"data": hostile[:2000], "split": {"kind": [hostile[:1000]]}}
+    (folder / "a" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    table = as_markdown(run_table(find_runs(folder), "NDCG@10"))
+    assert len(table) < 4_000
+    assert "\x1b" not in table

@@ -375,6 +375,19 @@ def test_ranks_share_the_windows_of_one_process_disjointly_and_equally(data, n_r
     assert set(found) <= set(map(str, windows_in(one.epoch(5))))
 
 
+@pytest.mark.parametrize("smallest", [1, 2])
+def test_a_last_batch_of_one_window_is_dropped_where_it_has_no_negatives(data, smallest):
+    n_windows = batches_of(data, sequences="newest").n_windows
+    seen = set()
+    for epoch in range(20):
+        batches = batches_of(data, sequences="newest", batch_size=n_windows - 1, smallest=smallest)
+        found = list(batches.epoch(epoch))
+        assert len(found) == batches.n_batches == 3 - smallest
+        assert sum(len(one.user_ids) for one in found) == n_windows - smallest + 1
+        seen |= set(found[0].user_ids.tolist())
+    assert len(seen) == n_windows
+
+
 def test_batches_hold_windows_of_like_length():
     counts = np.random.default_rng(0).integers(2, 101, 400)
     users = np.repeat(np.arange(400), counts)
@@ -399,6 +412,7 @@ def test_batches_hold_windows_of_like_length():
         ({"rank": -1, "n_ranks": 2}, r"rank must be in \[0, 2\), got -1"),
         ({"rank": 1}, r"rank must be in \[0, 1\), got 1"),
         ({"n_ranks": 1000}, r"cannot be shared out among 1000 processes"),
+        ({"smallest": 10_000}, r"in_batch takes negatives from the batch, and there are \d+"),
     ],
 )
 def test_wrong_options_are_refused(data, options, message):

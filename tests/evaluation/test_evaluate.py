@@ -1,3 +1,4 @@
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 
 from ftmamba.data.interactions import Interactions, ItemsByUser
 from ftmamba.evaluation import EmbeddingScorer, Protocol, evaluate
+from ftmamba.evaluation.result import pool
 
 
 class Table:
@@ -61,6 +63,22 @@ def test_seen_items_are_ranked_when_the_protocol_does_not_mask_them():
     assert without.recommended.tolist() == [[0, 1]]
     assert evaluate(Table(SCORES), test=seen, protocol=protocol).mean("MRR@2") == 1
     assert "popularity_rank@2" not in without.per_user
+
+
+def test_test_items_that_the_mask_hides_are_counted():
+    seen = pairs((0, 0), (0, 2), (0, 2), (2, 1))
+    test = pairs((0, 2), (0, 4), (0, 2), (1, 1), (2, 1))
+    found = evaluate(Table(SCORES), test=test, seen=seen, protocol=TOP_TWO)
+    assert found.unreachable == (2, 4, 1)
+    words = "masked are 2 of 4 test items, which no model can recommend (1 users have no other)"
+    assert found.to_dict()["protocol"].endswith(words)
+    assert found.to_dict()["unreachable"] == {"items": 2, "of_items": 4, "users": 1}
+    assert found.warm.unreachable == found.unreachable
+    assert pool([found, found]).unreachable == (4, 8, 2)
+    free = replace(TOP_TWO, mask_seen=False)
+    kept = evaluate(Table(SCORES), test=test, seen=seen, protocol=free)
+    assert kept.unreachable == (0, 0, 0)
+    assert "masked are" not in kept.to_dict()["protocol"]
 
 
 def test_users_who_have_seen_nearly_everything_get_a_short_list_or_none():

@@ -48,6 +48,26 @@ def test_what_is_fitted_is_saved_and_loaded_and_saved_again(fitted, tmp_path):
         repeat_evaluation(load_checkpoint(tmp_path / "twice"))
 
 
+def test_test_items_that_the_mask_hides_are_counted_in_log_result_and_card(tmp_path, caplog):
+    rows = [
+        {"user": f"u{user}", "item": f"i{(user + step % 4) % 9}", "time": 1000 * step}
+        for user in range(12)
+        for step in range(5 + (user > 3))
+    ]
+    with caplog.at_level("WARNING", "ftmamba"):
+        fitted = Recommender.fit(
+            rows, split="leave-last-out", k=[3], selection_metric="NDCG@3", **SMALL
+        )
+    fitted.save_pretrained(tmp_path / "run")
+    words = "masked are 12 of 12 test items, which no model can recommend"
+    assert any(words in text and "mask_seen: false" in text for text in caplog.messages)
+    assert any("masked are 8 of 12 validation items" in text for text in caplog.messages)
+    own = next(iter(fitted.evaluation.models.values()))
+    assert own["unreachable"] == {"items": 12, "of_items": 12, "users": 12}
+    assert words in str(fitted.evaluation)
+    assert words in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_what_is_fitted_is_pushed_without_its_users_and_loads_from_there(fitted, here):
     pushed = fitted.push_to_hub("tester/films", private=True)
     files = here.files("tester/films")

@@ -80,16 +80,45 @@ def test_a_ragged_batch_equals_its_users_one_by_one_with_gradients(variant, colu
     assert used >= len(wanted) - 3
 
 
+@pytest.mark.parametrize("junk", [1e3, torch.inf, torch.nan])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_stands_in_the_padding_changes_nothing(variant):
+def test_what_stands_in_the_padding_changes_neither_values_nor_gradients(variant, junk):
     model = make_model(**variant)
     users = make_users(model, LENGTHS, max_length=8)
-    before = model.get_user_embeddings(**users)
     beyond = torch.arange(8) >= users["user_history_lengths"][:, None]
-    for name, junk in (("user_history", 1e3), ("user_event_features", torch.nan)):
-        users[name] = users[name].masked_fill(beyond[..., None], junk)
     assert beyond.sum() == 22
-    assert torch.equal(model.get_user_embeddings(**users), before)
+    found = []
+    for padding in (0.0, junk):
+        events = {
+            name: users[name].masked_fill(beyond[..., None], padding).requires_grad_()
+            for name in ("user_history", "user_event_features")
+        }
+        embeds = model.get_user_embeddings(**users | events)
+        wanted = [*events.values(), *model.user_tower.parameters()]
+        gradients = torch.autograd.grad(embeds.sin().sum(), wanted, allow_unused=True)
+        found.append([embeds, *gradients])
+        assert not gradients[0][beyond].any()
+    for clean, padded in zip(*found, strict=True):
+        assert clean is padded is None or torch.equal(clean, padded)
+
+
+@pytest.mark.parametrize("variant", [{"pooling": "last"}, {"pooling": "last", "mixer": "ssd"}])
+def test_padding_that_is_not_finite_leaves_states_alone(variant):
+    model = make_model(**variant)
+    events = make_users(model, [2, 3], max_length=4)
+    beyond = torch.arange(4) >= events["user_history_lengths"][:, None]
+    columns = {name: x for name, x in events.items() if name.startswith("user_") and x.ndim == 2}
+    states = []
+    for padding in (0.0, torch.nan):
+        history, features = (
+            events[name].masked_fill(beyond[..., None], padding)
+            for name in ("user_history", "user_event_features")
+        )
+        state = model.start(**columns)
+        lengths = events["user_history_lengths"]
+        states.append(model.observe(state, history, lengths, event_features=features))
+    for name, tensor in states[0].tensors().items():
+        assert torch.equal(tensor, states[1].tensors()[name]), name
 
 
 @pytest.mark.parametrize("columns", [PROFILE, [HISTORY]], ids=["profile", "alone"])
@@ -172,7 +201,8 @@ def test_tokens_stand_in_order_and_cls_right_after_each_own_last_event():
     assert_near(rows.hidden[0, first : first + 2], made[0])
     assert_near(rows.hidden[0, first + 2], tokenizer.cls)
     assert_near(rows.hidden[1, first], tokenizer.cls)
-    assert_near(gaps, users["user_event_features"][..., 0].nan_to_num(0))
+    given = users["user_event_features"][..., 0].nan_to_num(0)
+    assert_near(gaps, given * torch.tensor([[1.0], [0.0]]))  # the second user has no event
     assert_near(rows.gaps[0, first : first + 2], gaps[0])
     assert (rows.gaps[0, :first] == 0).all()
     assert rows.gaps[0, first + 2] == rows.gaps[1, first] == 0

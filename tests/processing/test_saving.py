@@ -126,10 +126,10 @@ def test_unknown_keys_of_the_json_file_stop_no_load(fitted, folder):
 def test_a_save_that_fails_leaves_the_old_one_whole(fitted, other, folder, monkeypatch):
     before = sorted(folder.iterdir())
 
-    def full_disk(_):
+    def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(processing_ftmamba.os, "fsync", full_disk)
+    monkeypatch.setattr(processing_ftmamba.Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         other.save_pretrained(folder)
     assert sorted(folder.iterdir()) == before

@@ -3,8 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from ftmamba.atomic import finish_swap, whole_file, whole_folder, whole_folder_at
 
@@ -40,6 +42,13 @@ def test_a_second_save_replaces_its_own_files_and_keeps_the_others(run):
     assert (run / "step_10" / "optimizer").read_text() == "state"
     assert names(run) == ["local", "step_10", "weights"]
     assert names(run.parent) == ["run"]
+
+
+def test_a_file_that_safetensors_writes_has_the_mode_of_the_umask(tmp_path):
+    with whole_file(tmp_path / "file") as temporary:
+        save_file({"a": np.zeros(3)}, temporary)
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()])

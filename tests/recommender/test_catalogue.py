@@ -45,7 +45,7 @@ def test_another_version_and_no_file_are_refused(catalogue, tmp_path):
     with pytest.raises(FileNotFoundError, match="no catalogue"):
         load_catalogue(path)
     catalogue.save(path)
-    save_file(load_file(path), path, {"format_version": "99"})
+    save_file(load_file(path), path, {"catalogue": '{"format_version": 99}'})
     with pytest.raises(ValueError, match="format 99, this code reads 1"):
         load_catalogue(path)
 

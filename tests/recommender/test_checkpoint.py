@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftmamba.checkpoint import load_checkpoint, load_to_recommend, save_checkpoint
+from ftmamba.data.arrow_files import place_folder
 from ftmamba.known_users import KnownUsers
 from ftmamba.table_embedding import embed_catalogue
 from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
+from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 
 FILES = {
     "README.md", "all_results.json", "catalogue.py", "catalogue.safetensors", "config.json",
@@ -23,6 +26,10 @@ FILES = {
 def folder(checkpoint_folder, tmp_path):
     """A copy that a test may break."""
     return shutil.copytree(checkpoint_folder, tmp_path / "runs" / "quickstart")
+
+
+def files_below(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def change_config(folder, **fields):
@@ -52,6 +59,31 @@ def test_what_is_saved_is_what_is_loaded(tiny_checkpoint, folder, tiny_items):
     np.testing.assert_allclose(items.numpy(), loaded.catalogue.embeddings, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_saves_are_the_same_bytes_each_time_with_the_modes_of_the_umask(
+    tiny_checkpoint, tmp_path, umask
+):
+    before = os.umask(umask)
+    try:
+        for number in range(8):
+            save_checkpoint(tmp_path / f"{number}", tiny_checkpoint)
+        loaded = load_checkpoint(tmp_path / "0")
+        save_checkpoint(tmp_path / "again", loaded)
+        parts = loaded.model, loaded.extractor, loaded.catalogue
+        FTMambaRecommendationPipeline(*parts).save_pretrained(tmp_path / "pipeline")
+        place_folder(tmp_path / "cached", lambda folder: (folder / "rows").touch())
+    finally:
+        os.umask(before)
+    contents = [
+        {str(path.relative_to(one)): path.read_bytes() for path in files_below(one)}
+        for one in (tmp_path / f"{number}" for number in [*range(8), "again"])
+    ]
+    assert contents == [contents[0]] * 9
+    for path in tmp_path.rglob("*"):
+        expected = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == expected & ~umask, path
+
+
 def test_without_known_users_there_is_no_local_folder(tiny_checkpoint, folder):
     save_checkpoint(folder, dataclasses.replace(tiny_checkpoint, users=None))
     assert not (folder / "local").exists()
@@ -72,11 +104,12 @@ def test_a_save_that_breaks_off_leaves_the_earlier_checkpoint(tiny_checkpoint, f
 
 
 def test_a_catalogue_that_the_model_did_not_make_is_not_saved(tiny_checkpoint, tmp_path):
-    embeddings = tiny_checkpoint.catalogue.embeddings.copy()
-    embeddings[2] = np.nan
+    embeddings = tiny_checkpoint.catalogue.embeddings
+    not_finite = r"item 'i02' \(row 2\) is not finite"
     for change, message in (
         ({"fingerprint": "0"}, "the catalogue was embedded by other weights"),
-        ({"embeddings": embeddings}, r"item 'i02' \(row 2\) is not finite"),
+        ({"embeddings": np.insert(embeddings[1:], 2, np.nan, 0)}, not_finite),
+        ({"embeddings": np.insert(embeddings[1:], 2, -1e30, 0)}, not_finite),
     ):
         catalogue = dataclasses.replace(tiny_checkpoint.catalogue, **change)
         with pytest.raises(ValueError, match=message):
@@ -100,7 +133,7 @@ def test_weights_that_are_not_those_saved_are_noticed(folder, change):
         message = r"does not fit its config\.json: 'more' is superfluous"
     else:
         tensors[name] = tensors[name] * torch.inf
-        message = "holds NaN or Inf in log_temperature"
+        message = "log_temperature holds weights from -?inf to"
     save_file(tensors, path, {"format": "pt"})
     for load in (load_checkpoint, load_to_recommend):
         with pytest.raises(ValueError, match=message):

@@ -1,13 +1,16 @@
 import dataclasses
+from datetime import UTC, datetime
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
 from ftmamba.checks import read_tensors
 from ftmamba.data.interactions import Interactions
-from ftmamba.known_users import SEEN_FILE, known_users, load_known_users
+from ftmamba.known_users import SEEN_FILE, USERS_FILE, known_users, load_known_users
 
 
 @pytest.fixture
@@ -92,3 +95,65 @@ def test_an_unknown_key_is_refused_with_the_near_one_or_the_remedy(users):
         users.row("1")
     with pytest.raises(ValueError, match=r"must be text, got 2 \(int\); write user_key='2'"):
         users.row(2)
+
+
+@pytest.mark.parametrize("times", [1, 3000])
+@pytest.mark.parametrize("compression", ["snappy", "zstd"])
+def test_every_type_of_a_column_comes_back(tmp_path, compression, times):
+    noon = datetime(2020, 1, 10, 12, tzinfo=UTC)
+    table = pa.table({
+        "id": pa.array([str(row) for row in range(3 * times)]),
+        "tags": pa.array([["a", None], None, []] * times, pa.list_(pa.string())),
+        "large": pa.array([["a"], ["b", "a"], None] * times, pa.large_list(pa.large_string())),
+        "vector": pa.array([[1.5, 2], [3, 4], [5, 6]] * times, pa.list_(pa.float32(), 2)),
+        "kind": pa.array(["x", None, "y"] * times).dictionary_encode(),
+        "price": pa.array([Decimal("3.00"), None, Decimal("8.50")] * times),
+        "since": pa.array([noon, None, noon] * times, pa.timestamp("us", "UTC")),
+        "raw": pa.array([b"\xff", b"", None] * times),
+        "is_new": pa.array([True, None, False] * times),
+        "both": pa.array([{"a": "x", "b": ["y"]}, None, {"a": None, "b": None}] * times),
+        "none": pa.array([None] * 3 * times, pa.string()),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / USERS_FILE, compression=compression)
+    no_items = {"starts": np.zeros(3 * times + 1, np.int64), "item_ids": np.zeros(0, np.int64)}
+    save_file(no_items, tmp_path / SEEN_FILE, {"format_version": "1"})
+    assert load_known_users(tmp_path, key="id", n_items=1).records.equals(table)
+
+
+def bomb(folder, column, **options):
+    """Write a file of users, some kilobytes long, with one column."""
+    n_users = len(column)
+    no_items = {"starts": np.zeros(n_users + 1, np.int64), "item_ids": np.zeros(0, np.int64)}
+    save_file(no_items, folder / SEEN_FILE, {"format_version": "1"})
+    pq.write_table(pa.table({"id": column}), folder / USERS_FILE, compression="zstd", **options)
+    assert (folder / USERS_FILE).stat().st_size < 20_000
+
+
+def repeated(value, n_users, as_type=None):
+    values = pa.array([value], as_type)
+    return pa.DictionaryArray.from_arrays(np.zeros(n_users, np.int32), values)
+
+
+@pytest.mark.parametrize(
+    ("column", "options"),
+    [
+        (repeated("a" * 50_000, 2_000), {"store_schema": False}),
+        (repeated("a" * 50_000, 2_000), {}),
+        (repeated("a" * 50_000, 2_000).cast(pa.string()),
+         {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
+        (repeated("a" * 50_000, 2_000).cast(pa.string()), {"use_dictionary": False}),
+        (repeated(b"a" * 50_000, 2_000, pa.binary(50_000)), {"store_schema": False}),
+        (pa.ListArray.from_arrays(
+            np.array([0, 0, 5_000_000], np.int32), np.zeros(5_000_000, np.int32)), {}),
+        (pa.ListArray.from_arrays(
+            np.array([0, 0, 2_000], np.int32), repeated("a" * 50_000, 2_000)), {}),
+        (pa.StructArray.from_arrays([repeated("a" * 50_000, 2_000)], ["text"]), {}),
+    ],
+    ids=["dictionary", "category", "prefixes", "compressed", "wide", "list", "texts", "struct"],
+)  # fmt: skip
+def test_a_small_file_that_decodes_to_far_more_is_refused(tmp_path, column, options):
+    bomb(tmp_path, column, **options)
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(ValueError, match=r"known users in .* are incomplete or damaged"):
+        load_known_users(tmp_path, key="id", n_items=1)
+    assert pa.default_memory_pool().max_memory() - before < 2**24

@@ -287,19 +287,3 @@ def test_popularity_counts_a_window_before_a_time():
     train = interactions_of((0, 0, 1), (0, 1, 8), (1, 1, 9))
     np.testing.assert_allclose(log_popularity(train, 7, 9 * DAY), np.log1p([0, 1, 0, 0]))
     np.testing.assert_allclose(log_popularity(train, None, None), np.log1p([1, 2, 0, 0]))
-
-
-def test_items_of_a_history_are_left_out_of_every_entrance_alike(blended):
-    checkpoint = load_checkpoint(blended[3])
-    recommender = Recommender(checkpoint)
-    record = {"history": ["i03", "i04", "not in the catalogue", "i03"]}
-    left = {key for key in checkpoint.catalogue.keys if key not in ("i03", "i04")}
-    pipe = FTMambaRecommendationPipeline(
-        load_checkpoint(blended[3]).model, checkpoint.extractor, checkpoint.catalogue
-    )
-    assert {one.item_key for one in recommender.recommend(record=record, k=N_ITEMS)} == left
-    (batch,) = recommender.recommend_batch(records=[record], k=N_ITEMS)
-    assert {one.item_key for one in batch} == left
-    assert {one["item_key"] for one in pipe(record, top_k=N_ITEMS)} == left
-    kept = recommender.recommend(record=record, k=N_ITEMS, exclude_seen=False)
-    assert len(kept) == len(pipe(record, top_k=N_ITEMS, exclude_seen=False)) == N_ITEMS

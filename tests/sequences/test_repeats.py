@@ -132,6 +132,19 @@ def test_the_recommender_ranks_as_the_evaluation_does_with_and_without_a_mask(un
         assert evaluation.recommended.tolist() == ids
 
 
+def test_a_model_that_learns_repeats_recommends_seen_items_unless_its_recipe_masks_them(
+    unrepeated,
+):
+    model = {"preset": "ft-mamba-history", "overrides": {"repeat_bias": True}}
+    masked = [
+        recipe_from_dict({"model": model, "evaluation": evaluation}).evaluation.mask_seen
+        for evaluation in ({}, {"mask_seen": True})
+    ]
+    assert masked == [False, True]
+    assert recipe_from_dict({}).evaluation.mask_seen
+    assert not load_checkpoint(unrepeated[2]).catalogue.exclude_seen
+
+
 def test_the_evaluation_is_the_one_of_training(unrepeated):
     split, trained, folder = unrepeated
     scorer = held_out_scorer(trained, split)

@@ -8,12 +8,12 @@ import pytest
 
 from .redis_server import PROGRAM, WHY_NOT
 
-SCENARIOS = ("rename", "two", "evict", "lose", "trim", "lose_all")
+SCENARIOS = ("rename", "two", "evict", "lose", "trim")
 
 
 @pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT)
 def test_no_event_is_lost_or_doubled_in_silence():
-    command = [sys.executable, "-m", "tests.chaos", "--events", "300", "--kills", "3"]
+    command = [sys.executable, "-m", "tests.chaos", "--events", "300", "--kills", "2"]
     run = subprocess.run(
         [*command, "--scenario", *SCENARIOS],
         cwd=Path(__file__).parents[2],
@@ -25,7 +25,7 @@ def test_no_event_is_lost_or_doubled_in_silence():
     outcomes = dict(line.split(": ", 1) for line in run.stdout.splitlines()[:-1])
     assert sorted(outcomes) == sorted(SCENARIOS)
     for name, words in outcomes.items():
-        if name in ("trim", "lose_all"):
+        if name == "trim":
             assert "; told: " in words
         else:
             assert "0 lost, 0 doubled, 0 users differ" in words

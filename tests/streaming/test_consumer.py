@@ -9,13 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ftmamba import Recommender
 from ftmamba.streaming import Batch, CheckpointObserver, Refused, Rules, Stored, consume
 from ftmamba.streaming.consumer import in_order
+from ftmamba.streaming.observer import states_to_bytes
 from ftmamba.streaming.sources import JsonLinesSource
 from ftmamba.streaming.stores import SQLiteStore
+from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 
 from .history_checkpoint import (
     HISTORY,
+    N_ITEMS,
     changed,
     event,
     make_checkpoint,
@@ -274,6 +278,41 @@ def test_a_user_starts_from_a_record_or_from_the_checkpoint(checkpoint, observer
     assert state_of(observer, store, "u5").n_events.tolist() == [7]
     store, _ = run(observer, [changed(of_u5[0], user_record={"age": 35})])
     assert state_of(observer, store, "u5").n_events.tolist() == [1]
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_seen_items_are_left_out_of_every_entrance_or_of_none(checkpoint, evaluated, asked):
+    catalogue = replace(checkpoint.catalogue, exclude_seen=evaluated)
+    checkpoint = replace(checkpoint, catalogue=catalogue)
+    recommender, observer = Recommender(checkpoint), CheckpointObserver(checkpoint)
+    recommend = FTMambaRecommendationPipeline(checkpoint.model, checkpoint.extractor, catalogue)
+    record = {"films": ["i03", "in no catalogue", "i04", "i03"]}
+    options = {} if asked is None else {"exclude_seen": asked}
+    store, _ = run(observer, [event("u5", "i03", "e1"), event("u5", "i04", "e2")])
+    state = state_of(observer, store, "u5")
+    of_record = recommender.recommend(record=record, k=N_ITEMS, **options)
+    (of_batch,) = recommender.recommend_batch(records=[record], k=N_ITEMS, **options)
+    of_user = recommender.recommend(user_key="u5", k=N_ITEMS, **options)
+    found = [
+        *(({"i03", "i04"}, [one.item_key for one in found]) for found in (of_record, of_batch)),
+        ({"i03", "i04"}, [one["item_key"] for one in recommend(record, top_k=N_ITEMS, **options)]),
+        ({"i00", "i01"}, [one.item_key for one in of_user]),
+        ({"i00", "i01", "i03", "i04"}, observer.recommend(["u5"], state, N_ITEMS, **options)[0]),
+    ]
+    is_kept = not (evaluated if asked is None else asked)
+    for seen, keys in found:
+        assert len(set(keys)) == N_ITEMS - (0 if is_kept else len(seen))
+        assert is_kept or not seen & set(keys)
+
+
+def test_a_state_of_a_store_that_kept_fewer_items_leaves_out_those_it_kept(checkpoint, observer):
+    store, _ = run(observer, [event("u0", "i03", "e1"), event("u0", "i04", "e2")])
+    state = state_of(observer, store, "u0")
+    older = replace(state, recent=state.recent[:, -1:])
+    (data,) = states_to_bytes(older, fingerprint=checkpoint.catalogue.fingerprint)
+    (keys,) = observer.recommend(["u0"], observer.unpack([data]), N_ITEMS)
+    assert set(checkpoint.catalogue.keys) - set(keys) == {"i04"}
 
 
 def test_messages_that_are_not_events_are_counted_and_reported_once(observer):

@@ -234,7 +234,7 @@ def test_a_server_that_may_evict_is_refused(own_redis_server, opens):
         client.config_set("maxmemory-policy", "allkeys-lru")
         act()  # Without a limit nothing is evicted.
         client.config_set("maxmemory", "100mb")
-        with pytest.raises(ValueError, match="may evict .*policy is allkeys-lru; run CONFIG SET"):
+        with pytest.raises(ValueError, match=r"may evict .*policy is allkeys-lru; run CONFIG SET"):
             act()
         client.config_set("maxmemory-policy", "volatile-lru")
         act()
@@ -271,7 +271,7 @@ def test_a_replica_is_waited_for_and_then_explained(own_redis_server, monkeypatc
     monkeypatch.setattr("redis.retry.sleep", lambda _seconds: None)
     monkeypatch.setattr("ftmamba.streaming.redis_backend.TIMEOUT_SECONDS", 0.2)
     store = RedisStore(own_redis_server.url, replicas=1)
-    with pytest.raises(OSError, match="0 of 1 replicas of Redis .* have the states"):
+    with pytest.raises(OSError, match=r"0 of 1 replicas of Redis .* have the states"):
         store.sync()
     with redis.Redis.from_url(own_redis_server.url) as client:
         client.replicaof("127.0.0.1", own_redis_server.port)

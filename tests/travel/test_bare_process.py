@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 import hub_cards
 from ftmamba import Recommender
+from ftmamba.checkpoint import load_checkpoint
 from hub_cards.push import Destination, push_checkpoint
 from tests.hub.processes import run_python
 from tests.hub.server import TOKEN
@@ -141,3 +143,17 @@ def test_the_folders_handler_answers_requests(from_folders, expected):
     assert_close(answers["list"], expected)
     assert answers["wrong"]["error"]["field"] == "inputs[1].age"
     assert "must be a finite number, got 'old'" in answers["wrong"]["error"]["message"]
+
+
+def test_a_second_folder_of_the_same_name_with_other_code_is_refused(travelling, tmp_path):
+    folders = [
+        shutil.copytree(travelling["mamba"].folder, tmp_path / parent / "twin") for parent in "ab"
+    ]
+    other = folders[1] / "network.py"
+    other.write_text(other.read_text(encoding="utf-8") + "\n# newer\n", encoding="utf-8")
+    AutoModel.from_pretrained(folders[0], trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"b/twin/network\.py' differs from the code .* rename"):
+        AutoModel.from_pretrained(folders[1], trust_remote_code=True)
+    renamed = folders[1].rename(tmp_path / "renamed")
+    AutoModel.from_pretrained(renamed, trust_remote_code=True)
+    load_checkpoint(renamed)  # runs the installed code, as its documentation says
