@@ -86,7 +86,7 @@ class Scene:
 
     def pause(self) -> None:
         """Wait for a random time in which a few batches are consumed."""
-        time.sleep(self.draw.uniform(0.05, 2 * self.seconds / self.n_kills))
+        time.sleep(self.draw.uniform(0.05, 1.4 * self.seconds / self.n_kills))
 
     def kill_often(self, name: Callable[[int], str], n_consumers: int = 1) -> None:
         """Kill consumers that go on where others were killed, until all came to the end."""

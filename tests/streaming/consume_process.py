@@ -66,7 +66,7 @@ class Fused:
 def run(observer, job) -> None:
     store, source = open_store(job["store"]), open_source(job["source"])
     fused = Fused(source, store, job["point"], job["nth"])
-    consume(fused, fused, observer, Rules(batch_size=8))
+    consume(fused, fused, observer, Rules(batch_size=16))
     source.close()
     store.close()
 
