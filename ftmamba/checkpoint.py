@@ -39,7 +39,7 @@ from ftmamba.checks import (
     shown,
 )
 from ftmamba.hub import ERROR_OF_CLIENT, download_checkpoint, hide_tokens, known_tokens
-from ftmamba.known_users import KnownUsers, load_known_users
+from ftmamba.known_users import USERS_FILE, KnownUsers, load_known_users
 from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue, load_catalogue
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, near
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
@@ -214,9 +214,11 @@ def _checked_parts(
     return model, extractor, catalogue
 
 
-def check_published(folder: Path, *, with_catalogue: bool) -> None:
-    """Check weights, processor and catalogue as loading does, and raise the same errors."""
-    _checked_parts(folder, load_network, with_catalogue=with_catalogue)
+def check_published(
+    folder: Path, *, with_catalogue: bool
+) -> tuple[FTMambaFeatureExtractor, Catalogue | None]:
+    """Check weights, processor and catalogue as loading does; return the latter two."""
+    return _checked_parts(folder, load_network, with_catalogue=with_catalogue)[1:]
 
 
 def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoint:
@@ -224,6 +226,10 @@ def _load(folder: Path, read: Callable[[Path, FTMambaConfig], Any]) -> Checkpoin
     local, users = folder / LOCAL_FOLDER, None
     if local.is_dir():
         users = load_known_users(local, key=extractor.user_key, n_items=len(catalogue))
+        known = {extractor.user_key, *(column["name"] for column in extractor.user_columns)}
+        if others := sorted(set(users.records.column_names) - known):
+            problem = f"has columns that the model does not read: {', '.join(others):.200}"
+            raise damaged(local / USERS_FILE, problem)
     results = folder / RESULTS_FILE
     return Checkpoint(
         model=model,

@@ -111,8 +111,8 @@ def check_checkpoint(folder: Path, *, with_catalogue: bool = True) -> FTMambaCon
     local = folder / LOCAL_FOLDER
     if local.is_symlink():
         raise damaged(local, "is a link that may leave its checkpoint", "copy it into the folder")
-    for path in sorted([*folder.iterdir(), *(local.iterdir() if local.is_dir() else ())]):
-        if _OTHER_WEIGHTS.fullmatch(path.name):
+    for path in sorted(folder.rglob("*")):
+        if path.parent == folder and _OTHER_WEIGHTS.fullmatch(path.name):
             problem = "would be loaded in place of, or on top of, the checkpoint's own weights"
             raise damaged(path, problem, "remove it; for an adapter use PeftModel.from_pretrained")
         if path.suffix.lower() in _PICKLES:

@@ -381,9 +381,9 @@ def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
     own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
     training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
     pooling = config.tower("user").pooling
-    if training.sequences and pooling != "last":
+    if training.sequences and pooling == "cls":
         raise ValueError(
-            f"rival {rival.name!r}: training.sequences needs pooling 'last', got {pooling!r}; set "
+            f"rival {rival.name!r}: training.sequences needs pooling 'last' or 'mean'; set "
             "pooling among its overrides, or sequences: '' in its training"
         )
     if rival.columns == "ids":

@@ -221,7 +221,7 @@ def explain(
             score += bias
     counts, counts_values = _counted(catalogue, rows, row)
     return Explanation(
-        item_key=item_key,
+        item_key=catalogue.keys[row],
         title=catalogue.titles[row],
         score=score + sum(counts.values()),
         baseline_score=found.baseline_score,

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from random import SystemRandom
 from typing import TypeVar
@@ -34,6 +36,18 @@ RETRIED = frozenset((408, 409, 412, 425, 429, 500, 502, 503, 504))
 
 TRIES, DOWNLOAD_TRIES = 6, 5
 _SHORTEST_TOKEN = 8
+_DETECTORS = (
+    "azure_storage_key.AzureStorageKeyDetector", "github_token.GitHubTokenDetector",
+    "gitlab_token.GitLabTokenDetector", "openai.OpenAIDetector", "pypi_token.PypiTokenDetector",
+    "sendgrid.SendGridDetector", "slack.SlackDetector", "square_oauth.SquareOAuthDetector",
+    "stripe.StripeDetector",
+)  # fmt: skip
+"""Of detect-secrets: those that know a form. Those that measure entropy find every hash."""
+_DETECTORS_OF_TEXTS = (
+    "aws.AWSKeyDetector", "discord.DiscordBotTokenDetector", "jwt.JwtTokenDetector",
+    "twilio.TwilioKeyDetector",
+)  # fmt: skip
+"""Of more common forms, such as some capitals and digits; an item's key may have one by chance."""
 _TOKENS = (
     # The Hub's own: user tokens, then those of its OAuth and of its jobs.
     re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
@@ -41,7 +55,19 @@ _TOKENS = (
     re.compile(r"(?<=[Bb]earer )[\w.~+/=-]{8,}"),
     # The password in an address: scheme://user:password@host
     re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),
+    # A signature or a password after its question mark: ?token=...
+    re.compile(
+        r"(?<=[?&;])[\w.-]*(?:token|key|secret|sig|signature|password|pwd|credential|auth)"
+        r"=[^&;\s\"'<>]+",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(?<=_authToken=)[^\s\"']+"),
+    re.compile(
+        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY.*?(?:-----END [A-Z0-9 ]*KEY[A-Z ]*-----|\Z)", re.S
+    ),
+    re.compile(r"\bgithub_pat_\w{22,}|\bAIza[\w-]{35}|\bsk-(?:proj|ant|svcacct)-[\w-]{20,}"),
 )
+_TOKENS_OF_VALUES = (_TOKENS[0], *_TOKENS[-2:], re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"))
 _UNREACHABLE = ("ConnectError", "ConnectTimeout")
 _LOGIN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
 _REMEDIES = {
@@ -67,9 +93,24 @@ def hide_tokens(text: str, tokens: Iterable[str] = ()) -> str:
     """Return the text without these tokens and without anything that looks like one."""
     for token in tokens:
         text = text.replace(token, HIDDEN)
-    for pattern in _TOKENS:
+    for pattern in (*_TOKENS, *_patterns(_DETECTORS + _DETECTORS_OF_TEXTS)):
         text = pattern.sub(HIDDEN, text)
     return text
+
+
+def holds_token(values: Iterable[str]) -> bool:
+    """Return whether one of a table's values holds an access token."""
+    text = "\n".join(values)
+    return any(one.search(text) for one in (*_TOKENS_OF_VALUES, *_patterns(_DETECTORS)))
+
+
+@cache
+def _patterns(detectors: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    found = []
+    for detector in detectors:
+        module, _, name = detector.partition(".")
+        found += getattr(import_module(f"detect_secrets.plugins.{module}"), name).denylist
+    return tuple(found)
 
 
 class HubError(OSError):

@@ -38,7 +38,7 @@ FREE_TO_CHANGE = (
 )
 """Options of training that say when to look, save or stop, and change no step."""
 
-_EVALUATION = ("k", "mask_seen", "selection_metric", "refit")
+_EVALUATION = ("k", "mask_seen", "selection_metric", "refit", "refit_share")
 _CODE = ("ftmamba/data", "ftmamba/training", "ftmamba/kernels", "modeling_ftmamba")
 
 

@@ -22,7 +22,7 @@ from ftmamba.checks import DamagedFileError, check_file, damaged, read_tensors
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions, ItemsByUser
 from modeling_ftmamba.configuration_ftmamba import near
-from modeling_ftmamba.encoders import column_texts
+from modeling_ftmamba.encoders import column_texts, text_of
 from modeling_ftmamba.processing_ftmamba import Event
 
 USERS_FILE = "users.parquet"
@@ -97,18 +97,16 @@ class KnownUsers:
     def _row_of_key(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.keys)}
 
-    def row(self, user_key: str) -> int:
-        """Return the row of a user.
+    def row(self, user_key: object) -> int:
+        """Return the row of a user, by a key of any type (`text_of`).
 
         Raises:
-            ValueError: `user_key` is no text, or no user has it; the near one is suggested.
+            ValueError: no user has the key; the near one is suggested.
         """
-        if not isinstance(user_key, str):
-            raise ValueError(
-                f"user_key must be text, got {user_key!r} ({type(user_key).__name__}); "
-                f"write user_key={str(user_key)!r}"
-            )
-        row = self._row_of_key.get(user_key)
+        try:
+            row = self._row_of_key.get(text_of(user_key) or "")
+        except (TypeError, ValueError, ArithmeticError):
+            row = None
         if row is None:
             guess = near(user_key, self.keys) if len(self) <= _MOST_TO_SUGGEST_FROM else ""
             raise ValueError(
@@ -119,8 +117,7 @@ class KnownUsers:
 
     def record(self, row: int) -> dict[str, Any]:
         """Return one user's raw record."""
-        record: dict[str, Any] = self.records.slice(row, 1).to_pylist()[0]
-        return record
+        return records_of(self.records.slice(row, 1))[0]
 
     def events(self, row: int) -> list[Event]:
         """Return a user's history, oldest first."""
@@ -148,6 +145,15 @@ class KnownUsers:
         tensors |= {f"{_CONTEXT}{name}": values for name, values in self.context.items()}
         metadata = {"format_version": str(CONTEXT_VERSION if self.context else SEEN_VERSION)}
         save_file(tensors, folder / SEEN_FILE, metadata)
+
+
+def records_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table, a number of 32 bits as it is written: 0.1, not 0.10000000149."""
+    for index, kind in enumerate(table.schema.types):
+        if kind == pa.float32():
+            values = table.column(index).cast(pa.string()).cast(pa.float64())
+            table = table.set_column(index, table.column_names[index], values)
+    return table.to_pylist()  # type: ignore[no-any-return]
 
 
 def known_users(

@@ -334,7 +334,11 @@ class EvaluationRecipe(_Options):
         None, "leave out items that a user has in training, here and in recommendations; None: "
         "unless the model learns a repeat_bias")  # fmt: skip
     selection_metric: str = option("NDCG@10", "validation metric that picks the epoch")
-    refit: bool = option(True, "train again on train + validation for the best number of epochs")
+    refit: bool = option(True, "train on train + validation once validation has picked the epoch")
+    refit_share: float | None = option(
+        None, "go on from the trained weights for this share of the best number of epochs, at half "
+        "the learning rate; None: train afresh for that number", least=0.01, most=1, needs="refit"
+    )  # fmt: skip
     baselines: tuple[str, ...] = option(
         (), "simpler models evaluated beside it: popularity, popularity-recent, popularity-7d, "
         "popularity-14d, item-knn, ease, ials, markov, pctm")  # fmt: skip

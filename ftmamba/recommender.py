@@ -5,7 +5,7 @@ Training imports much that recommending does without, so it is imported where it
 Shapes: U users, I items, E embedding, K recommendations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from ftmamba.checkpoint import Checkpoint, load_checkpoint, load_to_recommend, save_checkpoint
 from ftmamba.evaluation.report import Report
 from ftmamba.explanations import Explanation, explain
-from ftmamba.known_users import KnownUsers
+from ftmamba.known_users import KnownUsers, records_of
 from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.encoders import text_table
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
@@ -165,7 +165,7 @@ class Recommender:
         record: Record | None = None,
         k: int = 10,
         exclude_seen: bool | None = None,
-        exclude: Sequence[str] = (),
+        exclude: Iterable[object] = (),
     ) -> list[Recommendation]:
         """Return the k best items for one user, best first.
 
@@ -193,20 +193,26 @@ class Recommender:
     def recommend_batch(
         self,
         *,
-        user_keys: Sequence[str] | None = None,
-        records: "Sequence[Record] | Source | None" = None,
+        user_keys: Iterable[str] | None = None,
+        records: "Source | None" = None,
         k: int = 10,
         exclude_seen: bool | None = None,
     ) -> list[list[Recommendation]]:
         """Return the k best items for each of several users, in their order.
 
         See `recommend` for the arguments; `records` may also be a table, one row a user: pandas,
-        polars, Arrow, `datasets`, or a file. Memory stays bounded however many users are given.
+        polars, Arrow, `datasets`, a file, or a generator. Memory stays bounded however many users
+        are given.
         """
+        if isinstance(user_keys, str | bytes):
+            raise ValueError(f"user_keys must be a list, got {user_keys!r:.80}; write [user_key]")
+        if isinstance(user_keys, pa.Array | pa.ChunkedArray):
+            user_keys = user_keys.to_pylist()
         if records is not None and not isinstance(records, list | tuple):
-            from ftmamba.data.readers import read_table
+            from ftmamba.data.readers import is_rows, read_table
 
-            records = list(read_table(records).to_pylist())
+            rows: Any = records
+            records = list(rows) if is_rows(rows) else records_of(read_table(rows))
         return self._ranked(user_keys, records, k, exclude_seen=exclude_seen)
 
     @torch.inference_mode()
@@ -238,7 +244,7 @@ class Recommender:
         users_UE = self._model.get_user_embeddings(**self._inputs([record], events))
         return float(self._scores(users_UE, self._history.rows(events))[0, row])
 
-    def explain(self, user: Record | str, item_key: str) -> Explanation:
+    def explain(self, user: Record | str | int, item_key: str) -> Explanation:
         """Say what each column of a user and of an item adds to their score.
 
         See `ftmamba.explanations.explain`.
@@ -252,7 +258,7 @@ class Recommender:
                 holds embeddings only.
         """
         events = None
-        if isinstance(user, str):
+        if not isinstance(user, Mapping):
             users = self._known_users()
             row = users.row(user)
             user, events = users.record(row), users.events(row)
@@ -260,20 +266,25 @@ class Recommender:
 
     def _ranked(
         self,
-        user_keys: Sequence[str] | None,
-        records: Sequence[Record] | None,
+        user_keys: Iterable[str] | None,
+        records: Any,
         k: int,
         *,
         exclude_seen: bool | None,
-        exclude: Sequence[str] = (),
+        exclude: Iterable[object] = (),
     ) -> list[list[Recommendation]]:
         _check_k(k, len(self.catalogue))
         if (user_keys is None) == (records is None):
             given = "none" if records is None else "both"
             raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")
-        excluded = [row for row in self.catalogue.rows(exclude) if row is not None]
+        for row, record in enumerate(records or ()):
+            if not isinstance(record, Mapping):
+                rule = "must be a dict of column name to value"
+                raise ValueError(f"record {row} (the first is 0) {rule}, got {record!r:.80}")
+        excluded = self.catalogue.excluded(exclude)
         users = None if user_keys is None else self._known_users()
-        rows_U = np.array([users.row(key) for key in user_keys or ()] if users else [], np.int64)
+        keys = () if user_keys is None else user_keys
+        rows_U = np.array([users.row(key) for key in keys] if users else [], np.int64)
         n_users = len(rows_U) if users is not None else len(records or ())
         size = max(1, min(_USERS_AT_ONCE, _SCORES_AT_ONCE // len(self.catalogue)))
         ranked: list[list[Recommendation]] = []

@@ -7,23 +7,31 @@ logs are in the same folder.
 import logging
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files as package_files
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
 
 from ftmamba.checkpoint import (
     CARD_FILE,
     CURVES_FILE,
     PUBLISHED_FILES,
+    RECIPE_FILE,
     REQUIREMENTS_FILE,
     check_published,
+    read_recipe_file,
 )
 from ftmamba.checks import LOCAL_FOLDER, read_json
-from ftmamba.hub import hide_tokens
-from modeling_ftmamba.catalogue import CATALOGUE_NAME
+from ftmamba.hub import hide_tokens, holds_token
+from ftmamba.training.checkpoints import STATE_FILES
+from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue
+from modeling_ftmamba.configuration_ftmamba import TOWERS
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 logger = logging.getLogger(__name__)
@@ -40,6 +48,14 @@ STALE_IF_LEFT = (
     f"{TRAINING_FOLDER}/*",
 )
 """Files of an earlier push that would contradict a later one which has none of that name."""
+
+_PATHS: dict[str | None, tuple[str, ...]] = {
+    None: ("output_dir",),
+    "data": ("users", "items", "interactions", "folder", "cache_dir"),
+    "model": ("preset",),
+    "training": ("resume_from_checkpoint",),
+}
+"""Options of a recipe, by section, that name files and folders."""
 
 _NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", CARD_FILE)
 _SIBLING = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
@@ -112,8 +128,8 @@ def published_files(
 
     Raises:
         FileNotFoundError: the folder lacks a file that a checkpoint needs.
-        ValueError: a binary file holds a token, a file links to private data, or weights, processor
-            or catalogue are damaged or of different saves.
+        ValueError: a table's values hold a token, a file links to private data, or weights,
+            processor or catalogue are damaged or of different saves.
     """
     missing = [
         name
@@ -127,6 +143,8 @@ def published_files(
             "give the output_dir of a finished run"
         )
     code = code_files(folder)
+    recipe = read_recipe_file(folder / RECIPE_FILE)
+    private = _private_texts(recipe, folder)
     paths = [
         path
         for path in sorted(folder.iterdir())
@@ -136,10 +154,11 @@ def published_files(
         and (with_catalogue or path.name != CATALOGUE_NAME)
     ]
     if with_training_state:
-        paths += sorted(path for path in (folder / TRAINING_FOLDER).glob("*") if path.is_file())
-    private = (folder / LOCAL_FOLDER).resolve()
+        paths += [path for name in STATE_FILES for path in [folder / TRAINING_FOLDER / name]
+                  if path.is_file()]  # fmt: skip
+    local = (folder / LOCAL_FOLDER).resolve()
     for path in paths:
-        if path.resolve().is_relative_to(private):
+        if path.resolve().is_relative_to(local):
             raise ValueError(
                 f"cannot push {str(path)!r}: it links to {LOCAL_FOLDER}/, whose records of users "
                 "never leave the machine; remove the link"
@@ -150,9 +169,91 @@ def published_files(
         handler = (package_files("hub_cards") / HANDLER_FILE).read_bytes()
         added = {HANDLER_FILE: handler, REQUIREMENTS_FILE: _requirements().encode()}
         found += [PublishedFile(name, text) for name, text in added.items() if name not in names]
-    found = sorted((_without_tokens(one, tokens) for one in found), key=lambda one: one.name)
-    check_published(folder, with_catalogue=CATALOGUE_NAME in names)
+    if RECIPE_FILE in names:
+        public = yaml.safe_dump(cleaned_recipe(recipe), sort_keys=False, allow_unicode=True)
+        if public != (folder / RECIPE_FILE).read_text(encoding="utf-8"):
+            found = [one for one in found if one.name != RECIPE_FILE]
+            found.append(PublishedFile(RECIPE_FILE, public.encode()))
+    found = sorted((_cleaned(one, private, tokens) for one in found), key=lambda one: one.name)
+    extractor, catalogue = check_published(folder, with_catalogue=CATALOGUE_NAME in names)
+    _refuse_tokens(extractor, catalogue)
     return found
+
+
+def _refuse_tokens(extractor: FTMambaFeatureExtractor, catalogue: Catalogue | None) -> None:
+    """Raise ValueError where a published value of a table holds an access token."""
+    values: dict[str, Sequence[str]] = {}
+    for tower in TOWERS:
+        for column in extractor.columns(tower):
+            if column.kind in ("categorical", "categories"):
+                known = extractor.known_values(tower, column.name)
+                values[f"{column.name!r} of the {tower}s"] = known
+    if catalogue is not None:
+        values |= {"the items' keys": catalogue.keys, "the items' titles": catalogue.titles}
+    for what, texts in values.items():
+        if holds_token(texts):
+            raise ValueError(
+                f"cannot push: the values of {what} hold what looks like an access token; take it "
+                "out of the tables and train again"
+            )
+
+
+def cleaned_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe as it is published: which data, but not where they are, and no user's key.
+
+    Of a path the name is kept, of an address what comes before its question mark, without a
+    password.
+    """
+    values = {name: dict(one) if isinstance(one, Mapping) else one for name, one in recipe.items()}
+    for section, names in _PATHS.items():
+        own: Any = values if section is None else values.get(section)
+        for name in names if isinstance(own, dict) else ():
+            if name in own:
+                own[name] = _public(own[name])
+    if isinstance(evaluation := values.get("evaluation"), dict):
+        rivals = evaluation.get("rivals")
+        for name, rival in rivals.items() if isinstance(rivals, Mapping) else ():
+            if isinstance(rival, Mapping) and "preset" in rival:
+                public = {**rival, "preset": _public(rival["preset"])}
+                evaluation["rivals"] = {**evaluation["rivals"], name: public}
+    if isinstance(examples := values.get("examples"), dict):
+        examples |= {"user_key": ""} if examples.get("user_key") else {}
+        schema = recipe.get("schema")
+        users = schema.get("users") if isinstance(schema, Mapping) else None
+        key = users.get("key") if isinstance(users, Mapping) else None
+        if isinstance(record := examples.get("record"), Mapping):
+            examples["record"] = {name: one for name, one in record.items() if name != key}
+    return values
+
+
+def _public(value: Any) -> Any:
+    """Return a path, an address, or a list of them, without what only its owner should know."""
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        parts = urlsplit(value)
+        parts = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        return parts.geturl() if parts.scheme != "file" else PurePosixPath(parts.path).name
+    is_whole = PurePosixPath(value).is_absolute() or PureWindowsPath(value).drive
+    return PureWindowsPath(value).name if is_whole or value.startswith("~") else value
+
+
+def _private_texts(recipe: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Return the texts of a recipe that are not published, and what replaces them, long ones first.
+
+    A card and results may repeat them.
+    """
+    found = {str(folder): folder.name, str(Path.home()): "~"}
+    for section, names in _PATHS.items():
+        own: Any = recipe if section is None else recipe.get(section)
+        for name in names if isinstance(own, Mapping) else ():
+            given = own.get(name)
+            for one in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(one, str) and (public := _public(one)) != one:
+                    found[one] = public
+    return {one: found[one] for one in sorted(found, key=len, reverse=True) if len(one) > 3}
 
 
 def list_contents(files: Sequence[PublishedFile]) -> str:
@@ -214,7 +315,10 @@ def _requirements() -> str:
     return "\n".join([*lines, own, ""])
 
 
-def _without_tokens(file: PublishedFile, tokens: Sequence[str]) -> PublishedFile:
+def _cleaned(
+    file: PublishedFile, private: Mapping[str, str], tokens: Sequence[str]
+) -> PublishedFile:
+    """Return a file without tokens and, but in code, without a machine's paths."""
     if not file.name.endswith(_TEXTS):
         if isinstance(file.content, Path) and _holds_token(file.content, tokens):
             raise ValueError(
@@ -222,12 +326,16 @@ def _without_tokens(file: PublishedFile, tokens: Sequence[str]) -> PublishedFile
                 "tables and train again, or revoke the token"
             )
         return file
-    text = file.read_bytes().decode()
-    hidden = hide_tokens(text, tokens)
-    if hidden == text:
-        return file
-    logger.warning("%s held an access token; it is pushed without it: revoke that token", file.name)
-    return PublishedFile(file.name, hidden.encode())
+    text = public = file.read_bytes().decode()
+    if not file.name.endswith(".py"):
+        for one, replacement in private.items():
+            public = public.replace(one, replacement)
+    hidden = hide_tokens(public, tokens)
+    if hidden != public:
+        logger.warning(
+            "%s held an access token; it is pushed without it: revoke that token", file.name
+        )
+    return file if hidden == text else PublishedFile(file.name, hidden.encode())
 
 
 def _holds_token(path: Path, tokens: Sequence[str]) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 from transformers import pipeline
 
 MOST_RECORDS, MOST_ITEMS = 1024, 1000
+MOST_ANSWERED = 2**16
+"""Of a request: records times items for each."""
 _LONGEST_MESSAGE = 500
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -43,7 +45,8 @@ REQUEST_SCHEMA: dict[str, Any] = {
             "additionalProperties": False,
             "properties": {
                 "top_k": {
-                    "description": "items to recommend for a record",
+                    "description": "items to recommend for a record; times the records, at most "
+                    f"{MOST_ANSWERED}",
                     "type": "integer",
                     "minimum": 1,
                     "maximum": MOST_ITEMS,
@@ -52,7 +55,7 @@ REQUEST_SCHEMA: dict[str, Any] = {
                 "exclude": {
                     "description": "keys of items to leave out",
                     "type": "array",
-                    "items": _TEXT,
+                    "items": {"type": ["string", "number", "boolean"]},
                     "default": [],
                 },
                 "exclude_seen": {
@@ -142,6 +145,13 @@ class EndpointHandler:
         if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= most:
             raise _BadRequestError(
                 f"top_k must be a whole number from 1 to {most}, got {top_k!r:.80}",
+                "parameters.top_k",
+            )
+        n_records = len(inputs) if isinstance(inputs, list) else 1
+        if n_records * top_k > MOST_ANSWERED:
+            raise _BadRequestError(
+                f"{n_records} records times top_k {top_k} may be {MOST_ANSWERED} at most; send "
+                "several requests",
                 "parameters.top_k",
             )
         if not isinstance(parameters.get("exclude", []), list):

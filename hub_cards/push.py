@@ -158,6 +158,8 @@ def _commit(
     card = next(one for one in files if one.name == CARD_FILE).read_bytes().decode()
     if CARD_FILE in there:
         card = merge_card(card, _published_card(head, api))
+    # Not the folder that it was made in, which the first commit would show for good.
+    card = pin_revision(card, destination.repo_id, destination.revision)
     kept = {one.name for one in files}
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(one.name, one.content) for one in files if one.name != CARD_FILE

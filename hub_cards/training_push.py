@@ -194,7 +194,10 @@ def _find_token(values: Mapping[str, Any], tokens: tuple[str, ...], above: str =
         if isinstance(value, Mapping):
             if found := _find_token(value, tokens, f"{name}."):
                 return found
-        elif hide_tokens(str(value), tokens) != str(value):
+            continue
+        # What signs an address comes after its question mark; it is used here and not published.
+        whole, bare = str(value), str(value).partition("?")[0]
+        if any(token in whole for token in tokens) or hide_tokens(bare) != bare:
             return name
     return ""
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from .configuration_ftmamba import near
-from .encoders import TextTable, text_table
+from .encoders import TextTable, text_of, text_table
 
 CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1
@@ -153,9 +153,22 @@ class Catalogue:
         packed, ends = table.packed.tobytes(), table.offsets.tolist()
         return {packed[start:end]: row for row, (start, end) in enumerate(pairwise(ends))}
 
-    def rows(self, item_keys: Iterable[str]) -> list[int | None]:
-        """Return the row of each key, None where there is none."""
-        return [self._row_of.get(key.encode("utf-8", "surrogatepass")) for key in item_keys]
+    def rows(self, item_keys: Iterable[Any]) -> list[int | None]:
+        """Return the row of each key, whatever its type (`text_of`), None where there is none."""
+        try:
+            texts = [(text_of(key) or "").encode("utf-8", "surrogatepass") for key in item_keys]
+        except (TypeError, ValueError, ArithmeticError):
+            raise ValueError(
+                "an item's key must be a text, a number, true/false or a date"
+            ) from None
+        return [self._row_of.get(text) for text in texts]
+
+    def excluded(self, exclude: Any) -> list[int]:
+        """Return the rows of the items to leave out, by their keys; keys of no item are ignored."""
+        if not isinstance(exclude, Iterable) or isinstance(exclude, str | bytes | Mapping):
+            rule = "exclude must be a list of item keys, as in ['50', '181']"
+            raise ValueError(f"{rule}; got {exclude!r:.80}")
+        return [row for row in self.rows(exclude) if row is not None]
 
     def is_of(self, model: nn.Module) -> bool:
         """Return whether the model's weights made it, in whatever type they are loaded."""
@@ -163,7 +176,7 @@ class Catalogue:
 
     def row(self, item_key: str) -> int:
         """Return the row of an item; an unknown key raises a ValueError with the nearest one."""
-        row = self.rows([item_key])[0] if isinstance(item_key, str) else None
+        row = self.rows([item_key])[0]
         if row is None:
             guess = near(item_key, self.keys) if len(self) <= _MOST_TO_SUGGEST_FROM else ""
             raise ValueError(f"no item {item_key!r} among the {len(self)} of the catalogue{guess}")

@@ -53,10 +53,11 @@ _KINDS_READING = {
 }  # fmt: skip
 
 
-def near(word: object, known: Iterable[str]) -> str:
+def near(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean 'x'?" for the nearest known word, or an empty text."""
-    matches = get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    by_form = {str(one).lower(): one for one in known}
+    matches = get_close_matches(str(word).lower(), by_form, n=1, cutoff=cutoff)
+    return f"; did you mean {by_form[matches[0]]!r}?" if matches else ""
 
 
 @dataclass(frozen=True)

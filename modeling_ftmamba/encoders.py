@@ -7,6 +7,7 @@ vector, N texts, Z bytes.
 """
 
 import math
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,18 +41,25 @@ TEXT_RULE = "must be a single text, number, true/false or date"
 NUMBER_RULE = "must be a finite number"
 _SPLIT = "; to split a text, give the column a separator"
 TIME_RULE = (
-    "must be a time between the years 1 and 9999: ISO 8601 text, a date, or seconds since 1970 in "
-    "UTC (not milliseconds)"
+    "must be a time between the years 1 and 9999: ISO 8601 text such as 2024-01-31 18:05, a date, "
+    "or less than 1e11 seconds since 1970 in UTC (not milliseconds)"
 )
 _AGAIN = "download or save the checkpoint again"
-_YEAR_1, _YEAR_10_000 = -62_135_596_800, 253_402_300_800
+_YEAR_1, LATEST_SECONDS = -62_135_596_800, 10**11  # the year 5138: larger ones are milliseconds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MISSING_TEXTS = ("", "?", "-", "nan", "null", "n/a", "#n/a", "<na>", "nat")  # in lower case
+MISSING_NUMBERS = (*MISSING_TEXTS, "na", "none", ".")  # and times
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+OTHER_TEXT = (
+    r"(True|TRUE|False|FALSE|[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}[-+:.0-9Z]*"
+    r"|-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]{1,3})?|[eE][+-][0-9]{1,3}))"
+)
+_NUMBER, _OTHER_TEXT = re.compile(NUMBER), re.compile(OTHER_TEXT)
+_ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?|[0-9]{8}")
 TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1", "ja", "j", "si", "sí", "oui"), "true")
 TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "off", "0", "nein", "non", "não"), "false")
 TRUTHS |= {form(word): truth for word, truth in TRUTHS.items() for form in (str.upper, str.title)}
 Members = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str | None]]
-_NUMBERS = (int, float, Decimal, np.number, np.bool_)
 
 
 class WrongValueError(ValueError):
@@ -74,15 +82,25 @@ def is_missing(value: object) -> bool:
 def text_of(value: object) -> str | None:
     """Return the one text of a key, a category or a member of a set; None where it is missing.
 
-    36, 36.0, `np.int8(36)` and "36" are "36"; other numbers are written as Python writes a float,
-    truth as "true" or "false"; bytes are UTF-8; dates are ISO 8601, times with an offset in UTC.
-    Blanks around a text are no part of it; `MISSING_TEXTS` are missing.
+    36, 36.0, `np.int8(36)`, "36" and "36.0" are "36", 8.5 and "8.50" are "8.5": a number is written
+    as Python writes it. Truth is "true" or "false"; bytes are UTF-8; dates are ISO 8601, and so are
+    times, in UTC where they have an offset, dates alone at midnight. A text of one of these
+    (`OTHER_TEXT`) is what it says, but neither "007" nor "1e5" is a number. Blanks around a text
+    are no part of it; `MISSING_TEXTS` are missing.
     """
     value = value.decode() if isinstance(value, bytes) else value
     if value is None or isinstance(value, str):
         text = (value or "").strip()
-        return None if text.lower() in MISSING_TEXTS else text
-    value = _python_value(value)
+        if not _OTHER_TEXT.fullmatch(text):
+            return None if text.lower() in MISSING_TEXTS else text
+        if text[0] in "TF":
+            return text.lower()
+        try:
+            as_number = float if "e" in text.lower() else Decimal
+            value = datetime.fromisoformat(text) if ":" in text else as_number(text)
+        except ValueError:
+            return text
+    value = python_value(value)
     if is_missing(value):
         return None
     if isinstance(value, bool):
@@ -90,8 +108,9 @@ def text_of(value: object) -> str | None:
     if isinstance(value, int | float | Decimal):
         is_whole = value not in (math.inf, -math.inf) and value == int(value)
         return str(int(value)) if is_whole else repr(float(value))
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        value = value.astimezone(UTC).replace(tzinfo=None)
+    if isinstance(value, datetime):
+        value = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+        value = value if value.time() != time() else value.date()
     if isinstance(value, date | time):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} has no text")
@@ -99,35 +118,49 @@ def text_of(value: object) -> str | None:
 
 def seconds_of(value: object) -> float:
     """Return the UTC seconds of a time by `TIME_RULE`, NaN where missing; no offset means UTC."""
-    value = _python_value(value)
+    value = python_value(value)
     if is_missing(value):
         return math.nan
     if isinstance(value, str):
-        value = datetime.fromisoformat(value.strip())
+        text = value.strip()
+        if not _ISO.fullmatch(text) and text[:1] in "tTfF":
+            raise ValueError("truth is no time")
+        value = datetime.fromisoformat(text) if _ISO.fullmatch(text) else number_of(text)
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
         return ((value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError(f"{type(value).__name__} is no time")
-    if not _YEAR_1 <= value < _YEAR_10_000:
+    if not (_YEAR_1 <= value < LATEST_SECONDS or value != value):
         raise ValueError("too far away")
     return float(value)
 
 
-def number_of(value: Any) -> float:
-    """Return a finite number, NaN where it is missing; a text is none."""
+def number_of(value: object) -> float:
+    """Return a finite number, also of a text of one or of truth; NaN where it is missing."""
+    value = python_value(value)
+    if isinstance(value, str):
+        text = value.strip()
+        value = None if text.lower() in MISSING_NUMBERS else text
+        if _NUMBER.fullmatch(text):
+            value = float(text)
+        elif text.lower() in ("true", "false"):
+            value = text.lower() == "true"
     if is_missing(value):
         return math.nan
-    number = float(value) if isinstance(value, _NUMBERS) else math.inf
+    number = float(value) if isinstance(value, int | float | Decimal) else math.inf
     if math.isinf(number):
         raise TypeError(f"{type(value).__name__} is no finite number")
     return number
 
 
-def _python_value(value: object) -> object:
-    if isinstance(value, np.datetime64):
-        value = value.astype("datetime64[us]")
+def python_value(value: object) -> object:
+    """Return a value of NumPy as Python's, of microseconds where it is a time."""
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        value = value.astype(f"{value.dtype.kind}8[us]")
+    if isinstance(value, np.floating):  # of 0.1 in 32 bits not 0.10000000149
+        return float(str(value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -143,8 +176,8 @@ def column_seconds(values: Any, name: str) -> NDArray[np.float64]:
         values = _one_array(values).cast(micro, safe=False).to_numpy(zero_copy_only=False)
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
         values = values.astype("datetime64[us]")
-        values = np.where(np.isnat(values), np.nan, values.astype(np.int64) / 1e6)
-    return _column_floats(values, seconds_of, name, TIME_RULE, (_YEAR_1, _YEAR_10_000))
+        return np.where(np.isnat(values), np.nan, values.astype(np.int64) / 1e6)
+    return _column_floats(values, seconds_of, name, TIME_RULE, (_YEAR_1, LATEST_SECONDS))
 
 
 def column_numbers(values: Any, name: str) -> NDArray[np.float64]:
@@ -180,9 +213,11 @@ def _converted(
     if is_arrow(values):
         codes_R, distinct = _arrow_distinct(_one_array(values), name, rule)
     else:
-        if isinstance(values, np.ndarray) and values.dtype.kind == "M":
-            values = values.astype("datetime64[us]")
-        rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        if isinstance(values, np.ndarray) and values.dtype.kind in "mM":
+            values = values.astype(f"{values.dtype.kind}8[us]")
+        is_short = isinstance(values, np.ndarray) and values.dtype in (np.float16, np.float32)
+        is_array = isinstance(values, np.ndarray) and not is_short
+        rows = values.tolist() if is_array else list(values)
         # To Python True and 1 are the same key.
         mixed = len(set(map(type, rows)) - {NoneType}) > 1
         keys = list(zip(map(type, rows), rows, strict=True)) if mixed else rows
@@ -215,6 +250,14 @@ def is_arrow(values: object) -> bool:
     return pa is not None and isinstance(values, pa.Array | pa.ChunkedArray)
 
 
+def refuse_periods(schema: Any) -> None:
+    """Refuse pandas' periods, whose Arrow columns hold bare numbers."""
+    for field in schema:
+        if hasattr(field.type, "freq") or b"pandas.period" in (field.metadata or {}).values():
+            remedy = "convert it with .astype(str) or .dt.to_timestamp()"
+            raise ValueError(f"column {field.name!r} must not hold pandas periods; {remedy}")
+
+
 def _one_array(values: Any) -> Any:
     """Return the column as one Arrow array of its storage type."""
     if isinstance(values, pa.ChunkedArray):
@@ -242,7 +285,9 @@ def _arrow_distinct(array: Any, name: str, rule: str) -> tuple[NDArray[np.int64]
     if pa.types.is_timestamp(distinct.type):
         distinct = distinct.cast(pa.timestamp("us", distinct.type.tz), safe=False)
     codes = codes.fill_null(-1) if codes.null_count else codes
-    return codes.to_numpy(zero_copy_only=False).astype(np.int64), distinct.to_pylist()
+    is_float = pa.types.is_floating(distinct.type)
+    rows = list(distinct.to_numpy()) if is_float else distinct.to_pylist()
+    return codes.to_numpy(zero_copy_only=False).astype(np.int64), rows
 
 
 def _arrow_numbers(array: Any) -> NDArray[np.float64] | None:
@@ -382,7 +427,10 @@ class CategoryEncoder(ColumnEncoder):
 
     @cached_property
     def _id_of(self) -> dict[str | None, int]:
-        ids = {None: MISSING_ID} | {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
+        known = {text: N_SPECIAL_IDS + i for i, text in enumerate(self.texts)}
+        # Where a file's NA was no code it was missing; earlier versions kept "8.50" as it is.
+        ids = {"NA": MISSING_ID} | {text_of(text): known[text] for text in known} | known
+        ids |= {None: MISSING_ID}
         return {word: ids[truth] for word, truth in TRUTHS.items() if truth in ids} | ids
 
     def encode(self, values: Any) -> NDArray[np.int64]:

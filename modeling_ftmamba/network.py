@@ -12,7 +12,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -590,6 +589,12 @@ class ScanChoice(nn.Module):
         mixers = [module for module in self.modules() if isinstance(module, MambaMixer)]
         return ", ".join(sorted({mixer.scan_name() for mixer in mixers})) or "none"
 
+    def check_in_memory(self) -> None:
+        """Raise ValueError where weights are offloaded, which hooks bring back for some calls."""
+        if any(weight.is_meta for weight in self.parameters()):
+            rule = "the model's weights are not in memory, as after device_map or cpu_offload"
+            raise ValueError(f"{rule}; load all of it on one device, it is small")
+
     def check_weights(self) -> None:
         """Raise ValueError where a weight is not finite, or larger than any training makes it."""
         for name, weight in self.named_parameters():
@@ -647,11 +652,13 @@ class TowerNetwork(ScanChoice):
 
         The slots beyond a row's own events are to be ignored.
         """
-        self._history_tokens("the embeddings of all positions", ("last",))
+        self._history_tokens("the embeddings of all positions", ("last", "mean"))
         inputs, n_rows = self._checked(inputs)
         assert inputs.history is not None
         n_slots = inputs.history.shape[1] + 1
         hidden_BLD = self._through(self.layers, self.tokenizer(inputs, n_rows))
+        if self.config.pooling == "mean":
+            hidden_BLD = hidden_BLD.cumsum(1) / (_index(hidden_BLD)[:, None] + 1)
         if hidden_BLD.shape[1] < n_slots:
             hidden_BLD = F.pad(hidden_BLD, (0, 0, 1, 0))
         return self.embedding_of(hidden_BLD[:, -n_slots:])
@@ -719,8 +726,8 @@ class TowerNetwork(ScanChoice):
             if times is not None:
                 events = _with_gaps(state, events, times, tokenizer.features)
                 last_time_B = _newest(times, lengths, state.last_time).clamp(min=NO_TIME)
-            if history.dtype is not self._dtype:
-                events = replace(events, history=history.to(self._dtype))
+            if history.dtype is not self._dtype():
+                events = replace(events, history=history.to(self._dtype()))
             tokens_BTD, gaps_BT = tokenizer(events)
             read = self._read(state, self.tokenizer.finish(tokens_BTD), Part(lengths, gaps_BT))
         if lengths is not None:
@@ -737,7 +744,7 @@ class TowerNetwork(ScanChoice):
             if self.tokenizer.cls is not None:
                 cls_B1D = self.tokenizer.cls.expand(len(state), 1, -1)
                 last_BD = self._read(state, self.tokenizer.finish(cls_B1D), Part())[2]
-            return self.embedding_of(last_BD.to(self._dtype))
+            return self.embedding_of(last_BD.to(self._dtype()))
 
     def _through(self, layers: Iterable[nn.Module], rows: TokenRows) -> Tensor:
         """Return the tokens (B, L, D) that layers make of tokens."""
@@ -748,6 +755,10 @@ class TowerNetwork(ScanChoice):
 
     def _checked(self, inputs: TowerInputs) -> tuple[TowerInputs, int]:
         """Return inputs that fit the columns, an empty history for none, and the number of rows."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise ValueError("torch.jit.trace would fix rows and lengths; use torch.export.export")
+        if next(self.parameters()).is_meta:
+            self.check_in_memory()
         for name in TOKENS_OF_TENSOR:
             columns, tensor = self.tokenizer.columns.get(name, []), getattr(inputs, name)
             width = sum(column.width for column in columns)
@@ -786,9 +797,8 @@ class TowerNetwork(ScanChoice):
             raise ValueError(f"{what} need pooling {wanted}, got {self.config.pooling!r}")
         return self.tokenizer.history
 
-    @cached_property
     def _state_sizes(self) -> tuple[int, int, int, int, int]:
-        """Layers, convolved channels, tokens kept, inner channels, state of each; read once."""
+        """Return layers, convolved channels, tokens kept, inner channels, state of each."""
         config = self.config
         self._history_tokens("streaming states", ("cls", "last"))
         if config.mixer == "attention" or config.max_positions:
@@ -799,16 +809,14 @@ class TowerNetwork(ScanChoice):
         return config.num_hidden_layers, convolved, config.conv_kernel - 1, inner, n_state
 
     def _state_shapes(self, n_rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        layers, convolved, n_kept, inner, n_state = self._state_sizes
+        layers, convolved, n_kept, inner, n_state = self._state_sizes()
         return (layers, n_rows, convolved, n_kept), (layers, n_rows, inner, n_state)
 
     def _check_streaming(self) -> HistoryTokens:
-        _ = self._state_sizes
+        self._state_sizes()
         if self.training:
             raise RuntimeError("states need a model at rest; call model.eval() first")
-        history: HistoryTokens | None = self.tokenizer.history
-        assert history is not None
-        return history
+        return self._history_tokens("streaming states", ("cls", "last"))
 
     def _check_state(self, state: UserState, n_rows: int) -> None:
         found = tuple(state.conv.shape), tuple(state.scan.shape)
@@ -816,9 +824,8 @@ class TowerNetwork(ScanChoice):
             rule = f"a state of {n_rows} users of this model has tensors of {wanted}, got {found}"
             raise ValueError(f"{rule}; it is of other users or of another model: start it again")
 
-    @property
     def _dtype(self) -> torch.dtype:
-        """Type of the parameters of a tower with a scan, found sooner than the first of them."""
+        """Return the type of a scanning tower's parameters, sooner than the first of them."""
         first: Any = self.layers[0]
         dtype: torch.dtype = first.mixer.D.dtype
         return dtype
@@ -830,7 +837,7 @@ class TowerNetwork(ScanChoice):
         n_rows, n_tokens, _ = tokens_BLD.shape
         if n_tokens == 0 or n_rows == 0:
             return state.conv, state.scan, state.last
-        numbers = self._state_sizes[3] * self._state_sizes[4]
+        numbers = self._state_sizes()[3] * self._state_sizes()[4]
         size = max(1, _NUMBERS_AT_A_TIME // (min(n_tokens, _LEAST_TOKENS_AT_A_TIME) * numbers))
         wide = torch.promote_types(tokens_BLD.dtype, torch.float32)
         conv, scan = (torch.empty_like(x, dtype=wide) for x in (state.conv, state.scan))

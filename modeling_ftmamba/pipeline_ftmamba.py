@@ -5,7 +5,7 @@ Shapes: B records, I items, E embedding, K recommendations.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         catalogue: Catalogue | str | Path | None = None,
         **options: Any,
     ) -> None:
+        model.check_in_memory()
         super().__init__(model=model, feature_extractor=feature_extractor, **options)
         model.train(False)
         if catalogue is None:
@@ -114,6 +115,10 @@ class FTMambaRecommendationPipeline(Pipeline):
         options = {**self._forward_params, **self._sanitize_parameters(**parameters)[1]}
         n_items = len(self.catalogue)
         _check_count("top_k", options.setdefault("top_k", min(10, n_items)), n_items)
+        try:
+            options["exclude"] = self.catalogue.excluded(options.get("exclude", ()))
+        except ValueError as error:
+            raise WrongInputError(str(error), "exclude") from None
         if isinstance(inputs, Mapping):
             return self._answers([inputs], 0, options)[0]
         size = self._batch_size if batch_size is None else batch_size
@@ -134,15 +139,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         for name in set(pipeline_parameters) - set(_PARAMETERS):
             guess, known = near(name, _PARAMETERS), ", ".join(_PARAMETERS)
             raise WrongInputError(f"no parameter {name!r}{guess}; there are: {known}", name)
-        if "exclude" not in pipeline_parameters:
-            return {}, pipeline_parameters, {}
-        given = pipeline_parameters["exclude"]
-        is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-        keys = tuple(given) if is_list else (None,)
-        if not all(isinstance(key, str) for key in keys):
-            rule = "exclude must be a list of item keys, which are texts, as in ['50', '181']"
-            raise WrongInputError(f"{rule}; got {given!r:.80}", "exclude")
-        return {}, {**pipeline_parameters, "exclude": keys}, {}
+        return {}, pipeline_parameters, {}
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
         """Encode a list of records, and the events of their histories."""
@@ -156,8 +153,7 @@ class FTMambaRecommendationPipeline(Pipeline):
         scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
         if forward_parameters.get("exclude_seen", self.catalogue.exclude_seen):
             self._history.leave_out(scores_BI, input_tensors[_ROWS])
-        rows = self.catalogue.rows(forward_parameters.get("exclude", ()))
-        scores_BI[:, [row for row in rows if row is not None]] = -torch.inf
+        scores_BI[:, forward_parameters["exclude"]] = -torch.inf
         scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
         return {"scores": scores_BK, "rows": rows_BK}
 
@@ -181,16 +177,6 @@ class FTMambaRecommendationPipeline(Pipeline):
 
     def _answers(self, records: list[Any], first: int, options: dict[str, Any]) -> list[Answer]:
         """Answer for records; `first` is the row of the first among all that were given."""
-        names = sorted(self._columns.values())
-        for row, record in enumerate(records, start=first):
-            if not isinstance(record, Mapping):
-                problem = f" must be a dict of column name to value, got {record!r:.80}"
-                raise WrongInputError(problem, "inputs", row)
-            if record and not any(name in record for name in names):
-                given = sorted(map(str, record))[:10]
-                guess = next(filter(None, (near(name, names) for name in given)), "")
-                problem = f" has no column of the model, got {given}{guess}; the model has {names}"
-                raise WrongInputError(problem, "inputs", row)
         try:
             return self.postprocess(self.forward(self.preprocess(records), **options))
         except ValueError as error:

@@ -44,6 +44,7 @@ from .encoders import (
     is_arrow,
     is_missing,
     number_of,
+    refuse_periods,
     seconds_of,
     text_of,
 )  # fmt: skip
@@ -299,10 +300,15 @@ def raw_columns(
     """Return the known columns that are given, the rows of all (-1 if they differ), all names."""
     names = [column.name for column in columns if column.kind != HISTORY]
     if isinstance(source, list | tuple):
+        rows: dict[Any, int] = {}
         for row, record in enumerate(source):
             if not isinstance(record, Mapping):
-                rule = "a record must be a dict of column name to value"
-                raise WrongValueError(f"{tower}s", row, record, rule=rule)
+                rule = "must be a dict of column name to value"
+                raise WrongValueError(f"{tower} record", row, record, rule=rule)
+            rows.setdefault(tuple(record), row)
+        for keys, row in rows.items():
+            if rule := _unknown_names(keys, columns):
+                raise WrongValueError(f"{tower} record", row, source[row], rule=rule)
         given, n_rows = set().union(*source), len(source)
         values = {name: [one.get(name) for one in source] for name in names if name in given}
     elif isinstance(source, Mapping):
@@ -312,22 +318,44 @@ def raw_columns(
                 raise ValueError(f"{tower} column {name!r} must be a list, got {own!r:.80}")
         lengths = set(map(len, values.values()))
         n_rows = lengths.pop() if len(lengths) == 1 else -1
+    elif (table := _arrow_table(source, names, tower)) is None:
+        return raw_columns(source.to_dict("records"), columns, tower)
     else:
-        if hasattr(source, "with_format") and hasattr(source, "select_columns"):
-            known = [name for name in names if name in source.column_names]
-            source = (source.select_columns(known) if known else source).with_format("arrow")[:]
-        if pa is None or is_arrow(source) or not hasattr(source, "__arrow_c_stream__"):
-            rule = "must be a record (dict), a list of records, a dict of columns, or a table"
-            raise ValueError(f"{tower}s {rule} (pyarrow, datasets); got {type(source).__name__}")
-        table = source if isinstance(source, pa.Table) else pa.table(source)
         given, n_rows = set(table.column_names), table.num_rows
         values = {name: table.column(name) for name in names if name in given}
-    keys = sorted(map(str, given))
-    if names and keys and not given & {column.name for column in columns}:
-        guess = next(filter(None, (near(key, names) for key in keys)), "")
-        rule = f"the {tower} records have no known column, got: {', '.join(keys[:10])}"
-        raise ValueError(f"{rule}{guess}; known are: {', '.join(names)}")
-    return values, n_rows, keys
+        refuse_periods(table.select(list(values)).schema)
+    if not isinstance(source, list | tuple) and (rule := _unknown_names(given, columns)):
+        raise ValueError(f"{tower} records: {rule}")
+    return values, n_rows, sorted(map(str, given))
+
+
+def _arrow_table(source: Any, names: Sequence[str], tower: str) -> Any:
+    """Return a table as Arrow; None where a column of pandas holds several types."""
+    if hasattr(source, "with_format") and hasattr(source, "select_columns"):
+        known = [name for name in names if name in source.column_names]
+        source = (source.select_columns(known) if known else source).with_format("arrow")[:]
+    if pa is None or is_arrow(source) or not hasattr(source, "__arrow_c_stream__"):
+        rule = "must be a record (dict), a list of records, a dict of columns, or a table"
+        raise ValueError(f"{tower}s {rule} (pyarrow, datasets); got {type(source).__name__}")
+    try:
+        return source if isinstance(source, pa.Table) else pa.table(source)
+    except (pa.ArrowException, TypeError):
+        if hasattr(source, "to_dict"):
+            return None
+        raise
+
+
+def _unknown_names(given: Iterable[str], columns: Sequence[Column]) -> str:
+    """Say that no column is known, or that one is near the name of an absent one; else nothing."""
+    names = {column.name for column in columns}
+    unknown, absent = sorted({*map(str, given)} - names), names.difference(given)
+    is_lost = len(absent) == len(names) and any(column.kind != HISTORY for column in columns)
+    absent -= {column.name for column in columns if column.popularity_days}
+    guesses = {name: near(name, absent, 0.6 if is_lost else 0.8) for name in unknown}
+    wrong = [name for name in unknown if is_lost or guesses[name]][:10]
+    guess = next(filter(None, guesses.values()), "")
+    rule = f"no known column, got: {', '.join(wrong)}{guess}; known are: {', '.join(sorted(names))}"
+    return rule if wrong else ""
 
 
 def _is_column(value: object) -> bool:
@@ -434,7 +462,8 @@ class HistoryReader:
     """
 
     def __init__(self, model: Any, extractor: Any, catalogue: Any, items: Tensor) -> None:
-        self.column = history_of(extractor.columns("user"))
+        self._columns = extractor.columns("user")
+        self.column = history_of(self._columns)
         self._model, self._extractor = model, extractor
         self._catalogue, self._items_IE = catalogue, items
         self.n_read = 0  # newest events of which `scores` reads the items
@@ -448,6 +477,9 @@ class HistoryReader:
             return [[] for _ in records]
         histories, name = [], name_of(self.column, "user")
         for row, record in enumerate(records):
+            if record and len(self._columns) == 1 and self.column.name not in record:
+                rule = f"must have the column {self.column.name!r}"
+                raise WrongValueError(WHOLE_RECORD, row, record, rule=rule)
             given: Any = record.get(self.column.name)
             given = () if is_missing(given) else given
             if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
@@ -506,6 +538,7 @@ class HistoryReader:
         }
         starts = np.cumsum([0, *map(len, histories)])
         times, weights = (np.array([e[i] for e in events], np.float64) for i in (1, 2))
+        times = np.floor(times)  # as in training
         lengths_B = np.diff(starts)
         most = self.column.max_length if max_length is None else max_length
         lengths_B = np.minimum(lengths_B, most) if most else lengths_B
@@ -558,7 +591,7 @@ def _event(given: Any, context: Sequence[str], name: str, row: int) -> Event:
         item = item if isinstance(item, Mapping) else text_of(item)
         if item is None:
             raise ValueError("no item")
-        rule = "an event's time must be UTC seconds or an ISO text, its weight a number"
+        rule = "an event's time must be UTC seconds (not milliseconds) or ISO, its weight a number"
         time, weight = seconds_of(values.get("time")), number_of(values.get("weight"))
         rule = f"an event's {' and '.join(context)} must be finite numbers, or None if not known"
         numbers = {column: number_of(values.get(column)) for column in context}

@@ -100,8 +100,11 @@ def test_a_time_of_each_test_of_its_own_leaves_popularity_columns_out_and_a_cut_
     cut = drawn(time=shuffled(400) * 3600 + 10**9)
     assert cut.schema.items.popularity_columns
     assert "schema" not in propose(cut, {}).values
-    assert propose(cut, {}).values["evaluation"]["refit"]
+    assert "refit_share" not in propose(cut, {}).values["evaluation"]
     sittings = drawn(time=SITTINGS)
+    assert propose(sittings, {}).values["evaluation"]["refit_share"] == 0.2
+    without = {"evaluation": {"refit": False}}
+    assert not {"refit", "refit_share"} & propose(sittings, without).values["evaluation"].keys()
     proposed = propose(sittings, {}).values["schema"]
     assert proposed == {**sittings.schema.to_dict(), "items": proposed["items"]}
     assert "popularity_days" not in proposed["items"]
@@ -117,10 +120,10 @@ def test_training_follows_the_size_and_ends_in_minutes(monkeypatch):
     assert (once["sequences"], once["history_dropout"]) == ("", 0.2)
     large = drawn(3000, 20, 4000, time=np.random.default_rng(0).permutation(60_000) * 60 + 10**9)
     training = propose(large, {}).values["training"]
-    assert (training["batch_size"], training["num_epochs"]) == (16, 6)
+    assert (training["batch_size"], training["num_epochs"]) == (16, 4)
     monkeypatch.setattr("ftmamba.defaults.STEPS", 50)
     assert propose(large, {}).values["training"]["batch_size"] == 64
-    many_items = tables_of(np.repeat(np.arange(20), 3000), np.arange(60_000) % 50_500)
+    many_items = tables_of(np.repeat(np.arange(20), 3000), np.arange(60_000) % 15_500)
     assert propose(many_items, {}).values["training"]["loss"]["name"] == "sampled_softmax"
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,18 +23,28 @@ import pyarrow.feather
 import pyarrow.json
 import pyarrow.parquet
 from charset_normalizer import from_bytes
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
 from numpy.typing import NDArray
 from pandas.tseries.api import guess_datetime_format
 
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from modeling_ftmamba.configuration_ftmamba import Column
-from modeling_ftmamba.encoders import MISSING_TEXTS, TRUTHS, column_texts
+from modeling_ftmamba.encoders import (
+    LATEST_SECONDS,
+    MISSING_NUMBERS,
+    MISSING_TEXTS,
+    NUMBER,
+    OTHER_TEXT,
+    TRUTHS,
+    column_texts,
+    python_value,
+    refuse_periods,
+)
 
 logger = logging.getLogger(__name__)
 
 Source: TypeAlias = (
-    str | Path | pa.Table | pd.DataFrame | Dataset | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    str | Path | pa.Table | pd.DataFrame | Dataset | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 )
 """A file, a Hub data set or a table in memory; polars and others too, through Arrow."""
 
@@ -45,10 +55,7 @@ _IN_ORDER = {b"ftmamba.order": b"row"}
 _TIDY = {b"ftmamba.tidy": b"yes"}
 
 _MISSING = (*MISSING_TEXTS, "NaN", "NaT")
-MISSING_NUMBERS = (*_MISSING, "na", "none", ".")
-"""Texts that mean a missing number or time, in lower case."""
-
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_NUMBER = f"^{NUMBER}$"
 _CURRENCY = r"(\p{Sc}|EUR|USD|GBP|CHF|SEK|NOK|DKK|PLN|CZK|R\$|US\$|Rs\.?|kr\.?|zł)"
 _AROUND_NUMBER = rf"^{_CURRENCY}\s*|\s*({_CURRENCY}|%)$"
 """Signs of currency and percent."""
@@ -74,8 +81,6 @@ _RARE_DATES = (
 )
 """Forms of dates that pandas does not guess."""
 _LARGEST_EXACT_INTEGER = 2**53
-_LATEST_SECONDS = 10**11
-"""About the year 5138: a larger time is in another unit."""
 _SCANNED_BYTES = 1 << 20
 _FEW_RAGGED = 0.01
 """At most this share of a file's lines is left out for a wrong number of values."""
@@ -86,9 +91,8 @@ def read_table(source: Source) -> pa.Table:
     """Read a table.
 
     CSV carries no types, so all of its columns come as texts ("0001" stays "0001") and the schema
-    decides what they are; a column whose every value is written like `5.0` is whole numbers that
-    once had gaps, so `5.0` becomes `5`. Its encoding (UTF-8, UTF-16, else what its bytes look
-    like) and its delimiter are found out. The other formats bring their own types.
+    decides what they are. Its encoding (UTF-8, UTF-16, else what its bytes look like) and its
+    delimiter are found out. The other formats bring their own types; a text of JSON stays one.
 
     Texts lose blanks around them, and `MISSING_TEXTS` are missing; so is "NA" where a column is
     not of such codes. A column of words for yes and no is true and false, one of lists written as
@@ -99,7 +103,7 @@ def read_table(source: Source) -> pa.Table:
             .arrow, or to sequences in a .txt or .inter (see `read_sequences`); the name of a Hub
             data set, `owner/name`, with `:config` and `:config/split` where it has several; or a
             table in memory: pandas (a named index is a column), polars, pyarrow, `datasets`, a
-            mapping of columns, a list of records.
+            mapping of columns, a list of records, what yields records, such as a generator.
 
     Raises:
         FileNotFoundError: no such file; a near name in its folder is suggested.
@@ -135,11 +139,15 @@ def _from_memory(source: Any) -> pa.Table:
     """Return a table in memory as Arrow."""
     if isinstance(source, pa.Table):
         return source
+    if isinstance(source, DatasetDict | IterableDatasetDict):
+        if len(source) != 1:
+            names = " or ".join(f"data[{name!r}]" for name in source)
+            raise ValueError(f"a table must be one split, got {len(source)}; give {names}")
+        source = next(iter(source.values()))
     if isinstance(source, Dataset):
         return _from_dataset(source)
-    if isinstance(source, Sequence):
-        names = dict.fromkeys(name for row in source for name in row)
-        source = {name: [row.get(name) for row in source] for name in names}
+    if is_rows(source):
+        source = _columns_of(list(source))
     if isinstance(source, pd.DataFrame):
         has_names = any(name is not None for name in source.index.names)
         source = source.reset_index() if has_names else source
@@ -156,14 +164,48 @@ def _from_memory(source: Any) -> pa.Table:
     return table
 
 
+def _columns_of(rows: list[Any]) -> dict[str, Any]:
+    for row, record in enumerate(rows):
+        if not isinstance(record, Mapping):
+            problem = f"must be a mapping of columns to values, got {record!r:.80}"
+            raise ValueError(f"row {row} of a table (the first is 0) {problem}")
+    names = dict.fromkeys(name for record in rows for name in record)
+    return {name: [record.get(name) for record in rows] for name in names}
+
+
+def is_rows(source: Any) -> bool:
+    """Return whether something yields the rows of a table, such as a list or a generator."""
+    is_table = isinstance(source, pd.DataFrame | Dataset | Mapping | str | bytes)
+    is_table = is_table or (hasattr(source, "__arrow_c_stream__") and hasattr(source, "columns"))
+    return isinstance(source, Iterable) and not is_table
+
+
 def _column(values: Any, name: str) -> Any:
     """Return a column as Arrow; values of several types are texts, such as zip codes in part."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"column {name!r} of a table must hold a value for each row, got {values!r:.80}; give "
+            "a list of records, [{...}], for one row"
+        )
     try:
         return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return _as_texts(values, f"column {name!r}")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, OverflowError):
+        plain = [_plain(value) for value in values]
+    try:
+        return pa.array(plain, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, OverflowError):
+        return _as_texts(plain, f"column {name!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without NumPy's types, which Arrow knows alone but not inside another one."""
+    if isinstance(value, Mapping):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return [_plain(own) for own in value]
+    return python_value(value)
 
 
 def _as_texts(values: Any, name: str) -> pa.Array:
@@ -183,6 +225,7 @@ def _tidy(table: pa.Table) -> pa.Table:
     metadata = table.schema.metadata or {}
     if _TIDY.items() <= metadata.items():
         return table
+    refuse_periods(table.schema)
     for index, field in enumerate(table.schema):
         values = decoded(table.column(index))
         if is_text(values.type):
@@ -286,8 +329,6 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
                 f"{message}; correct them: a value that holds {delimiter!r} needs quotes around it"
             )
         logger.warning("%s; they are left out", message)
-    for index, name in enumerate(table.column_names):
-        table = table.set_column(index, name, _whole_numbers(table.column(index)))
     if is_headless:
         return _with_usual_names(table, path)
     # RecBole writes the type behind a name.
@@ -412,16 +453,6 @@ def _from_cp1252(error: UnicodeError) -> tuple[str, int]:
     return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
 
 
-def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Write `5.0` as `5` where every value of the column is so written."""
-    present = column.drop_null()
-    for values in (present.slice(0, 1000), present):
-        like_float = pc.match_substring_regex(values, r"^-?\d+\.0$")
-        if not len(values) or not pc.all(like_float).as_py():
-            return column
-    return pc.replace_substring_regex(column, r"\.0$", "")
-
-
 def _read_json(path: Path) -> pa.Table:
     with pa.input_stream(str(path)) as stream:
         is_array = stream.read(1 << 10).decode("utf-8-sig", errors="replace").lstrip()[:1] == "["
@@ -429,7 +460,41 @@ def _read_json(path: Path) -> pa.Table:
         with pa.input_stream(str(path)) as stream:
             return _from_memory(json.loads(stream.read()))
     options = pa.json.ReadOptions(block_size=_JSON_BLOCK_BYTES)
-    return pa.json.read_json(str(path), read_options=options)
+    try:
+        table = pa.json.read_json(str(path), read_options=options)
+    except pa.ArrowInvalid as error:
+        if "changed from" not in str(error):  # of a column of several types
+            raise
+        return _from_memory(_json_lines(path))
+    if any(map(_may_be_rounded, table.columns)):
+        return _from_memory(_json_lines(path))
+    fields = [field.with_type(_as_written(field.type)) for field in table.schema]
+    if fields == list(table.schema):
+        return table
+    parse = pa.json.ParseOptions(explicit_schema=pa.schema(fields))
+    return pa.json.read_json(str(path), read_options=options, parse_options=parse)
+
+
+def _json_lines(path: Path) -> list[Any]:
+    with pa.input_stream(str(path)) as stream:
+        return [json.loads(line) for line in stream.read().splitlines() if line.strip()]
+
+
+def _may_be_rounded(column: pa.ChunkedArray) -> bool:
+    """Say whether Arrow may have read whole numbers beyond 64 bits as rounded ones."""
+    is_float = pa.types.is_floating(column.type)
+    return is_float and (pc.max(pc.abs(column)).as_py() or 0) >= 2**63
+
+
+def _as_written(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a JSON column, texts where Arrow takes them for times."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_as_written(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_written(field.type)) for field in kind.fields])
+    return kind
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -556,6 +621,15 @@ def typed_column(values: pa.ChunkedArray, column: Column, table: str) -> pa.Chun
             f"{where}: kind 'categorical' needs one value a row, the column holds {values.type}; "
             "declare it as 'categories'"
         )
+    if column.kind == "categorical" and is_text(values.type):
+        texts = pc.unique(values).drop_null()
+        of_one = pc.value_counts(key_texts(texts))
+        of_one = of_one.filter(pc.greater(of_one.field("counts"), 1))
+        if len(of_one):
+            logger.warning(
+                "%s: %d values are written in several ways, such as %s; each is one category",
+                where, len(of_one), of_one.field("values")[0],
+            )  # fmt: skip
     has_values = values.null_count < len(values)
     if column.kind == "categories" and not is_list and not column.separator and has_values:
         raise ValueError(
@@ -573,10 +647,12 @@ def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def key_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the text of each key, as `text_of` has it: 5 and 5.0 are both "5", "" is missing."""
+    """Return the text of each key, as `text_of` has it: 5 and "5.0" are both "5", "" is missing."""
     values = decoded(values)
     if is_text(values.type):
-        return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+        distinct = pc.unique(values)
+        if not pc.any(pc.match_substring_regex(distinct, f"^{OTHER_TEXT}$")).as_py():
+            return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
     if pa.types.is_integer(values.type):
         return values.cast(pa.string())
     return pa.chunked_array([_as_texts(values, "a key")])
@@ -608,7 +684,9 @@ def numbers(
         floats = _floats_of(values, where, otherwise)
     elif pa.types.is_boolean(values.type):
         floats = values.cast(pa.int8()).cast(pa.float64())
-    elif _is_number(values.type) or pa.types.is_null(values.type):
+    elif values.null_count == len(values):
+        floats = pa.chunked_array([pa.nulls(len(values), pa.float64())])
+    elif _is_number(values.type):
         floats = values.cast(pa.float64(), safe=False)
     else:
         raise ValueError(
@@ -636,6 +714,8 @@ def _floats_of(values: pa.ChunkedArray, where: str, otherwise: str) -> pa.Chunke
         texts = pc.utf8_trim_whitespace(values)
     missing = _is_one_of(texts, MISSING_NUMBERS)
     texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
+    for word, number in (("true", "1"), ("false", "0")):
+        texts = pc.if_else(_is_one_of(texts, [word]), pa.scalar(number, texts.type), texts)
     wrong = _differ(texts, _NUMBER)
     if pc.any(wrong).as_py():
         texts, wrong = _plain_numbers(texts)
@@ -662,8 +742,8 @@ def _plain_numbers(texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedA
     return pc.replace_substring(joined, ",", ".") if by_comma else joined, wrong
 
 
-def seconds(values: pa.ChunkedArray, schema: InteractionSchema) -> NDArray[np.int64]:
-    """Return the time of each interaction in whole UTC seconds since 1970.
+def microseconds(values: pa.ChunkedArray, schema: InteractionSchema) -> NDArray[np.int64]:
+    """Return the time of each interaction in microseconds since 1970, UTC.
 
     Raises:
         ValueError: a time is missing, no time, or in another unit than the schema says.
@@ -679,17 +759,17 @@ def seconds(values: pa.ChunkedArray, schema: InteractionSchema) -> NDArray[np.in
         if pa.types.is_date(moments.type):
             moments = moments.cast(pa.timestamp("s"))
         plain = moments.cast(pa.timestamp("us", moments.type.tz), safe=False)
-        return plain.cast(pa.int64()).to_numpy() // 1_000_000  # type: ignore[no-any-return]
+        return plain.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
     units = moments.to_numpy()
-    whole = np.floor(units / TIME_UNITS[schema.time_unit]).astype(np.int64)
-    row = int(np.abs(whole).argmax()) if len(whole) else 0
-    if len(whole) and abs(whole[row]) > _LATEST_SECONDS:
+    seconds = units / TIME_UNITS[schema.time_unit]
+    row = int(np.abs(seconds).argmax()) if len(seconds) else 0
+    if len(seconds) and abs(seconds[row]) >= LATEST_SECONDS:
         raise ValueError(
             f"{where}: row {row + 1} is {units[row]:.0f}, which is no time in unit "
             f"{schema.time_unit!r}; set time_unit of 'interactions' to one of "
             f"{', '.join(TIME_UNITS)}"
         )
-    return whole  # type: ignore[no-any-return]
+    return np.rint(seconds * 1e6).astype(np.int64)  # type: ignore[no-any-return]
 
 
 def holds_times(values: pa.ChunkedArray) -> bool:
@@ -707,7 +787,7 @@ def holds_times(values: pa.ChunkedArray) -> bool:
 def epoch_unit(times: pa.ChunkedArray) -> str:
     """Return the unit of numbers since 1970 by the size of the largest, of `TIME_UNITS`."""
     largest = pc.max(pc.abs(times)).as_py() or 0
-    return next((unit for unit, n in TIME_UNITS.items() if largest / n < _LATEST_SECONDS), "s")
+    return next((unit for unit, n in TIME_UNITS.items() if largest / n < LATEST_SECONDS), "s")
 
 
 def parse_moments(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -775,11 +855,16 @@ def _moments(values: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
     """Return timestamps, dates, or float64 epoch numbers."""
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         return values
+    is_truth = values.is_valid() if pa.types.is_boolean(values.type) else None
+    if is_text(values.type):
+        texts = pc.utf8_trim_whitespace(values)
+        missing = _is_one_of(texts, MISSING_NUMBERS)
+        texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
+        is_truth = _is_one_of(texts, ("true", "false"))
+    if is_truth is not None and pc.any(is_truth).as_py():
+        raise _no_time(values, first_row(is_truth), name, table)
     if not is_text(values.type):
         return numbers(values, name, table)
-    texts = pc.utf8_trim_whitespace(values)
-    missing = _is_one_of(texts, MISSING_NUMBERS)
-    texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
     moments = parse_moments(texts)
     if moments is not None:
         return moments
@@ -788,7 +873,11 @@ def _moments(values: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
     if moments is None or (len(moments) - moments.null_count) * 2 < n_present:
         return numbers(values, name, table)
     row = first_row(pc.and_(moments.is_null(), texts.is_valid()))
-    raise ValueError(
+    raise _no_time(values, row, name, table)
+
+
+def _no_time(values: pa.ChunkedArray, row: int, name: str, table: str) -> ValueError:
+    return ValueError(
         f"{_where(name, table)}: row {row} is {values[row - 1].as_py()!r}, which is no time; write "
         "2024-01-31, 2024-01-31 18:05:00 or seconds since 1970, one form for the whole column"
     )

@@ -16,18 +16,21 @@ from numpy.typing import NDArray
 from ftmamba.data.interactions import Interactions
 from ftmamba.data.readers import (
     Source,
+    decoded,
     first_row,
     holds_times,
     is_in_order,
+    is_text,
     key_texts,
+    microseconds,
     numbers,
     read_table,
-    seconds,
     typed_column,
 )
 from ftmamba.data.schema import ROW_ORDER, InteractionSchema, Schema, TableSchema, suggestion
 from ftmamba.data.schema_inference import find_key, infer_schema
 from modeling_ftmamba.configuration_ftmamba import EVENT_FEATURES, LARGEST_CONTEXT, near
+from modeling_ftmamba.encoders import text_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +81,9 @@ class Tables:
         title = self.schema.items.title
         if not title:
             return [""] * self.items.num_rows
-        return [text or "" for text in key_texts(self.items.column(title)).to_pylist()]
+        texts = decoded(self.items.column(title))
+        texts = texts if is_text(texts.type) else key_texts(texts)
+        return [text or "" for text in texts.to_pylist()]
 
     def user_row(self, key: object) -> int:
         """Return the row of the user with this key."""
@@ -95,8 +100,8 @@ class Tables:
 
 def _row_of(key: object, keys: list[str], table: str) -> int:
     try:
-        return keys.index(str(key))
-    except ValueError:
+        return keys.index(text_of(key) or "")
+    except (TypeError, ValueError, ArithmeticError):
         close = near(key, keys[:_KEYS_SEARCHED_FOR_A_NEAR_ONE])
         raise ValueError(f"table {table!r} has no key {str(key)!r}{close}") from None
 
@@ -307,6 +312,8 @@ def _checked_table(table: pa.Table, schema: TableSchema, name: str) -> pa.Table:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         first = ", ".join(repr(key) for key in repeated.field("values")[:3].to_pylist())
+        if pc.count_distinct(table.column(schema.key)).as_py() == table.num_rows:
+            first += " (texts of one number, such as 1.10 and 1.1, are one key; write v1.10)"
         raise ValueError(
             f"table {name!r}, key {schema.key!r}: {len(repeated)} keys occur more than once, the "
             f"first are {first}; keep one row each, or give the table as a further one beside a "
@@ -371,10 +378,11 @@ def _join(
             raise ValueError(
                 "table 'interactions' is empty: no row is left: every user or item is unknown"
             )
+    times_R = microseconds(table.column(schema.time), schema) if schema.time else None
     joined = Interactions(
         user_ids,
         item_ids,
-        seconds(table.column(schema.time), schema) if schema.time else None,
+        None if times_R is None else times_R // 1_000_000,
         _number_of_each_row(table.column(schema.weight), schema.weight, "weight").astype(np.float32)
         if schema.weight
         else None,
@@ -383,10 +391,11 @@ def _join(
         {name: _context(table.column(name), name) for name in context},
         bool(schema.order),
     )
-    if not order:
-        return joined
-    positions_R = _number_of_each_row(table.column(order), order, "order")
-    return joined.select(np.argsort(positions_R, kind="stable"))
+    # Times are whole seconds from here on, so rows of one second must be in order already.
+    by: list[NDArray[Any]] = [] if times_R is None or not (times_R % 1_000_000).any() else [times_R]
+    if order:
+        by.insert(0, _number_of_each_row(table.column(order), order, "order"))
+    return joined.select(np.lexsort(by)) if by else joined
 
 
 def _row_ids(

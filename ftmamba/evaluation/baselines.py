@@ -15,7 +15,6 @@ from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -24,12 +23,12 @@ from ftmamba.evaluation.evaluate import evaluate
 from ftmamba.evaluation.named import make_named
 from ftmamba.evaluation.protocol import Protocol
 from ftmamba.evaluation.splits import Split
-from modeling_ftmamba.catalogue import history_weights, top_k
+from modeling_ftmamba.catalogue import history_weights
 
 N_SIMILARITIES_AT_ONCE = 2**24
 N_PAIRS_AT_ONCE = 2**25
 
-MOST_USERS, LEAST_USERS, MOST_SCORES = 5_000, 500, 10**8
+MOST_USERS, LEAST_USERS, MOST_SCORES = 5_000, 500, 4 * 10**7
 """Users of validation by whom options are chosen: fewer where the catalogue is large."""
 
 SECONDS_A_DAY = 86_400
@@ -65,8 +64,10 @@ class FittedBaseline:
     popularity: Scores
 
     def scores(self, user_ids: NDArray[np.int64]) -> Scores:
-        scores_UI = np.tile(self.popularity, (len(user_ids), 1))
         is_warm_U = self.is_warm[user_ids]
+        if is_warm_U.all() and len(user_ids):
+            return self.score_warm(user_ids)
+        scores_UI = np.tile(self.popularity, (len(user_ids), 1))
         if is_warm_U.any():
             scores_UI[is_warm_U] = self.score_warm(user_ids[is_warm_U])
         return scores_UI
@@ -171,17 +172,29 @@ class ItemKNN:
         step = max(1, N_SIMILARITIES_AT_ONCE // n_items)
         blocks = []
         for start in range(0, n_items, step):
-            block = slice(start, start + step)
-            counts_BI = (by_item_UI[:, block].T @ history_UI).toarray()
-            similarity_BI = counts_BI / (np.outer(norm_I[block], norm_I) + self.shrink + 1e-9)
-            rows_B = np.arange(len(similarity_BI))
-            similarity_BI[rows_B, rows_B + start] = 0
-            _, ids = top_k(torch.from_numpy(similarity_BI), min(self.n_neighbours, n_items))
-            kept_BI = np.zeros_like(similarity_BI)
-            nearest = np.take_along_axis(similarity_BI, ids.numpy(), axis=1)
-            np.put_along_axis(kept_BI, ids.numpy(), nearest, axis=1)
-            blocks.append(sparse.csr_matrix(kept_BI))
+            similarity_BI = (by_item_UI[:, start : start + step].T @ history_UI).tocoo()
+            items_R, others_R = similarity_BI.row + start, similarity_BI.col
+            norm_R = norm_I[items_R] * norm_I[others_R]
+            similarity_BI.data = similarity_BI.data / (norm_R + self.shrink + 1e-9)
+            similarity_BI.data[items_R == others_R] = 0
+            blocks.append(strongest(similarity_BI.tocsr(), self.n_neighbours))
         return sparse.vstack(blocks, format="csr")
+
+
+def strongest(matrix_II: Any, n: int) -> Any:
+    """Return the n highest positive values of each row of a CSR matrix, among equals the first."""
+    matrix_II.sum_duplicates()
+    starts, data = matrix_II.indptr, matrix_II.data
+    sizes = np.diff(starts)
+    is_kept_N = data > 0
+    crowded_N = np.flatnonzero(np.repeat(sizes > n, sizes))
+    row_N = np.repeat(np.arange(len(sizes)), sizes)[crowded_N]
+    order_N = np.lexsort((-data[crowded_N], row_N))
+    rank_N = np.arange(len(row_N)) - np.searchsorted(row_N, row_N)
+    is_kept_N[crowded_N[order_N[rank_N >= n]]] = False
+    kept = np.concatenate([[0], np.cumsum(is_kept_N)])[starts]
+    kept_N = data[is_kept_N], matrix_II.indices[is_kept_N], kept
+    return sparse.csr_matrix(kept_N, shape=matrix_II.shape)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ftmamba.data.histories import histories_of
 from ftmamba.data.interactions import Interactions, ItemsByUser, items_by_user
 from ftmamba.data.popularity import SECONDS_A_DAY
+from ftmamba.evaluation.baselines import strongest
 from ftmamba.evaluation.metrics import METRICS
 from ftmamba.evaluation.protocol import EmbeddingScorer
 from ftmamba.evaluation.splits import Split
@@ -22,10 +23,10 @@ from modeling_ftmamba.catalogue import Blend, top_k
 
 N_NEIGHBOURS = 200
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-PRIORS = (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+PRIORS = (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 ZERO = PRIORS.index(0.0)
-WINDOWS = (7, 14, 30, 90, None)
-"""Days of popularity; None counts all."""
+HALF_LIVES = (7, 14, 30, 90, None)
+"""Days after which an interaction counts half in the popularity; None counts all alike."""
 
 LEAST_COLD = 100
 """With fewer users without a history in validation, the histories of others are hidden."""
@@ -86,7 +87,7 @@ class Blending:
 
     Attributes:
         counting: the counting model; None where it does not help.
-        days: window of the popularity; None counts all.
+        half_life: of the popularity, days; None counts all alike.
         weight: of the evidence.
         popularity_weight: of the log popularity, for users with a history.
         cold_weight: of the same, for users without.
@@ -96,7 +97,7 @@ class Blending:
     """
 
     counting: Counting | None
-    days: int | None
+    half_life: int | None
     weight: float
     popularity_weight: float
     cold_weight: float
@@ -107,10 +108,10 @@ class Blending:
     def __str__(self) -> str:
         if self.is_pure:
             return "the towers alone: neither neighbours nor popularity help on validation"
-        window = "" if self.days is None else f" of {self.days} days"
+        decay = "" if self.half_life is None else f" of half-life {self.half_life} days"
         return (
             f"the towers + {self.weight:g} x {self.counting or 'no neighbours'} + "
-            f"{self.popularity_weight:g} x log popularity{window} ({self.cold_weight:g} x without "
+            f"{self.popularity_weight:g} x log popularity{decay} ({self.cold_weight:g} x without "
             f"a history); {self.metric} on validation {self.pure:.4f} -> {self.blended:.4f}"
         )
 
@@ -121,7 +122,7 @@ class Blending:
 
     def count(self, interactions: Interactions, as_of: int | None) -> Blend:
         """Count the interactions before a time; None is the end of them."""
-        popularity_I = log_popularity(interactions, self.days, as_of)
+        popularity_I = log_popularity(interactions, self.half_life, as_of)
         if self.counting is None:
             return replace(no_neighbours(popularity_I), **self._weights())
         return replace(counted(self.counting, interactions, popularity_I), **self._weights())
@@ -134,20 +135,20 @@ class Blending:
         """Return plain values, ready for JSON."""
         counting = None if self.counting is None else str(self.counting)
         validation = {"metric": self.metric, "pure": self.pure, "blended": self.blended}
-        facts = {"counting": counting, "days": self.days, **self._weights()}
+        facts = {"counting": counting, "half_life": self.half_life, **self._weights()}
         return {"words": str(self), **facts, "validation": validation}
 
 
 def log_popularity(
-    interactions: Interactions, days: int | None, as_of: int | None
+    interactions: Interactions, half_life: int | None, as_of: int | None
 ) -> NDArray[np.float32]:
-    """Return log(1 + count) of each item (I,) in the days before a time, or in all of them."""
-    item_ids = interactions.item_ids
-    if days is not None and interactions.times is not None:
+    """Return log(1 + count) of each item (I,) before a time; with a half-life of days, decayed."""
+    weight_R = None
+    if half_life is not None and interactions.times is not None:
         until = int(interactions.times.max()) + 1 if as_of is None else as_of
-        since = until - days * SECONDS_A_DAY
-        item_ids = item_ids[(interactions.times >= since) & (interactions.times < until)]
-    counts_I = np.bincount(item_ids, minlength=interactions.n_items)
+        age_R = (until - interactions.times) / SECONDS_A_DAY
+        weight_R = np.where(age_R > 0, 0.5 ** (age_R.clip(min=0) / half_life), 0.0)
+    counts_I = np.bincount(interactions.item_ids, weight_R, interactions.n_items)
     return np.log1p(counts_I).astype(np.float32)
 
 
@@ -162,23 +163,11 @@ def counted(
     counting: Counting, interactions: Interactions, popularity_I: NDArray[np.float32]
 ) -> Blend:
     """Return a blend with weight 1 of the highest evidence for each item."""
-    evidence_II = counting.neighbours(interactions).tocsr()
-    evidence_II.sum_duplicates()
-    starts, data = evidence_II.indptr, evidence_II.data
-    is_kept_N = data > 0
-    for row in np.flatnonzero(np.diff(starts) > N_NEIGHBOURS):
-        own = slice(starts[row], starts[row + 1])
-        least = np.partition(data[own], -N_NEIGHBOURS)[-N_NEIGHBOURS]
-        # Of those level with the last one, the lowest ids stay.
-        n_level = N_NEIGHBOURS - int((data[own] > least).sum())
-        is_level = data[own] == least
-        is_level &= np.cumsum(is_level) <= n_level
-        is_kept_N[own] &= (data[own] > least) | is_level
-    kept = np.concatenate([[0], np.cumsum(is_kept_N)])[starts]
+    evidence_II = strongest(counting.neighbours(interactions).tocsr(), N_NEIGHBOURS)
     return Blend(
-        kept.astype(np.int64),
-        evidence_II.indices[is_kept_N].astype(np.int32),
-        data[is_kept_N].astype(np.float32),
+        evidence_II.indptr.astype(np.int64),
+        evidence_II.indices.astype(np.int32),
+        evidence_II.data.astype(np.float32),
         popularity_I,
         weight=1.0,
         **counting.history_shape(),
@@ -188,7 +177,7 @@ def counted(
 def choose_blend(
     asked: Asked, split: Split, candidates: Sequence[Counting], *, mask_seen: bool, metric: str
 ) -> Blending:
-    """Choose counting model, window and weights by the metric on validation."""
+    """Choose counting model, half-life and weights by the metric on validation."""
     hidden = asked.hidden
     is_warm_U = np.isin(asked.user_ids, split.train.user_ids) & (hidden is not None)
     grid = _Grid(split, mask_seen, metric)
@@ -200,63 +189,52 @@ def choose_blend(
         cold = warm[0], hidden
     until = split.validation_time
     # The last interactions of users are of many times: there is no moment to look back from.
-    windows = (None,) if split.train.times is None or until is None else WINDOWS
-    popularity = {days: log_popularity(split.train, days, until) for days in windows}
+    half_lives = (None,) if split.train.times is None or until is None else HALF_LIVES
+    popularity = {life: log_popularity(split.train, life, until) for life in half_lives}
     pure_U = grid.values(*warm, no_neighbours(popularity[None]))[0, 0]
     best_U, counting = pure_U, None
     blends = {one: counted(one, split.train, popularity[None]) for one in candidates}
     for one, blend in blends.items():
         values_WU = grid.values(*warm, blend, weights=WEIGHTS)[:, 0]
-        found_U = values_WU[_best(values_WU)]
+        found_U = values_WU[values_WU.mean(-1).argmax()]
         if found_U.mean() > best_U.mean():
             best_U, counting = found_U, one
     weights = (0.0,) if counting is None else WEIGHTS
-    found: list[tuple[float, int | None, float, float, float, float, float]] = []
-    for days, popularity_I in popularity.items():
-        empty = no_neighbours(popularity_I)
-        blend = empty if counting is None else blends[counting]
+    blend = no_neighbours(popularity[None]) if counting is None else blends[counting]
+    rows_LP, warm_LPU, cold_LPU = [], [], []
+    for popularity_I in popularity.values():
         blend = replace(blend, log_popularity=popularity_I)
         values_WPU = grid.values(*warm, blend, weights=weights, priors=PRIORS)
-        row, column = _best(values_WPU), _best(values_WPU.swapaxes(0, 1))
-        own_U = values_WPU[row, column]
-        if not _is_better(own_U, values_WPU[row, ZERO]):
-            row, column = _best(values_WPU[:, ZERO]), ZERO
-            own_U = values_WPU[row, column]
-        values_PU = grid.values(*cold, empty, priors=PRIORS)[0]
-        of_cold = _best(values_PU)
-        if not _is_better(values_PU[of_cold], values_PU[ZERO]):
-            of_cold = ZERO
-        total = float(own_U.sum() + values_PU[of_cold].sum())
-        priors = PRIORS[column], PRIORS[of_cold]
-        asked_PU = values_PU[:, :0] if is_hidden else values_PU
-        blended = float(np.concatenate([own_U, asked_PU[of_cold]]).mean())
-        pure = float(np.concatenate([pure_U, asked_PU[ZERO]]).mean())
-        found.append((total, days, weights[row], *priors, pure, blended))
-    _, days, weight, prior, cold_prior, pure, blended = max(found, key=lambda one: one[0])
+        rows_LP.append(values_WPU.mean(-1).argmax(0))
+        warm_LPU.append(values_WPU[rows_LP[-1], range(len(PRIORS))])
+        cold_LPU.append(grid.values(*cold, no_neighbours(popularity_I), priors=PRIORS)[0])
+    # Popularity drifts, and weights are fitted to one stretch of it: of what is about as good,
+    # the shortest half-life and the least weights are taken.
+    best_LU = [
+        np.concatenate([part[part.mean(-1).argmax()] for part in parts])
+        for parts in zip(warm_LPU, cold_LPU, strict=True)
+    ]
+    life = first_as_good(np.stack(best_LU), range(len(half_lives)))
+    least_first = sorted(range(len(PRIORS)), key=lambda one: abs(PRIORS[one]))
+    warm_PU, cold_PU = warm_LPU[life], cold_LPU[life]
+    column, of_cold = (first_as_good(values, least_first) for values in (warm_PU, cold_PU))
+    asked_PU = cold_PU[:, :0] if is_hidden else cold_PU
+    pure = float(np.concatenate([pure_U, asked_PU[ZERO]]).mean())
+    blended = float(np.concatenate([warm_PU[column], asked_PU[of_cold]]).mean())
+    weight = weights[rows_LP[life][column]]
+    priors = PRIORS[column], PRIORS[of_cold]
     chosen = counting if weight else None
-    return Blending(chosen, days, weight, prior, cold_prior, metric, pure, blended)
+    return Blending(chosen, half_lives[life], weight, *priors, metric, pure, blended)
 
 
-def _best(values: NDArray[np.float64]) -> int:
-    """Return the index along the first axis of the highest mean over users (the last axis).
-
-    Means are smoothed over neighbours on the grid, for a single one may be high by chance; the
-    other axis of a grid is at its best.
-    """
-    means = values.mean(-1)
-    for axis in range(means.ndim):
-        padded = np.pad(means, [(1, 1) if one == axis else (0, 0) for one in range(means.ndim)],
-                        mode="edge")  # fmt: skip
-        n = means.shape[axis]
-        before, own, after = (padded.take(range(i, i + n), axis) for i in range(3))
-        means = (before + 2 * own + after) / 4
-    return int(np.unravel_index(means.argmax(), means.shape)[0])
-
-
-def _is_better(first_U: NDArray[np.float64], second_U: NDArray[np.float64]) -> bool:
-    """Return whether the mean of the first is higher by more than a standard error."""
-    gains_U = first_U - second_U
-    return bool(gains_U.mean() > gains_U.std() / max(1, len(gains_U)) ** 0.5)
+def first_as_good(values_NU: NDArray[np.float64], order: Sequence[int]) -> int:
+    """Return the first of an order whose mean is at most a standard error below the best."""
+    best = int(values_NU.mean(1).argmax())
+    for one in order:
+        loss_U = values_NU[best] - values_NU[one]
+        if loss_U.mean() <= loss_U.std() / max(1, len(loss_U)) ** 0.5:
+            return one
+    return best
 
 
 class _Grid:

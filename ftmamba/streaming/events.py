@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ from modeling_ftmamba.processing_ftmamba import Event
 
 LONGEST_EVENT_ID = 512
 """Bytes in UTF-8."""
+
+_LARGEST_LEAD = 86_400
+"""Seconds by which the clock of an event's sender may be ahead."""
 
 _EXAMPLE = 'such as {"user_key": "42", "item_key": "50", "time": 893286638, "event_id": "e1"}'
 
@@ -42,12 +46,12 @@ class UserEvent:
 
     def to_json(self) -> str:
         """Return the event on one line, as `parse_event` reads it."""
-        item, time, weight, context = self.event
+        item, seconds, weight, context = self.event
         values = {
             "user_key": self.user_key,
             "item_key": item,
             "event_id": self.event_id or None,
-            "time": None if math.isnan(time) else time,
+            "time": None if math.isnan(seconds) else seconds,
             "weight": None if math.isnan(weight) else weight,
             "context": {name: x for name, x in context.items() if not math.isnan(x)} or None,
             "item_record": self.item_record,
@@ -119,12 +123,11 @@ def parse_event(text: str | bytes, *, event_id: str = "", position: str = "") ->
 def _text(values: Mapping[str, Any], name: str, longest: int) -> str:
     value = values.get(name)
     try:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            # JSON can spell a text that UTF-8 cannot, which raises here.
-            text = text_of(value) or ""
-            if 0 < len(text.encode()) <= longest:
-                return text
-    except (ValueError, OverflowError):
+        # JSON can spell a text that UTF-8 cannot, which raises here.
+        text = text_of(value) or ""
+        if 0 < len(text.encode()) <= longest:
+            return text
+    except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(
         f"an event's {name} must be a text of 1 to {longest} bytes, got {value!r:.80}; {_EXAMPLE}"
@@ -134,13 +137,14 @@ def _text(values: Mapping[str, Any], name: str, longest: int) -> str:
 def _time(value: Any) -> float:
     try:
         seconds = seconds_of(value)
-        if not seconds < 0:
-            return seconds if math.isnan(seconds) else float(math.floor(seconds))
+        if not (seconds < 0 or seconds > time.time() + _LARGEST_LEAD):
+            return seconds
     except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(
         f"an event's time must be seconds since 1970 in UTC or an ISO time, got {value!r:.80}; "
-        "divide milliseconds by 1000, or leave out an unknown time"
+        "not in the future (which would make the user's later events late); divide milliseconds "
+        "by 1000, or leave out an unknown time"
     )
 
 

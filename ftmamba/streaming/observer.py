@@ -15,17 +15,11 @@ from torch import Tensor
 
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import UserEvent
+from ftmamba.streaming.state_bytes import states_from_bytes, states_to_bytes
 from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.configuration_ftmamba import near
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
-from modeling_ftmamba.user_state import (
-    NO_TIME,
-    USERS,
-    UserState,
-    checked,
-    in_type,
-    read_header,
-)
+from modeling_ftmamba.user_state import NO_TIME, UserState
 
 SEEN_KEPT = 500
 """Newest items that a state keeps, to leave them out of recommendations."""
@@ -239,43 +233,3 @@ class CheckpointObserver:
 def _resolved(one: UserEvent, row: int | None) -> Event:
     """Return the event of a row of the catalogue, or of the columns of another item."""
     return one.event._replace(item=(one.item_record or {}) if row is None else row)
-
-
-def states_to_bytes(
-    state: UserState, *, fingerprint: str, dtype: torch.dtype | None = None
-) -> list[bytes]:
-    """Write each of B users by itself; one header for all makes it faster than B `to_bytes`."""
-    if len(state) == 0:
-        return []
-    state = in_type(state, dtype)
-    example = state.select([0]).to_bytes(fingerprint)
-    start, _, offsets = read_header(example)
-    body_BZ = torch.empty(len(state), len(example) - start, dtype=torch.uint8)
-    for name, (first, end) in offsets.items():
-        users_first = state.tensors()[name].detach().cpu().movedim(USERS[name], 0)
-        # Cloned: a single user of a larger tensor has a stride that `contiguous` leaves as it is.
-        users_first = users_first.clone(memory_format=torch.contiguous_format)
-        body_BZ[:, first:end] = users_first.view(len(state), -1).view(torch.uint8)
-    head = example[:start]
-    return [head + row_Z.tobytes() for row_Z in body_BZ.numpy()]
-
-
-def states_from_bytes(data: Sequence[bytes], *, fingerprint: str) -> UserState:
-    """Read users that were written one by one as one batch; see `UserState.from_bytes`."""
-    if not data:
-        raise ValueError("there are no states to read; give those of at least one user")
-    first = UserState.from_bytes(data[0], fingerprint)
-    (start, _, offsets), size = read_header(data[0]), len(data[0])
-    head = data[0][:start]
-    if len(first) != 1 or not all(len(one) == size and one.startswith(head) for one in data):
-        others = [UserState.from_bytes(one, fingerprint) for one in data[1:]]
-        return UserState.concatenate([first, *others])
-    joined = bytearray().join(memoryview(one)[start:] for one in data)
-    body_BZ = torch.frombuffer(joined, dtype=torch.uint8).view(len(data), size - start)
-    tensors = {}
-    for name, (begin, end) in offsets.items():
-        of_one = getattr(first, name).movedim(USERS[name], 0)
-        values = body_BZ[:, begin:end].contiguous().view(of_one.dtype)
-        users_first = values.reshape(len(data), *of_one.shape[1:])
-        tensors[name] = users_first.movedim(0, USERS[name]).contiguous()
-    return checked(UserState(**tensors))

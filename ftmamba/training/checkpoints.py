@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ftmamba.atomic import whole_folder, whole_folder_at
 from ftmamba.checkpoint import RESULTS_FILE
-from ftmamba.checks import EXTRACTOR_NAME, read_json
+from ftmamba.checks import EXTRACTOR_NAME, VOCABULARY_NAME, read_json
 from ftmamba.data.encoded import EncodedData
 from ftmamba.data.tables import Tables
 from ftmamba.identity import Identity, data_differences, differences
@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 STATE_FILE = "training_state.json"
+STATE_FILES = (
+    "best.safetensors", "model.safetensors", "optimizer.safetensors", EXTRACTOR_NAME,
+    VOCABULARY_NAME, STATE_FILE,
+)  # fmt: skip
+"""Of the folder of one state: all that resuming reads."""
 STATE_FOLDERS = CHECKPOINTS, REFIT, RIVALS = ("checkpoints", "refit", "rivals")
 """Folders of a run's training states: of the model, of its refit, and of the rivals."""
 

@@ -1,6 +1,7 @@
 """The stages of a run, from the recipe to a trained model."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,13 @@ from modeling_ftmamba.modeling_ftmamba import FTMambaTwoTowerModel
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 logger = logging.getLogger(__name__)
+
+
+REFIT_RATE = 0.5
+"""Of the learning rate, where training goes on with the validation part. On MovieLens-100K, each
+user's last but one film predicted by a model of twenty epochs: .132 without, four epochs at a
+quarter, a half and the whole of the rate .138, .140 and .139, two or eight at a half .136 and .139.
+"""
 
 
 @dataclass(frozen=True)
@@ -218,9 +226,8 @@ def train(
 ) -> Trained:
     """Train on the training part; validation picks the epoch.
 
-    With `evaluation.refit` a second model is then trained on training and validation for as many
-    epochs as were best, on the same schedule; the test part is never looked at. `on_checkpoint` is
-    called after each training checkpoint.
+    With `evaluation.refit` the model is then trained on training and validation, as `refit` says;
+    the test part is never looked at. `on_checkpoint` is called after each training checkpoint.
     """
     start = time.perf_counter()
     identity = identity_of(recipe, tables, n_processes=accelerator.num_processes)
@@ -249,8 +256,10 @@ def train(
     if recipe.blend == "auto" and len(split.validation):
         asked = ask_validation(model, data, split, recipe.seed)
     if recipe.evaluation.refit:
-        identity = {**identity, "refit": {"n_epochs": result.best_epoch}}
-        model, data = refit(recipe, tables, split, accelerator, identity=identity)
+        share, n_epochs = recipe.evaluation.refit_share, result.best_epoch
+        begun = None if share is None else (model, data)
+        identity = {**identity, "refit": {"n_epochs": math.ceil(n_epochs * (share or 1))}}
+        model, data = refit(recipe, tables, split, accelerator, identity=identity, begun=begun)
     return Trained(model, data, result, round(time.perf_counter() - start, 3), identity, asked)
 
 
@@ -322,19 +331,43 @@ def ask_validation(
 
 
 def refit(
-    recipe: Recipe, tables: Tables, split: Split, accelerator: Accelerator, *, identity: Identity
+    recipe: Recipe,
+    tables: Tables,
+    split: Split,
+    accelerator: Accelerator,
+    *,
+    identity: Identity,
+    begun: tuple[FTMambaTwoTowerModel, EncodedData] | None = None,
 ) -> tuple[FTMambaTwoTowerModel, EncodedData]:
-    """Train afresh on training and validation, for the number of epochs that was best."""
-    n_epochs = identity["refit"]["n_epochs"]
-    logger.info("training again on train + validation for %d epochs", n_epochs)
+    """Train on training and validation.
+
+    Args:
+        recipe: of the run.
+        tables: that it read.
+        split: of their interactions.
+        accelerator: of its processes.
+        identity: of the run, with the number of epochs.
+        begun: a trained model and its data, from which training goes on at `REFIT_RATE` of the
+            recipe's learning rate; None trains afresh, on the schedule of the first training.
+    """
+    n_epochs, resumed = identity["refit"]["n_epochs"], recipe.training.resume_from_checkpoint
     merged = replace(split, train=split.before_test, validation_time=split.test_time)
-    data = encode_once(recipe, tables, merged, accelerator)
-    model = make_model(recipe, data)
+    schedule: dict[str, Any] = {"stop_after_epochs": n_epochs}
+    if begun is None:
+        logger.info("training again on train + validation for %d epochs", n_epochs)
+        data = encode_once(recipe, tables, merged, accelerator)
+        model = make_model(recipe, data)
+    else:
+        logger.info("training goes on, on train + validation, for %d epochs", n_epochs)
+        model, extractor = begun[0], begun[1].extractor
+        data = encode_once(recipe, tables, merged, accelerator, extractor=extractor)
+        rate = REFIT_RATE * recipe.training.learning_rate
+        schedule = {"num_epochs": n_epochs, "stop_after_epochs": 0, "learning_rate": rate}
     training = replace(
         recipe.training,
-        stop_after_epochs=n_epochs,
-        resume_from_checkpoint="latest" if recipe.training.resume_from_checkpoint else "",
+        resume_from_checkpoint="latest" if resumed else "",
         allow_changed=(),
+        **schedule,
     )
     # A refit of other data or for other epochs is begun again.
     folder = Path(recipe.output_dir) / REFIT

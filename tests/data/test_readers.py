@@ -113,7 +113,7 @@ def test_both_forms_of_a_file_are_the_same_sequences_in_order(tmp_path):
             "id,mixed,float,gap\n0108,1.0,1.0,\n01,x,2.5,3.0\n",
             [
                 {"id": "0108", "mixed": "1.0", "float": "1.0", "gap": None},
-                {"id": "01", "mixed": "x", "float": "2.5", "gap": "3"},
+                {"id": "01", "mixed": "x", "float": "2.5", "gap": "3.0"},
             ],
         ),
         ('"user_id", "artist name"\n"a","b, c"\n', [{"user_id": "a", "artist name": "b, c"}]),

@@ -1,13 +1,16 @@
 """Three tables in, dense ids out; and every way in which the tables can be wrong."""
 
 import datetime
+import logging
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
 
+from ftmamba.data.histories import histories_of
 from ftmamba.data.tables import load_tables
+from ftmamba.evaluation.splits import LeaveLastOut
 
 
 def with_column(table, name, values):
@@ -93,7 +96,56 @@ STAMP = int(DAY.timestamp())
 def test_times_of_any_form_become_whole_seconds(raw, schema, times, unit, expected):
     schema["interactions"]["time_unit"] = unit
     tables = load_tables(**with_times(raw, times), schema=schema)
-    assert tables.interactions.times.tolist() == expected
+    assert sorted(tables.interactions.times.tolist()) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("times", "unit"),
+    [
+        ([9.9, 9.5, 9.1, 3], "s"),
+        ([9900, 9500, 9100, 3000], "ms"),
+        ([9_000_003, 9_000_002, 9_000_001, 0], "us"),
+        ([f"2020-01-02T03:04:05.{part}Z" for part in (9, 5, 1, 0)], "s"),
+        (pa.array([3, 2, 1, 0], pa.timestamp("us")), "s"),
+    ],
+)
+@pytest.mark.parametrize("order", ["", "rank"])
+def test_events_of_one_second_are_in_order_of_their_parts_of_it(raw, schema, times, unit, order):
+    raw = with_times(raw, times)
+    events = raw["interactions"].drop_columns("user_id").append_column("user_id", [["u1"] * 4])
+    raw["interactions"] = events.append_column("rank", [[1, 2, 3, 4]])
+    schema["interactions"] |= {"time_unit": unit, "order": order}
+    tables = load_tables(**raw, schema=schema)
+    last = LeaveLastOut().split(tables.interactions)
+    keys = [tables.item_keys[part.item_ids[0]] for part in (last.test, last.validation)]
+    assert keys == ["010", "001"]  # of the rows 0 and 1
+    items = histories_of(tables.interactions).items.item_ids
+    assert [tables.item_keys[item] for item in items] == ["011", "002", "001", "010"]
+
+
+@pytest.mark.parametrize("spelt", [["1.0", "2.0", "10.00", "11.0"], [1.0, 2.0, 10.0, 11.0]])
+def test_keys_that_are_one_number_are_one_key_in_both_tables(raw, schema, spelt):
+    items = raw["items"].drop_columns("item_id").append_column("item_id", [spelt])
+    tables = load_tables(raw["users"], items, raw["interactions"], schema)
+    assert tables.item_keys == ["1", "2", "10", "11"]
+    assert tables.interactions.item_ids.tolist() == [2, 0, 1, 3]
+
+
+def test_keys_and_categories_that_are_one_number_are_told(raw, schema, caplog):
+    items = raw["items"].drop_columns("item_id")
+    items = items.append_column("item_id", [["1.1", "1.10", "10", "11"]])
+    with pytest.raises(ValueError, match=r"the first are '1.1' \(texts of one number, such as 1"):
+        load_tables(raw["users"], items, raw["interactions"], schema)
+    users = raw["users"].drop_columns("city").append_column("city", [["8.5", "8.50", "9"]])
+    with caplog.at_level(logging.WARNING):
+        load_tables(users, raw["items"], raw["interactions"], schema)
+    assert "column 'city': 1 values are written in several ways, such as 8.5;" in caplog.text
+
+
+def test_a_title_stays_as_it_is_written(raw, schema):
+    titles = ["8.50", "True", "1984.0", None]
+    raw["items"] = raw["items"].drop_columns("title").append_column("title", [titles])
+    assert load_tables(**raw, schema=schema).item_titles == ["8.50", "True", "1984.0", ""]
 
 
 def test_what_the_schema_does_not_name_is_left_out_and_without_one_it_is_inferred(raw, schema):

@@ -2,13 +2,16 @@
 
 import tempfile
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from datasets import Dataset, DatasetDict
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
+from ftmamba.data.tables import load_tables
 
 SMALL = {
     "num_epochs": 1, "baselines": ["popularity"],
@@ -22,6 +25,10 @@ def fitted(raw):
     return Recommender.fit(**frames, **SMALL)
 
 
+def data_set(table):
+    return Dataset(table, fingerprint="of its own, so that nothing is hashed")
+
+
 def test_tables_in_memory_become_a_recommender_that_knows_how_good_it_is(fitted):
     found = fitted.recommend(user_key="u3", k=4)
     assert [one.title for one in found] == [f"Item {one.item_key[1:]}" for one in found]
@@ -32,8 +39,51 @@ def test_tables_in_memory_become_a_recommender_that_knows_how_good_it_is(fitted)
 def test_a_table_of_records_is_asked_as_its_rows_are(fitted):
     records = [{"age": 31.0}, {"age": None}]
     expected = fitted.recommend_batch(records=records, k=3)
-    assert fitted.recommend_batch(records=pd.DataFrame(records), k=3) == expected
-    assert fitted.recommend_batch(records=pa.Table.from_pylist(records), k=3) == expected
+    for same in (
+        pd.DataFrame(records), pa.Table.from_pylist(records),
+        (one for one in records), map(dict, records), np.array(records), pd.Series(records),
+        {"age": [31.0, None]}, data_set(pa.Table.from_pylist(records)),
+        DatasetDict({"train": data_set(pa.Table.from_pylist(records))}),
+    ):  # fmt: skip
+        assert fitted.recommend_batch(records=same, k=3) == expected, type(same)
+
+
+def test_keys_of_users_come_in_any_container(fitted):
+    expected = fitted.recommend_batch(user_keys=["u1", "u2"], k=3)
+    for same in (np.array, pd.Series, pa.array, iter):
+        assert fitted.recommend_batch(user_keys=same(["u1", "u2"]), k=3) == expected, same
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"records": {"age": 31}},
+            "'age' of a table must hold a value for each row, got 31",
+        ),
+        ({"records": [1, 2]}, "must be a dict of column name to value, got 1"),
+        ({"records": np.array([1, 2])}, "must be a dict of column name to value"),
+        ({"records": DatasetDict()}, "a table must be one split, got 0"),
+        (
+            {"records": DatasetDict({"train": data_set(pa.table({"age": [1]}))} | {"test": None})},
+            r"a table must be one split, got 2; give data\['train'\] or data\['test'\]",
+        ),
+        ({"user_keys": "u1"}, r"user_keys must be a list, got 'u1'; write \[user_key\]"),
+    ],
+)
+def test_what_is_no_list_of_users_is_refused_in_words(fitted, given, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.recommend_batch(**given, k=3)
+
+
+def test_interactions_may_come_from_a_generator_or_a_data_set_of_one_split(raw):
+    rows = raw["interactions"].to_pylist()
+    table = load_tables(None, None, rows)
+    for same in (iter(rows), DatasetDict({"train": data_set(raw["interactions"])})):
+        found = load_tables(None, None, same)
+        assert found.interactions.item_ids.tolist() == table.interactions.item_ids.tolist()
+    with pytest.raises(ValueError, match=r"row 0 of a table \(the first is 0\) must be a mapping"):
+        load_tables(None, None, iter([1, 2]))
 
 
 def test_what_is_fitted_is_saved_and_loaded_and_saved_again(fitted, tmp_path):

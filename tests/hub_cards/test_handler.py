@@ -104,7 +104,11 @@ BAD = [
     ({"inputs": RECORD, "parameters": {"top_k": None}}, "parameters.top_k", "got None"),
     ({"inputs": RECORD, "parameters": {"batch_size": 9}}, "parameters.batch_size", "no parameter"),
     ({"inputs": RECORD, "parameters": {"exclude": "i01"}}, "parameters.exclude", "must be a list"),
-    ({"inputs": RECORD, "parameters": {"exclude": [1]}}, "parameters.exclude", "got [1]"),
+    (
+        {"inputs": RECORD, "parameters": {"exclude": [[1]]}},
+        "parameters.exclude",
+        "key must be a text",
+    ),
     ({"inputs": [{}] * (MOST_RECORDS + 1)}, "inputs", "1024 records at most, got 1025"),
     ({"inputs": [RECORD, 7]}, "inputs[1]", "must be a dict of column name to value, got 7"),
     ({"inputs": [RECORD, {"agee": 1}]}, "inputs[1]", "did you mean 'age'?"),
@@ -123,6 +127,16 @@ def test_a_bad_request_is_told_what_is_wrong_and_where(handler, request_, field,
     assert (answer["error"]["type"], answer["error"]["field"]) == ("bad_request", field)
     assert message in answer["error"]["message"]
     assert fits(json.loads(json.dumps(answer)), ANSWER_SCHEMA)
+
+
+def test_a_request_of_a_million_answers_is_refused(handler, monkeypatch):
+    monkeypatch.setattr(hub_cards.handler, "MOST_ANSWERED", 12)
+    request = {"inputs": [RECORD] * 4, "parameters": {"top_k": 3}}
+    assert [len(one) for one in handler(request)] == [3] * 4
+    request["inputs"].append(RECORD)
+    error = handler(request)["error"]
+    assert error["field"] == "parameters.top_k"
+    assert error["message"].startswith("5 records times top_k 3 may be 12 at most")
 
 
 def test_a_long_wrong_value_does_not_come_back_whole(handler):

@@ -15,6 +15,8 @@ CAUSAL = [
     {"pooling": "last"},
     {"pooling": "last", "mixer": "ssd", "norm_position": "sum", "mixer_feed_forward": True},
     {"pooling": "last", "mixer": "attention", "causal_attention": True, "max_positions": 20},
+    {"pooling": "mean", "time_decay": True, "history_start": True},
+    {"pooling": "mean", "num_hidden_layers": 0},
     {"pooling": "last", "scale_embedding": True, "history_start": True},
     {"pooling": "last", "time_decay": True, "history_start": True, "normalize_embeddings": True},
     {"pooling": "last", "mixer": "ssd", "time_decay": True, "token_norm": True},
@@ -298,14 +300,14 @@ def test_histories_that_do_not_fit_are_refused(changes, message):
         model.get_user_embeddings(**wrong(users, **changes))
 
 
-def test_a_tower_without_a_history_refuses_one_and_positions_need_the_last_token():
+def test_a_tower_without_a_history_refuses_one_and_positions_need_one_token_an_event():
     model = make_model(COLUMNS)
     users = make_users(model, [3, 2])
     with pytest.raises(ValueError, match="user tower has no column of kind 'history', got one"):
         model.get_user_embeddings(**users)
     with pytest.raises(ValueError, match="need a column of kind 'history' in the user tower"):
         model.get_user_positions()
-    with pytest.raises(ValueError, match="need pooling 'last', got 'cls'"):
+    with pytest.raises(ValueError, match="need pooling 'last' or 'mean', got 'cls'"):
         make_model().get_user_positions(**users)
 
 
@@ -314,7 +316,7 @@ def test_every_suffix_is_the_shape(checked_shapes, variant):
     model = make_model(**variant).float().train()
     with checked_shapes("modeling_ftmamba"):
         model(**make_batch(4), **make_events(LENGTHS, model.config.projection_size))
-        if model.config.pooling == "last":
+        if model.config.pooling != "cls":
             users = make_tensors(4, "user_") | make_events(LENGTHS, model.config.projection_size)
             model.get_user_positions(**users).sum().backward()
 

@@ -1,13 +1,16 @@
 """Laws of the two-tower model."""
 
+import accelerate
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from modeling_ftmamba import FTMambaTowerModel, FTMambaTwoTowerModel
+from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
+from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
-from .conftest import make_batch, make_config, make_tensors, shake
+from .conftest import COLUMNS, HISTORY, make_batch, make_config, make_tensors, shake
 
 VARIANTS = [
     {},
@@ -59,6 +62,32 @@ def test_saving_and_loading_is_bitwise(build, variant, tmp_path):
     assert torch.equal(loaded(**batch).scores, model(**batch).scores)
     state = loaded.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_tracing_is_refused_with_what_to_do_and_exporting_works(build):
+    model, batch = build(), make_batch()
+    with pytest.raises(ValueError, match=r"jit\.trace would fix .* use torch\.export\.export"):
+        torch.jit.trace(model, example_kwarg_inputs=batch, strict=False)
+    exported = torch.export.export(model, (), batch).module()
+    torch.testing.assert_close(exported(**batch).scores, model(**batch).scores)
+
+
+def test_offloaded_weights_are_refused_with_what_to_do(build, tmp_path):
+    model = build(user_columns=[*COLUMNS, HISTORY], pooling="last")
+    model.save_pretrained(tmp_path / "saved")
+    users = {name: x for name, x in make_batch().items() if name.startswith("user")}
+    offloaded = [
+        accelerate.cpu_offload(model, execution_device="cpu"),
+        FTMambaTwoTowerModel.from_pretrained(
+            tmp_path / "saved", device_map={"": "disk"}, offload_folder=tmp_path / "disk"
+        ),
+    ]
+    for one in offloaded:
+        with pytest.raises(ValueError, match=r"weights are not in memory.* load all of it"):
+            one.get_user_embeddings(**users)
+        with pytest.raises(ValueError, match=r"weights are not in memory.* load all of it"):
+            FTMambaRecommendationPipeline(one, FTMambaFeatureExtractor())
 
 
 def test_nothing_outside_the_checkpoint_is_needed(build):

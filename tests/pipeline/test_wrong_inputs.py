@@ -12,8 +12,9 @@ from modeling_ftmamba.configuration_ftmamba import UNSEEN_ID
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline, WrongInputError
 
 WRONG = [
-    ({"agee": 31}, {}, r"record 0 .* no column .*'agee'.*did you mean 'age'"),
-    ([{"age": 3}, {"agee": 3}], {}, r"record 1 \(the first is 0\) has no column"),
+    ({"agee": 31}, {}, r"record 0 .* no known column, got: agee; did you mean 'age'"),
+    ([{"age": 3}, {"agee": 3}], {}, r"record 1 \(the first is 0\): no known column"),
+    ([{"age": 3}, {"age": 3, "ocupation": "x"}], {}, "record 1 .* did you mean 'occupation'"),
     ({"age": "old"}, {}, r"record 0 .*, column 'age': must be a finite number, got 'old'"),
     ({"age": float("inf")}, {}, "column 'age': must be a finite number, got inf"),
     ([{"age": 3}, {"gender": {}}], {}, "record 1 .*, column 'gender': must be a single text"),
@@ -27,7 +28,7 @@ WRONG = [
     ({}, {"top_k": True}, "top_k must be .*; got True"),
     ({}, {"top_k": 2.0}, "top_k must be .*; got 2.0"),
     ({}, {"exclude": "i00"}, r"exclude must be a list of item keys.*got 'i00'"),
-    ({}, {"exclude": [7]}, r"exclude must be a list of item keys.*got \[7\]"),
+    ({}, {"exclude": [[7]]}, "an item's key must be a text, a number"),
     ({}, {"topk": 3}, "no parameter 'topk'; did you mean 'top_k'"),
     ([{}], {"batch_size": 0}, "batch_size must be a whole number .*; got 0"),
 ]

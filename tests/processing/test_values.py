@@ -12,6 +12,7 @@ import pytest
 from modeling_ftmamba.encoders import (
     MISSING_TEXTS,
     TextTable,
+    column_numbers,
     column_seconds,
     column_texts,
     number_of,
@@ -21,20 +22,34 @@ from modeling_ftmamba.encoders import (
 
 NAN = float("nan")
 MISSING = [None, pd.NaT, pd.NA, NAN, np.float32("nan"), Decimal("nan"), np.datetime64("NaT")]
+COLUMNS = (column_numbers, column_seconds, column_texts)
 NOON = datetime(2020, 2, 29, 12, tzinfo=UTC)
 NAIVE = NOON.replace(tzinfo=None)
 SAME_TEXT = [
-    ("5", [5, 5.0, "5", b"5", np.bytes_(b"5"), np.int8(5), np.float32(5), Decimal("5.00")]),
-    ("-0.5", [-0.5, np.float64(-0.5), Decimal("-0.50")]),
-    ("1e-07", [1e-7, Decimal("1e-7")]),
-    ("0", [0, -0.0, "0"]),
-    ("100000000000000000000", [10**20, 1e20]),
-    ("true", [True, np.True_]),
+    ("5", [5, 5.0, "5", b"5", np.bytes_(b"5"), np.int8(5), np.float32(5), Decimal("5.00"), "5.0"]),
+    ("-0.5", [-0.5, np.float64(-0.5), Decimal("-0.50"), "-0.50"]),
+    ("0.1", [0.1, np.float32(0.1), np.float16(0.1), np.longdouble("0.1"), "0.10", b"0.1"]),
+    ("1e-07", [1e-7, Decimal("1e-7"), "1e-07", "0.0000001"]),
+    ("0", [0, -0.0, "0", "-0.0"]),
+    ("100000000000000000000", [10**20, 1e20, "1e+20"]),
+    ("9007000000000000", [9.007e15, "9.007e15", "9007000000000000.0"]),
+    ("9007199254740993", [2**53 + 1, "9007199254740993.00", Decimal(2**53 + 1)]),
+    ("true", [True, np.True_, "True", "TRUE"]),
+    *((text, [text]) for text in ("007", "1e5", "1.2.3", "+5", "1_0", ".5", "1e+999999999")),
     ("inf", [float("inf"), Decimal("inf")]),
-    ("2020-02-29", [date(2020, 2, 29)]),
+    ("2020-02-29", [date(2020, 2, 29), datetime(2020, 2, 29), "2020-02-29T00:00:00.000"]),
+    ("2020-13-29 25:61", ["2020-13-29 25:61"]),
     (
         "2020-02-29T12:00:00",
-        [NAIVE, NOON, NOON.astimezone(timezone(timedelta(hours=2))), np.datetime64(NAIVE, "ns")],
+        [
+            NAIVE,
+            NOON,
+            NOON.astimezone(timezone(timedelta(hours=2))),
+            np.datetime64(NAIVE, "ns"),
+            "2020-02-29 12:00",
+            "2020-02-29T14:00:00+02:00",
+            "2020-02-29 12:00:00.000000Z",
+        ],
     ),
     ("New York", [" New York", "New York\u00a0", b"New York\n"]),
     (None, [*MISSING, *MISSING_TEXTS, b"", " ", "NaN", "NULL", b"?"]),
@@ -73,10 +88,16 @@ def texts_in(values):
         np.array([b"3", b"", b"5", b"3"]),
         np.array([3, None, 5.0, "3"], dtype=object),
         ["3", None, 5, 3.0],
+        pa.array(["3.0", None, "5.00", "3"]),
     ],
 )  # fmt: skip
 def test_every_container_gives_the_same_texts(values):
     assert texts_in(values) == ["3", None, "5", "3"]
+
+
+def test_a_short_float_has_the_text_that_it_has_in_a_file():
+    for values in (np.array([0.1, 8.5], "f4"), pa.array([0.1, 8.5], pa.float32())):
+        assert texts_in(values) == texts_in(pa.array(["0.1", "8.50"])) == ["0.1", "8.5"]
 
 
 def test_true_is_not_one():
@@ -107,13 +128,23 @@ def test_an_empty_column_has_no_codes():
         assert texts_in(pa.nulls(2, kind)) == [None, None]
 
 
-def test_a_number_is_no_text_and_nothing_infinite():
-    values = (3, Decimal("1.5"), np.float32(2), True)
-    assert [number_of(value) for value in values] == [3, 1.5, 2, 1]
-    assert all(np.isnan(number_of(value)) for value in (*MISSING[:-1], "", "?", " NaN"))
-    for bad in ("3", float("-inf"), 10**400, [3], date(2020, 1, 1)):
+def test_a_number_has_a_text_as_in_a_file_and_is_finite():
+    values = (3, Decimal("1.5"), np.float32(2), True, " 1990", "-2.50e1", "True", ".5")
+    assert [number_of(value) for value in values] == [3, 1.5, 2, 1, 1990, -25, 1, 0.5]
+    missing = (*MISSING[:-1], "", "?", " NaN", "NA", "None", ".")
+    assert all(np.isnan(number_of(value)) for value in missing)
+    durations = (timedelta(seconds=5), np.timedelta64(5, "ns"), pd.Timedelta(5))
+    infinite = (float("-inf"), "inf", "1e400", 10**400)
+    for bad in (*infinite, *durations, "1,234", "1_0", "٣", "12 %", [3], date(2020, 1, 1)):
         with pytest.raises((TypeError, ValueError, OverflowError)):
             number_of(bad)
+
+
+def test_durations_are_no_numbers():
+    """NumPy counts nanoseconds."""
+    for convert in COLUMNS:
+        with pytest.raises(ValueError, match=r"row 1 .* got datetime\.timedelta"):
+            convert(np.array(["NaT", 5000], "m8[ns]"), "x")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +154,7 @@ def test_a_number_is_no_text_and_nothing_infinite():
             NOON.timestamp(), int(NOON.timestamp()), np.int64(NOON.timestamp()), NOON, NAIVE,
             Decimal(NOON.timestamp()), "2020-02-29T12:00:00Z", "2020-02-29 12:00",
             "2020-02-29T14:00:00+02:00", NOON.astimezone(timezone(timedelta(hours=-7))),
-            np.datetime64(NAIVE, "ns"),
+            np.datetime64(NAIVE, "ns"), str(int(NOON.timestamp())), "1582977600.0",
         )),
         [NOON, pd.NaT],
         ["2020-02-29T12:00Z", ""],
@@ -165,7 +196,8 @@ def test_a_date_is_its_midnight():
 
 
 @pytest.mark.parametrize(
-    "value", [1.7e12, -1e11, float("inf"), 1_700_000_000_000, pd.Period("2020")]
+    "value",
+    [1.7e12, 2e11, -1e11, float("inf"), 1_700_000_000_000, "1712123112345", pd.Period("2020")],
 )
 def test_milliseconds_and_periods_are_no_seconds(value):
     containers = [[0, value]]
@@ -174,6 +206,18 @@ def test_milliseconds_and_periods_are_no_seconds(value):
     for values in containers:
         with pytest.raises(ValueError, match=r"column 'x', row 1 .* \(not milliseconds\), got"):
             column_seconds(values, "column 'x'")
+
+
+def test_a_text_is_a_time_of_iso_8601_or_a_number_and_nothing_else():
+    assert column_seconds(["20200229", "2020-02-29"], "")[0] == NOON.timestamp() - 43_200
+    for text in ("13.09.2020", "09/13/2020", "2020-W03-5", "2020-1-5", "171212315122"):
+        with pytest.raises(ValueError, match="ISO 8601 text such as 2024-01-31 18:05, a date"):
+            column_seconds([text], "x")
+
+
+def test_the_last_day_of_the_calendar_is_a_date():
+    for values in (pa.array([date(9999, 12, 31)]), ["9999-12-31"], [date(9999, 12, 31)]):
+        assert column_seconds(values, "")[0] == 253402214400
 
 
 @pytest.mark.parametrize(

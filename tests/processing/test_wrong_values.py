@@ -3,15 +3,17 @@
 import re
 from datetime import date
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from ftmamba.data.fitting import fit_extractor
+from ftmamba.data.readers import read_table
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
 
 TIME = "must be a time between the years 1 and 9999"
 WRONG = [
-    ("age", "31", "must be a finite number, got '31'"),
+    ("age", "31 years", "must be a finite number, got '31 years'"),
     ("age", float("inf"), "must be a finite number, got inf"),
     ("age", [31], "must be a finite number, got [31]"),
     ("age", 10**400, "must be a finite number, got 1000"),
@@ -45,16 +47,47 @@ def test_a_wrong_value_is_named_by_column_row_and_rule(fitted, name, value, rule
 def test_a_source_of_no_known_form_or_column_is_refused(fitted):
     with pytest.raises(ValueError, match="no known column, got: agee; did you mean 'age'"):
         fitted(users={"agee": 3})
-    with pytest.raises(ValueError, match="the item records have no known column"):
+    with pytest.raises(
+        ValueError, match="item records: no known column, got: nothing; known are: genres"
+    ):
         fitted(items=pa.table({"nothing": [1]}))
     with pytest.raises(ValueError, match=r"users must be a record \(dict\), a list of records"):
         fitted(users="users.csv")
-    with pytest.raises(ValueError, match=r"items, row 1 .* a record must be a dict"):
+    with pytest.raises(ValueError, match=r"item record, row 1 .*: must be a dict of column name"):
         fitted(items=[{}, 5])
     with pytest.raises(ValueError, match="return_tensors must be 'pt', 'np' or None, got 'tf'"):
         fitted(users={}, return_tensors="tf")
     with pytest.raises(ValueError, match="one length, got: 'age' has 2, 'job' has 1"):
         fitted(users={"age": [1, 2], "job": ["a"]})
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        {"jobb": "a", "age": 3},
+        [{"job": "a"}, {"Jobs": "a", "age": 3}],
+        pa.table({"job_": ["a"], "age": [3]}),
+        {"age": [3, 4], "jobs": ["a", "b"]},
+    ],
+)
+def test_a_misspelt_column_beside_a_right_one_is_refused(fitted, users):
+    with pytest.raises(ValueError, match=r"no known column, got: .ob.*; did you mean 'job'"):
+        fitted(users=users)
+    assert len(fitted(users={"job": "a", "jobs": 3, "zip_area": 3, "age_group": "30s", "age": 3}))
+
+
+def test_a_column_of_periods_is_refused_wherever_it_was_saved(fitted, tmp_path):
+    frame = pd.DataFrame({"joined": pd.period_range("2020-01", periods=2, freq="M")})
+    table = pa.table(frame)
+    bare = table.cast(
+        pa.schema([pa.field("joined", "int64", metadata={"x": "pandas.period"})])
+    )  # as where pandas' types are not imported
+    for source in (frame, table, bare, [{"joined": pd.Period("2020-01")}]):
+        with pytest.raises(ValueError, match=r"'joined'.* (must not hold pandas periods|a time)"):
+            fitted(users=source)
+    for source in (frame, table, bare):
+        with pytest.raises(ValueError, match="'joined' must not hold pandas periods; convert it"):
+            read_table(source)
 
 
 def test_fitting_needs_every_column_and_at_least_one_row():
@@ -63,7 +96,7 @@ def test_fitting_needs_every_column_and_at_least_one_row():
         [{"name": "popularity_7d", "kind": "numeric", "popularity_days": 7}],
     )
     items = {"popularity_7d": [1.0, 2.0]}
-    with pytest.raises(ValueError, match=r"'city' has no value .*; did you mean 'citty"):
+    with pytest.raises(ValueError, match=r"no known column, got: citty; did you mean 'city'"):
         fit_extractor(extractor, {"citty": ["a"], "age": [3]}, items)
     with pytest.raises(ValueError, match=r"'popularity_7d' has no value .* the raw popularity"):
         fit_extractor(extractor, {"city": ["a", "b"], "age": [3, 4]}, [{}])

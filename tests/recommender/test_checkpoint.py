@@ -159,9 +159,12 @@ def test_a_truncated_or_missing_file_is_named(folder, name):
 def test_fields_and_files_that_are_not_ours_do_not_stop_a_load(folder, caplog):
     change_config(folder, use_cache=True, note={"of": "a person"}, num_labels=10**9)
     (folder / "training_args.bin").write_bytes(b"\x80\x04garbage")
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "model.PKL").write_bytes(b"\x80\x04garbage")
     for load in (load_checkpoint, load_to_recommend):
         assert not hasattr(load(folder).model.config, "note")
     assert "training_args.bin may be a pickle" in caplog.text
+    assert "deep/er/model.PKL may be a pickle" in caplog.text
 
 
 @pytest.mark.parametrize(

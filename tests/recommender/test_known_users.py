@@ -93,8 +93,13 @@ def test_parts_of_two_checkpoints_do_not_fit(users, tmp_path):
 def test_an_unknown_key_is_refused_with_the_near_one_or_the_remedy(users):
     with pytest.raises(ValueError, match=r"no user '1' .*did you mean '01'\?; give record="):
         users.row("1")
-    with pytest.raises(ValueError, match=r"must be text, got 2 \(int\); write user_key='2'"):
-        users.row(2)
+    with pytest.raises(ValueError, match=r"no user \['2'\] among"):
+        users.row(["2"])
+
+
+@pytest.mark.parametrize("key", ["2", 2, 2.0, "2.0", np.int64(2), b"2", Decimal("2.00")])
+def test_a_key_has_one_meaning_whatever_its_type(users, key):
+    assert users.row(key) == 1
 
 
 @pytest.mark.parametrize("times", [1, 3000])

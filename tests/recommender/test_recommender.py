@@ -3,8 +3,10 @@
 import dataclasses
 import subprocess
 import sys
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -122,11 +124,45 @@ def test_a_wrong_question_is_refused(recommender, asked, message):
         recommender.recommend(**asked)
 
 
+@pytest.fixture(scope="module")
+def of_numbers(tiny_checkpoint):
+    """The recommender, its items and users called by numbers."""
+    records = tiny_checkpoint.users.records
+    codes = pa.array(range(100, 100 + len(records)))
+    users = dataclasses.replace(
+        tiny_checkpoint.users, records=records.set_column(0, "user_id", codes)
+    )
+    catalogue = dataclasses.replace(tiny_checkpoint.catalogue, keys=[*map(str, range(30, 50))])
+    return Recommender(dataclasses.replace(tiny_checkpoint, catalogue=catalogue, users=users))
+
+
+@pytest.mark.parametrize("asked", [str, int, float, np.int16, np.float32, Decimal, "{}.0".format])
+def test_a_key_has_one_meaning_whatever_its_type(of_numbers, asked):
+    kept = {one.item_key for one in of_numbers.recommend(record=RECORD, k=20)}
+    excluded = of_numbers.recommend(record=RECORD, k=20, exclude=map(asked, (33, 41)))
+    assert kept - {one.item_key for one in excluded} == {"33", "41"}
+    assert of_numbers.similar_items(asked(33)) == of_numbers.similar_items("33")
+    assert of_numbers.score(RECORD, asked(33)) == of_numbers.score(RECORD, "33")
+    known = of_numbers.recommend(user_key="103")
+    assert of_numbers.recommend(user_key=asked(103)) == known
+    assert of_numbers.recommend_batch(user_keys=[asked(103)]) == [known]
+    assert of_numbers.explain(asked(103), asked(33)) == of_numbers.explain("103", "33")
+
+
+@pytest.mark.parametrize("exclude", ["33", b"33", 33, {"33": 1}, [["33"]], None])
+def test_what_is_no_list_of_keys_excludes_nothing_in_silence(of_numbers, exclude):
+    rule = r"exclude must be a list of item keys, as in \['50'|an item's key must be a text"
+    with pytest.raises(ValueError, match=rule):
+        of_numbers.recommend(record=RECORD, exclude=exclude)
+
+
 def test_an_item_has_one_neighbour_less_than_the_catalogue(recommender):
     with pytest.raises(ValueError, match="k must be a whole number from 1 to 19"):
         recommender.similar_items("i05", k=20)
     with pytest.raises(ValueError, match=r"no item 'i5' .*did you mean"):
         recommender.similar_items("i5")
+    with pytest.raises(ValueError, match="an item's key must be a text, a number"):
+        recommender.similar_items(["i5"])
 
 
 def test_without_known_users_a_key_is_refused_with_the_columns(tiny_checkpoint):

@@ -16,7 +16,13 @@ from ftmamba.commands.recommend import explanation_table
 from ftmamba.comparison import compare, held_out_scorer
 from ftmamba.data.histories import histories_of
 from ftmamba.evaluation.baselines import ItemKNN
-from ftmamba.evaluation.blending import BlendedScorer, Blending, counted, log_popularity
+from ftmamba.evaluation.blending import (
+    BlendedScorer,
+    Blending,
+    counted,
+    first_as_good,
+    log_popularity,
+)
 from ftmamba.recipe import recipe_from_dict
 from ftmamba.results import make_checkpoint
 from ftmamba.streaming import CheckpointObserver, Rules, UserEvent, consume
@@ -235,13 +241,12 @@ def test_a_state_that_kept_no_items_goes_on_with_unknown_ones(blended):
     observer = CheckpointObserver(checkpoint)
     event = UserEvent("new", Event("i03"), "e1", None, None)
     state = observer.observe(observer.start([event]), [[event]])
-    older = replace(state, recent=state.recent[:, :0]).to_bytes(checkpoint.catalogue.fingerprint)
-    again = observer.unpack([older])
+    again = observer.unpack(observer.pack(replace(state, recent=state.recent[:, :0])))
     assert again.recent.shape == state.recent.shape
     assert again.recent.max() == -1
-    wrong = replace(state, recent=state.recent + N_ITEMS).to_bytes(checkpoint.catalogue.fingerprint)
+    wrong = observer.pack(replace(state, recent=state.recent + N_ITEMS))
     with pytest.raises(ValueError, match="items that the catalogue has not"):
-        observer.unpack([wrong])
+        observer.unpack(wrong)
 
 
 def test_the_evaluation_of_a_checkpoint_is_the_one_of_its_run(blended, monkeypatch):
@@ -283,7 +288,19 @@ def test_a_damaged_blend_is_refused(change, message):
         Catalogue(("a", "b"), ("", ""), torch.zeros(2, 4).numpy(), blend=blend)
 
 
-def test_popularity_counts_a_window_before_a_time():
+def test_popularity_decays_by_half_in_a_half_life_and_counts_nothing_later():
     train = interactions_of((0, 0, 1), (0, 1, 8), (1, 1, 9))
-    np.testing.assert_allclose(log_popularity(train, 7, 9 * DAY), np.log1p([0, 1, 0, 0]))
+    expected = np.log1p([0.5 ** (8 / 7), 0.5 ** (1 / 7), 0, 0])
+    np.testing.assert_allclose(log_popularity(train, 7, 9 * DAY), expected, rtol=1e-6)
     np.testing.assert_allclose(log_popularity(train, None, None), np.log1p([1, 2, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("means", "order", "first"),
+    [([0.2, 0.5, 0.9], (0, 1, 2), 2), ([0.2, 0.88, 0.9], (0, 1, 2), 1), ([0.9, 0.1], (1, 0), 0)],
+)
+def test_of_what_is_about_as_good_the_first_is_taken(means, order, first):
+    noise_U = np.random.default_rng(0).normal(0, 0.2, 50)
+    noise_U -= noise_U.mean()
+    values_NU = np.array(means)[:, None] + np.arange(len(means))[:, None] * noise_U
+    assert first_as_good(values_NU, order) == first

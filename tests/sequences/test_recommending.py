@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ftmamba import Recommender
@@ -49,6 +50,29 @@ def test_events_with_times_are_put_in_their_order_and_others_stay(recommender):
     assert np.abs(recommender.user_embedding({"history": untimed}) - sorted_).max() > 0.01
 
 
+def test_events_of_one_second_are_in_their_order_and_their_gaps_are_of_whole_seconds(recommender):
+    walk = [one | {"time": 1000 + step} for step, one in enumerate(walked_from(0))]
+    expected = recommender.user_embedding({"history": walk})
+    parts = [one | {"time": one["time"] + 0.9 - 0.2 * step} for step, one in enumerate(walk)]
+    np.testing.assert_array_equal(recommender.user_embedding({"history": parts}), expected)
+    burst = [one | {"time": 1000 + step / 10} for step, one in enumerate(walk)]
+    expected = recommender.user_embedding({"history": [one | {"time": 1000} for one in walk]})
+    found = recommender.user_embedding({"history": burst[::-1]})
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_event_of_numpy_s_types_is_the_same_event(recommender):
+    walk = walked_from(0)
+    kinds = {"item": np.str_, "time": np.int64, "weight": np.float32}
+    of_numpy = [{name: kinds[name](value) for name, value in one.items()} for one in walk]
+    expected = recommender.recommend(record={"age": 30, "history": walk}, k=3)
+    for history in (of_numpy, np.array(of_numpy, dtype=object), tuple(of_numpy)):
+        record = {"age": np.int8(30), "history": history}
+        assert recommender.recommend(record=record, k=3) == expected
+        for table in ([record], pd.DataFrame({"age": [30], "history": [list(history)]})):
+            assert recommender.recommend_batch(records=table, k=3) == [expected]
+
+
 def test_only_the_newest_events_count(recommender):
     walk = [f"i{step % N_ITEMS:02}" for step in range(30)]
     np.testing.assert_array_equal(
@@ -59,7 +83,8 @@ def test_only_the_newest_events_count(recommender):
 
 def test_unseen_items_and_no_items_have_embeddings(recommender):
     for history in (
-        [], None, ["never seen"], [{"item": {"size": 4.0}}, {"item": {"item_id": "new"}}], [7],
+        [], None, math.nan, pd.NA, np.array([]), ["never seen"], [7],
+        [{"item": {"size": 4.0}}, {"item": {"item_id": "new"}}],
     ):  # fmt: skip
         embedding = recommender.user_embedding({"age": 30, "history": history})
         assert np.isfinite(embedding).all()
@@ -86,7 +111,11 @@ def test_an_item_given_by_its_columns_is_read_as_the_one_of_the_catalogue(recomm
         ({"item": "i01"}, "must be a list of events"),
         ([None], "an event must be an item's key"),
         ([{"tiem": 3, "item": "i01"}], "an event has no 'tiem'; did you mean 'time'"),
-        ([{"item": "i01", "time": "yesterday"}], "time must be UTC seconds or an ISO text"),
+        ([{"item": "i01", "time": "yesterday"}], "time must be UTC seconds"),
+        ([{"item": "i01", "time": 1_700_000_000_000}], "not milliseconds"),
+        ([{"item": "i01", "time": 1_700_000_000_000_000}], "not milliseconds"),
+        ([{"item": "i01", "time": "13.09.2020"}], "or ISO"),
+        ([math.nan], "an event must be an item's key"),
         ([{"item": "i01", "weight": "much"}], "its weight a number"),
         ([{"time": 3}], "an event must be an item's key"),
         ([["i01"]], "an event must be an item's key"),

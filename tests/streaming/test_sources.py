@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ftmamba.streaming import Refused, parse_event
+from ftmamba.streaming.consumer import in_order
 from ftmamba.streaming.sources import JsonLinesSource, RefusedFile, StandardInputSource
 
 from .history_checkpoint import event, make_events, write_events
@@ -43,8 +44,12 @@ def test_raw_values_are_read_as_in_a_file():
         f'{{"user_key": {large}, "item_key": 7.0, "time": 5.9, "x": 1,'
         '"context": {"price": null, "on_sale": true}}'
     )
-    expected = event(str(large), "7", "e", time=5.0, context={"on_sale": 1.0})
+    expected = event(str(large), "7", "e", time=5.9, context={"on_sale": 1.0})
     assert parse_event(text.encode(), event_id="e") == expected
+    for late, early in ((5.9, 5.1), ("2020-01-01T00:00:00.9", "2020-01-01T00:00:00.1")):
+        events = [{"user_key": 1, "item_key": n, "time": t} for n, t in enumerate((late, early))]
+        parsed = [parse_event(json.dumps(one)) for one in events]
+        assert [one.event.item for one in in_order(parsed)] == ["1", "0"]
     text = '{"user_key": "u", "item_key": "i", "time": "1970-01-01T01:00+01:00", "event_id": 3}'
     assert parse_event(text, event_id="e") == event("u", "i", "3", time=0.0)
     assert math.isnan(parse_event('{"user_key": 1, "item_key": 2, "time": null}').event.time)
@@ -54,7 +59,7 @@ def test_raw_values_are_read_as_in_a_file():
     ("change", "message"),
     [
         ({"user_key": None}, "user_key must be a text"),
-        ({"user_key": True}, "user_key must be a text"),
+        ({"user_key": {}}, "user_key must be a text"),
         ({"user_key": "\ud800"}, "user_key must be a text"),
         ({"user_key": "x" * 1025}, "user_key must be a text of 1 to 1024 bytes"),
         ({"item_key": ["i"]}, "item_key must be a text"),
@@ -63,13 +68,16 @@ def test_raw_values_are_read_as_in_a_file():
         ({"time": "noon"}, "time must be seconds since 1970"),
         ({"time": -1}, "time must be seconds since 1970"),
         ({"time": 1_700_000_000_000}, "divide milliseconds by 1000"),
-        ({"weight": "5"}, "weight must be a finite number"),
+        ({"time": 990_000_000_000}, "divide milliseconds by 1000"),
+        ({"time": 99_000_000_000}, "not in the future"),
+        ({"time": "2990-01-01"}, "not in the future"),
+        ({"weight": "five"}, "weight must be a finite number"),
         ({"weight": 10**400}, "weight must be a finite number"),
         ({"weight": -1e31}, "weight must be a finite number"),
         ({"item_record": []}, "item_record must be an object"),
         ({"user_record": 1}, "user_record must be an object"),
         ({"context": [3]}, "context must be an object"),
-        ({"context": {"price": "3"}}, "context 'price' must be a finite number, got '3'"),
+        ({"context": {"price": "3 EUR"}}, "context 'price' must be a finite number, got '3 EUR'"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_field(change, message):

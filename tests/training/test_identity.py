@@ -16,7 +16,7 @@ from ftmamba.atomic import locked
 from ftmamba.data.interactions import concatenate
 from ftmamba.data.schema import Schema
 from ftmamba.evaluation import make_split
-from ftmamba.recipe import recipe_from_dict
+from ftmamba.recipe import TrainingRecipe, recipe_from_dict
 from ftmamba.training import loop
 from ftmamba.training.checkpoints import CheckpointStore, read_state
 from ftmamba.training.run import check_before_training, folder_of_run, split_tables, train
@@ -273,8 +273,10 @@ def test_a_folder_that_cannot_take_the_checkpoint_is_refused_first(tmp_path, acc
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_refit_resumes_like_any_training(run, values, monkeypatch):
-    options = {"evaluation__refit": True, "training__checkpointing_steps": 3}
+@pytest.mark.parametrize("share", [None, 1.0])
+def test_a_refit_resumes_like_any_training(run, values, monkeypatch, share):
+    options = {"evaluation__refit": True, "evaluation__refit_share": share,
+               "training__checkpointing_steps": 3}  # fmt: skip
     straight = run(**options)
     values["output_dir"] += "-cut"
     save, refitted = CheckpointStore.save, []
@@ -299,6 +301,28 @@ def test_a_refit_resumes_like_any_training(run, values, monkeypatch):
     resumed = run(**options, **RESUME)
     assert refitted == [("refit", 3)]
     assert same_weights(straight.model, resumed.model)
+
+
+def test_a_share_of_a_refit_goes_on_from_the_trained_weights_at_half_the_rate(
+    run, values, monkeypatch
+):
+    before = run(evaluation__refit=False)
+    values["output_dir"] += "-more"
+    train_epoch, started = loop.TrainingLoop._train_epoch, []
+
+    def noted(self, bar):
+        if self.checkpoints.folder.parent.name == "refit":
+            weights = {name: one.clone() for name, one in self.base.state_dict().items()}
+            started.append((weights, self.recipe))
+        train_epoch(self, bar)
+
+    monkeypatch.setattr(loop.TrainingLoop, "_train_epoch", noted)
+    after = run(evaluation__refit=True, evaluation__refit_share=0.1)
+    ((weights, recipe),) = started
+    assert all(torch.equal(weights[name], one) for name, one in before.model.state_dict().items())
+    assert (recipe.num_epochs, recipe.learning_rate) == (1, TrainingRecipe().learning_rate / 2)
+    assert not same_weights(before.model, after.model)
+    assert after.data.item_counts.sum() > before.data.item_counts.sum()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

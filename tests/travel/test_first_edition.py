@@ -15,7 +15,7 @@ import torch
 
 from ftmamba import Recommender
 from ftmamba.checkpoint import load_checkpoint, save_checkpoint
-from modeling_ftmamba.user_state import UserState
+from ftmamba.streaming.state_bytes import from_bytes, to_bytes
 from tests.hub.processes import run_python
 from tests.travel.conftest import HERE
 
@@ -101,9 +101,9 @@ def test_the_code_of_then_and_of_today_give_the_scores_of_then(name, not_bare, t
 def test_a_state_of_then_is_read_and_carried_on():
     expected, loaded = expected_of("history")["state"], load_checkpoint(DATA / "history")
     data = (DATA / "history.state").read_bytes()
-    state = UserState.from_bytes(data, expected["fingerprint"])
+    state = from_bytes(data, expected["fingerprint"])
     assert state.n_events.tolist() == expected["n_events"]
     with torch.inference_mode():
         embeds = loaded.model.embed(state)
     assert_near(embeds.numpy(), expected["embeddings"])
-    assert state.to_bytes(expected["fingerprint"]) == data
+    assert to_bytes(state, expected["fingerprint"]) == data

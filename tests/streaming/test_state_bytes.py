@@ -7,8 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ftmamba.streaming.observer import states_from_bytes, states_to_bytes
-from modeling_ftmamba.user_state import STATE_VERSION, UserState
+from ftmamba.streaming.state_bytes import (
+    STATE_VERSION,
+    from_bytes,
+    states_from_bytes,
+    states_to_bytes,
+    to_bytes,
+)
+from modeling_ftmamba.user_state import UserState
 
 
 def make_state(n_users=3, dtype=torch.float32, n_state=4, kernel=4):
@@ -35,7 +41,7 @@ def header_of(data):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_batch_comes_back_bit_for_bit(n_users, dtype):
     state = make_state(n_users, dtype)
-    assert_equal(UserState.from_bytes(state.to_bytes("f"), "f"), state)
+    assert_equal(from_bytes(to_bytes(state, "f"), "f"), state)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
@@ -43,7 +49,7 @@ def test_a_batch_comes_back_bit_for_bit(n_users, dtype):
 def test_users_by_themselves_are_the_bytes_and_the_batch_of_one_call_each(dtype, kernel):
     state = make_state(kernel=kernel)
     data = states_to_bytes(state, fingerprint="f", dtype=dtype)
-    assert data == [state.select([row]).to_bytes("f", dtype=dtype) for row in range(3)]
+    assert data == [to_bytes(state.select([row]), "f", dtype=dtype) for row in range(3)]
     together = states_from_bytes(data, fingerprint="f")
     assert_equal(together, state if dtype is None else state.to(dtype))
     assert states_to_bytes(state.select([]), fingerprint="f") == []
@@ -53,17 +59,17 @@ def test_users_by_themselves_are_the_bytes_and_the_batch_of_one_call_each(dtype,
 
 def test_states_of_different_batches_are_put_together():
     state = make_state()
-    data = [state.select(rows).to_bytes("f") for rows in ([0, 1], [2])]
+    data = [to_bytes(state.select(rows), "f") for rows in ([0, 1], [2])]
     assert_equal(states_from_bytes(data, fingerprint="f"), state)
     with pytest.raises(ValueError, match="states to concatenate must be of one model"):
-        states_from_bytes([data[1], make_state(1, n_state=5).to_bytes("f")], fingerprint="f")
+        states_from_bytes([data[1], to_bytes(make_state(1, n_state=5), "f")], fingerprint="f")
 
 
 def test_float16_is_half_the_bytes_within_a_thousandth_and_refuses_what_it_cannot_hold():
     state = make_state(100)
-    full, half = (state.to_bytes("f", dtype=dtype) for dtype in (None, torch.float16))
+    full, half = (to_bytes(state, "f", dtype=dtype) for dtype in (None, torch.float16))
     assert len(half) < 0.56 * len(full)
-    read = UserState.from_bytes(half, "f")
+    read = from_bytes(half, "f")
     assert read.scan.dtype is torch.float16
     torch.testing.assert_close(read.scan.float(), state.scan, rtol=1e-3, atol=1e-6)
     state.scan[0, 5, 0, 0] = 1e6
@@ -75,10 +81,10 @@ def test_float16_is_half_the_bytes_within_a_thousandth_and_refuses_what_it_canno
 @pytest.mark.parametrize("name", ["conv", "scan", "last"])
 def test_numbers_that_are_none_are_neither_written_nor_read(name, value):
     state = make_state()
-    data = state.to_bytes("f")
+    data = to_bytes(state, "f")
     state.tensors()[name].view(-1)[1] = value
     with pytest.raises(ValueError, match=f"the state's {name} is not finite"):
-        state.to_bytes("f")
+        to_bytes(state, "f")
     with pytest.raises(ValueError, match=f"the state's {name} is not finite"):
         states_to_bytes(state, fingerprint="f")
     body = state.tensors()[name].numpy().tobytes()
@@ -86,12 +92,12 @@ def test_numbers_that_are_none_are_neither_written_nor_read(name, value):
     start = 8 + len(head) + json.loads(head)[name]["data_offsets"][0]
     bad = data[:start] + body + data[start + len(body) :]
     with pytest.raises(ValueError, match=f"hold NaN or Inf in {name}"):
-        UserState.from_bytes(bad, "f")
+        from_bytes(bad, "f")
 
 
 def is_refused(data):
     try:
-        UserState.from_bytes(data, "f")
+        from_bytes(data, "f")
     except ValueError as error:
         if "the bytes of a user's state" not in str(error):
             raise
@@ -100,7 +106,7 @@ def is_refused(data):
 
 
 def test_bytes_cut_anywhere_or_changed_are_refused_in_words():
-    data = make_state().to_bytes("f")
+    data = to_bytes(make_state(), "f")
     for cut in [*range(0, 900, 7), *range(900, len(data), 101), len(data) - 1]:
         assert all(map(is_refused, (data[:cut], data[:cut] + b"\0" * 3, data[cut + 1 :])))
     changed = [
@@ -112,13 +118,13 @@ def test_bytes_cut_anywhere_or_changed_are_refused_in_words():
 
 
 def test_other_weights_and_other_versions_are_refused():
-    data = make_state().to_bytes("a" * 64)
+    data = to_bytes(make_state(), "a" * 64)
     with pytest.raises(ValueError, match="were made by other weights"):
-        UserState.from_bytes(data, "b" * 64)
+        from_bytes(data, "b" * 64)
     own, other = (rf"\"version\": {STATE_VERSION + more}".encode() for more in (0, 1))
     assert own in data
     with pytest.raises(ValueError, match=f"have format 2, this code reads {STATE_VERSION}"):
-        UserState.from_bytes(data.replace(own, other), "a" * 64)
+        from_bytes(data.replace(own, other), "a" * 64)
 
 
 @pytest.mark.parametrize(
@@ -134,18 +140,18 @@ def test_other_weights_and_other_versions_are_refused():
     ],
 )  # fmt: skip
 def test_other_contents_are_refused(old, new, message):
-    data = make_state().to_bytes("f")
+    data = to_bytes(make_state(), "f")
     head = re.sub(old, new, header_of(data).decode()).encode()
     body = data[8 + len(header_of(data)) :]
     assert head != header_of(data)
     head += b" " * (-len(head) % 8)
     with pytest.raises(ValueError, match=message):
-        UserState.from_bytes(len(head).to_bytes(8, "little") + head + body, "f")
+        from_bytes(len(head).to_bytes(8, "little") + head + body, "f")
 
 
 def test_a_negative_number_of_events_is_refused():
     state = replace(make_state(), n_events=torch.tensor([1, -1, 0]))
     with pytest.raises(ValueError, match="hold a negative number of events"):
-        UserState.from_bytes(state.to_bytes("f"), "f")
+        from_bytes(to_bytes(state, "f"), "f")
     with pytest.raises(ValueError, match="hold a negative number of events"):
         states_from_bytes(states_to_bytes(state, fingerprint="f"), fingerprint="f")
