@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from ftmamba.atomic import whole_folder_at
@@ -29,6 +30,7 @@ MAIN = "main"
 MESSAGE = "Push an FT-Mamba checkpoint"
 READ_TIMEOUT_SECONDS = 120.0
 """The Hub's client has none; a run could not end."""
+SECONDS_TO_ASK = 10.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,30 @@ def prepare(destination: Destination, api: HfApi) -> None:
     api.create_repo(repo_id, private=destination.private or None, exist_ok=True)
     if revision != MAIN and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
+
+
+def check_rights(destination: Destination, api: HfApi) -> None:
+    """Ask whether the token may write to the repository, or make it where it does not exist.
+
+    Nothing is made. What a fine-grained token may make is not known before it tries.
+
+    Raises:
+        HubError: it may not, or the Hub does not answer within seconds.
+    """
+    session, owner = get_session(), destination.repo_id.partition("/")[0]
+    usual, session.timeout = session.timeout, SECONDS_TO_ASK
+    try:
+        with hub_errors(f"push to {destination.repo_id!r}", known_tokens(api.token)):
+            try:
+                api.auth_check(destination.repo_id, write=True)
+            except RepositoryNotFoundError:
+                about = api.whoami()
+                role = about.get("auth", {}).get("accessToken", {}).get("role")
+                names = [about["name"], *(one["name"] for one in about.get("orgs", ()))]
+                if role == "read" or owner not in names:
+                    raise
+    finally:
+        session.timeout = usual
 
 
 @contextmanager

@@ -32,7 +32,14 @@ from ftmamba.training.run import make_protocol
 from hub_cards.card import render
 from hub_cards.contents import TRAINING_FOLDER, list_contents, personal_warning, published_files
 from hub_cards.merge import PROVISIONAL_TITLE, UNDER_WAY
-from hub_cards.push import MAIN, Destination, hub_errors, prepare, push_checkpoint
+from hub_cards.push import (
+    MAIN,
+    Destination,
+    check_rights,
+    hub_errors,
+    prepare,
+    push_checkpoint,
+)
 from modeling_ftmamba.catalogue import CATALOGUE_NAME
 
 logger = logging.getLogger(__name__)
@@ -170,7 +177,7 @@ class BackgroundPusher:
 def check_hub(recipe: Recipe) -> None:
     """Raise ValueError, before anything is trained, where pushing cannot succeed.
 
-    The Hub itself is not asked.
+    A Hub that does not answer, or not now, stops no training.
     """
     found = _find_token(recipe.to_dict(), known_tokens())
     if found:
@@ -180,11 +187,17 @@ def check_hub(recipe: Recipe) -> None:
         )
     if not recipe.push_to_hub:
         return
-    Destination(recipe.hub_model_id)
+    destination = Destination(recipe.hub_model_id)
     if get_token() is None:
         raise ValueError(
             "push_to_hub needs an access token that may write; run `hf auth login`, or set HF_TOKEN"
         )
+    try:
+        check_rights(destination, HfApi())
+    except HubError as error:
+        if error.status in (401, 403, 404):
+            raise ValueError(str(error)) from None
+        logger.warning("%s (training begins; the push is tried later)", error)
 
 
 def _find_token(values: Mapping[str, Any], tokens: tuple[str, ...], above: str = "") -> str:
@@ -245,7 +258,7 @@ class TrainingPush:
                 prepare(destination, self._api)
             return f"{self._api.endpoint}/{destination.repo_id}"
 
-        # At once: a wrong token shows before the training, not after.
+        # At once: what a token may not make shows before the training, not after.
         self._pusher.put(Upload("the repository", "", make_repository, lambda: None, command=""))
 
     def on_save(self, saved: TrainingCheckpoint) -> None:

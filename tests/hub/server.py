@@ -274,6 +274,10 @@ class LoopbackHub:
         auth = {"accessToken": {"displayName": "test", "role": "write" if can_write else "read"}}
         return json_answer({"type": "user", "name": name, "orgs": [], "auth": auth})
 
+    def may_write(self, request: Request, plural: str, repo_id: str) -> Answer:
+        self.writable(request, plural, repo_id)
+        return json_answer({})
+
     def validate_card(self, _request: Request) -> Answer:
         return json_answer({"errors": [], "warnings": []})
 
@@ -417,6 +421,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", r"/api/agent-harnesses", lambda *_: json_answer({}, status=404)),
     ("POST", r"/api/validate-yaml", LoopbackHub.validate_card),
     ("POST", r"/api/repos/create", LoopbackHub.create),
+    ("GET", rf"{_REPO}/auth-check/write", LoopbackHub.may_write),
     ("POST", rf"{_REPO}/branch/([^/]+)", LoopbackHub.branch),
     ("GET", rf"{_REPO}/tree/([^/]+)", LoopbackHub.tree),
     ("POST", rf"{_REPO}/preupload/([^/]+)", LoopbackHub.preupload),

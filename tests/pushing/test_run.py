@@ -10,6 +10,7 @@ from safetensors.numpy import load
 from ftmamba.__main__ import main as command_line
 from ftmamba.checkpoint import load_checkpoint
 from ftmamba.training.loop import TrainingLoop
+from tests.hub.server import READ_TOKEN, STRANGER_TOKEN
 
 REPO = "tester/films"
 EVERY_EPOCH = ["--checkpointing_steps", "epoch"]
@@ -135,15 +136,25 @@ def test_training_that_breaks_off_pushes_what_it_saved_last(
     assert "still being trained" in here.files(REPO)["README.md"].decode()
 
 
-def test_a_refused_token_is_told_before_the_training_ends(train, argv, here, caplog, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_nobodyknowsthistokenatall")
-    assert train(argv) == 0
-    said = [record.getMessage() for record in caplog.records]
-    refused = next(row for row, text in enumerate(said) if "cannot make 'tester/films': " in text)
-    finished = next(row for row, text in enumerate(said) if text.startswith("epoch 3/3"))
-    assert refused < finished
-    assert "401" in said[refused]
-    assert "NOT ON THE HUB" in caplog.text
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize(
+    ("token", "status"),
+    [("hf_nobodyknowsthistokenatall", 401), (READ_TOKEN, 403), (STRANGER_TOKEN, 403)],
+)
+def test_a_token_that_may_not_write_is_refused_before_training(
+    train, argv, here, capsys, monkeypatch, tmp_path, token, status, is_there
+):
+    if is_there:
+        here.api().create_repo(REPO)
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("ftmamba.run.read_tables", None)
+    assert train(argv) == 2
+    said = capsys.readouterr().err
+    assert "cannot push to 'tester/films': " in said
+    assert str(status if is_there or status == 401 else 404) in said
+    assert "token" in said
+    assert not (tmp_path / "runs").exists()
+    assert len(here.repositories) == is_there
 
 
 def test_without_any_token_nothing_is_trained(train, argv, here, capsys, monkeypatch, tmp_path):
