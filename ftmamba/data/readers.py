@@ -915,6 +915,8 @@ def _vectors(values: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedA
             values = split(bare, column.separator or r"[\s,;]+").cast(pa.list_(pa.float32()))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{where}: a text is no list of numbers: {error}") from error
+    if values.null_count == len(values):
+        return values
     if not _is_list(values.type) or not _is_number(values.type.value_type):
         raise ValueError(f"{where}: kind 'vector' needs lists of numbers, it holds {values.type}")
     lengths = pc.list_value_length(values)
