@@ -49,6 +49,12 @@ Source: TypeAlias = (
 """A file, a Hub data set or a table in memory; polars and others too, through Arrow."""
 
 DELIMITERS = (",", "\t", ";", "|")
+_ONE_FOR_TWO = "\x1f"
+_OF_MOVIELENS = {
+    ("users", 5): ("user_id", "gender", "age", "occupation", "zip"),
+    ("movies", 3): ("item_id", "title", "genres"),
+}
+"""Columns of its files without a header, by their name and number."""
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 _JSON_BLOCK_BYTES = 1 << 24
 _IN_ORDER = {b"ftmamba.order": b"row"}
@@ -99,7 +105,7 @@ def read_table(source: Source) -> pa.Table:
     texts (`['a', 'b']`) lists.
 
     Args:
-        source: a path to .csv, .tsv, .parquet (a file or a folder of them), .jsonl, .json,
+        source: a path to .csv, .tsv, .dat, .parquet (a file or a folder of them), .jsonl, .json,
             .arrow, or to sequences in a .txt or .inter (see `read_sequences`); the name of a Hub
             data set, `owner/name`, with `:config` and `:config/split` where it has several; or a
             table in memory: pandas (a named index is a column), polars, pyarrow, `datasets`, a
@@ -279,9 +285,12 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
     bare = re.sub('"[^"]*"', "", line)
     delimiter = max(DELIMITERS, key=bare.count)
     delimiter = delimiter if delimiter in bare else spare
+    if "::" in bare:  # as in MovieLens; pyarrow splits at one character
+        delimiter, line = _ONE_FOR_TWO, line.replace("::", _ONE_FOR_TWO)
     names = [name.strip().strip('"') for name in next(csv.reader([line], delimiter=delimiter))]
     n_values = sum(re.fullmatch(r"[+-]?\d[\d.,:/TZ +-]*", name) is not None for name in names)
     is_headless = len(names) <= 4 and n_values * 2 >= len(names)
+    is_headless = is_headless or (delimiter == _ONE_FOR_TWO and n_values > 0)
 
     def read(quote: str | bool, *, threads: bool) -> tuple[pa.Table, list[Any]]:
         ragged: list[Any] = []
@@ -295,10 +304,11 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
             delimiter=delimiter, quote_char=quote, escape_char=escape,
             newlines_in_values=bool(quote), invalid_row_handler=skip,
         )  # fmt: skip
+        opened = _split_by_one if delimiter == _ONE_FOR_TWO else _text_stream
         options = pa.csv.ReadOptions(
             use_threads=threads, skip_rows=skipped, autogenerate_column_names=is_headless
         )
-        with _text_stream(path, encoding) as stream:
+        with opened(path, encoding) as stream:
             fields = pa.csv.open_csv(stream, options, parse).schema.names
         ragged.clear()
         convert = pa.csv.ConvertOptions(
@@ -306,7 +316,7 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
             strings_can_be_null=True,
             null_values=[""],
         )
-        with _text_stream(path, encoding) as stream:
+        with opened(path, encoding) as stream:
             return pa.csv.read_csv(stream, options, parse, convert), ragged
 
     quote: str | bool = '"'
@@ -357,8 +367,8 @@ def _swallows_rows(table: pa.Table, delimiter: str) -> bool:
 
 def _with_usual_names(table: pa.Table, path: Path) -> pa.Table:
     """Name the columns of a file without a header: user, item, then times and ratings."""
-    names = ["user_id", "item_id"]
-    for column in table.columns[2:]:
+    names = [*_OF_MOVIELENS.get((path.stem, table.num_columns), ("user_id", "item_id"))]
+    for column in table.columns[len(names) :]:
         names.append("timestamp" if holds_times(column) else "rating")
     names = names[: table.num_columns]
     if len({*names}) < len(names) or len(names) < 2:
@@ -391,7 +401,7 @@ def _read_text(path: Path) -> pa.Table:
     sizes = {line.count("\t") for line in (line, *others[:-1]) if line}
     # Sequences of one length each would be a table, too: here they have names or times.
     is_table = sizes == {2} or sizes == {3}
-    if has_names or is_table or re.search(r"[,;|]|:(token|float)", line):
+    if has_names or is_table or re.search(r"[,;|]|:(token|float)|::", line):
         return _read_csv(path, " ")
     return read_sequences(path)
 
@@ -446,6 +456,19 @@ def _text_stream(path: Path, encoding: str) -> pa.NativeFile:
     else:
         decode = codecs.getincrementaldecoder(encoding)("replace").decode
     return pa.TransformInputStream(stream, lambda block: decode(block).encode())
+
+
+def _split_by_one(path: Path, encoding: str) -> pa.NativeFile:
+    """Open a file whose columns are divided by `::` with one character in its place."""
+    pending = b""
+
+    def replaced(block: Any) -> bytes:
+        nonlocal pending
+        text = pending + bytes(block)
+        pending = b":" if text.endswith(b":") else b""
+        return text.removesuffix(pending).replace(b"::", _ONE_FOR_TWO.encode())
+
+    return pa.TransformInputStream(_text_stream(path, encoding), replaced)
 
 
 def _from_cp1252(error: UnicodeError) -> tuple[str, int]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -180,6 +181,8 @@ def load_tables(
 
 def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:
     """Read the table of users or items and join what belongs to it; None if there is no row."""
+    if isinstance(source, str) and "," in source and not Path(source).expanduser().exists():
+        source = [part.strip() for part in source.split(",")]
     several = isinstance(source, Sequence) and not isinstance(source, str)
     # A list of mappings is one table, of a row each.
     if several and all(isinstance(one, Mapping) for one in source):  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ftmamba.checks import parse_json
@@ -34,6 +34,7 @@ class UserEvent:
             delivered twice counts twice.
         item_record: raw columns of the item, read if its key is not in the catalogue.
         user_record: raw columns of the user, read with a user's first event.
+        position: where its source has it, a text that sorts like the source; empty without one.
     """
 
     user_key: str
@@ -41,6 +42,7 @@ class UserEvent:
     event_id: str = ""
     item_record: Mapping[str, Any] | None = None
     user_record: Mapping[str, Any] | None = None
+    position: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         """Return the event on one line, as `parse_event` reads it."""
@@ -59,7 +61,26 @@ class UserEvent:
         return json.dumps(kept, ensure_ascii=False, allow_nan=False)
 
 
-def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
+@dataclass(frozen=True)
+class Refused:
+    """A message that changes no state.
+
+    Attributes:
+        kind: a name among `Counts`, such as `late`.
+        reason: in words.
+        message: as it arrived, or the event in JSON.
+    """
+
+    kind: str
+    reason: str
+    message: str = ""
+
+    def to_json(self) -> str:
+        """Return it on one line."""
+        return json.dumps(vars(self), ensure_ascii=False)
+
+
+def parse_event(text: str | bytes, *, event_id: str = "", position: str = "") -> UserEvent:
     """Read an event from a JSON object; unknown fields are ignored.
 
     It has `user_key` and `item_key`, and may have `event_id`, `time`, `weight`, `context`,
@@ -68,6 +89,7 @@ def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
     Args:
         text: the object.
         event_id: for an event without one.
+        position: of the event in its source.
 
     Raises:
         ValueError: it is not a JSON object, a key is missing, or a value is of another type.
@@ -94,6 +116,7 @@ def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
         event_id=event_id,
         item_record=_record(values, "item_record"),
         user_record=_record(values, "user_record"),
+        position=position,
     )
 
 

@@ -9,6 +9,7 @@ import pyarrow.csv
 import pytest
 
 from ftmamba.data.histories import histories_of
+from ftmamba.data.readers import read_table
 from ftmamba.data.tables import load_tables
 from ftmamba.evaluation.splits import LeaveLastOut
 
@@ -299,6 +300,56 @@ def test_further_tables_are_joined_by_key_and_repeated_keys_give_sets(raw, caplo
     assert "column 'age' of table 'users 2' is left out: the first table has it" in caplog.text
     with pytest.raises(ValueError, match="table 'users 2' has no column that holds keys of"):
         load_tables([raw["users"], {"a": ["x"], "b": ["y"]}], None, raw["interactions"])
+
+
+def test_two_files_may_be_named_in_one_text(tmp_path):
+    texts = {
+        "u": "user_id,age\na,31.5\nb,40\n", "more, really": "user_id,height\nb,1.7\na,1.8\n",
+        "e": "user_id,item_id\na,x\nb,y\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    first, second, events = (str(tmp_path / f"{name}.csv") for name in texts)
+    alone = load_tables(second, None, events)
+    assert alone.users.column("height").to_pylist() == [1.7, 1.8]
+    (tmp_path / "more.csv").write_text(texts["more, really"])
+    both = load_tables(f"{first}, {tmp_path / 'more.csv'}", None, events)
+    assert both.users.column("age").to_pylist() == [31.5, 40]
+    assert both.users.column("height").to_pylist() == [1.8, 1.7]
+
+
+MOVIELENS = {
+    "users": "1::F::1::10::48067\n2::M::56::16::70072\n",
+    "movies": "1::Toy Story: the film (1995)::Animation|Comedy\n3::Café (1996)::Drama\n",
+    "ratings": "1::3::5::978300760\n2::1::4::978302109\n2::3::3::978301968\n",
+}
+
+
+def test_the_files_of_movielens_are_read_by_path(tmp_path):
+    for name, text in MOVIELENS.items():
+        (tmp_path / f"{name}.dat").write_text(text, encoding="latin-1")
+    found = load_tables(*(str(tmp_path / f"{name}.dat") for name in MOVIELENS))
+    users = read_table(tmp_path / "users.dat")
+    assert users.column_names == ["user_id", "gender", "age", "occupation", "zip"]
+    assert users.column("zip").to_pylist() == ["48067", "70072"]
+    assert found.item_titles == ["Toy Story: the film (1995)", "Café (1996)"]
+    genres = read_table(tmp_path / "movies.dat").column("genres")
+    assert genres.to_pylist() == ["Animation|Comedy", "Drama"]
+    events = found.interactions
+    assert events.user_ids.tolist() == [0, 1, 1]
+    assert events.item_ids.tolist() == [1, 0, 1]
+    assert events.weights.tolist() == [5, 4, 3]
+    assert events.times.tolist() == [978300760, 978302109, 978301968]
+
+
+def test_a_double_colon_at_the_border_of_two_blocks_divides_columns(tmp_path):
+    path = tmp_path / "events.dat"
+    rows = [f"{row % 97}::{row % 89:03}::{978300760 + row}" for row in range(200_000)]
+    path.write_text("user::item::time\n" + "\n".join(rows))
+    table = read_table(path)
+    assert table.column_names == ["user", "item", "time"]
+    found = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    assert ["::".join(map(str, row)) for row in found] == rows
 
 
 def test_a_further_table_of_events_gives_no_set_of_times(raw):

@@ -37,6 +37,22 @@ def test_bootstrap_means_equal_a_slow_loop_over_resamples():
     np.testing.assert_allclose(means, expected, rtol=1e-12)
 
 
+def test_the_normal_limit_of_many_users_has_the_ends_and_the_correlation_of_resamples(monkeypatch):
+    users = np.random.default_rng(1).integers(1500, size=2000)  # some of them under two splits
+    skewed = draws(2000) ** 6 + 0.5 * draws(1500, seed=3)[users]
+    values = np.stack([skewed, skewed + 0.1 * draws(2000, seed=2)], axis=1)
+    resampled = bootstrap_means(values, users, n_resamples=4000)
+    monkeypatch.setattr("ftmamba.evaluation.result.MOST_RESAMPLED", 1000)
+    limit = bootstrap_means(values, users, n_resamples=4000)
+    ends = [np.quantile(means, [0.025, 0.975], axis=0) for means in (resampled, limit)]
+    width = (ends[0][1] - ends[0][0])[None]
+    assert (np.abs(ends[0] - ends[1]) < 0.05 * width).all()
+    # What a paired test reads is the difference, far less uncertain than either mean.
+    spreads = [np.diff(means, axis=1).std() for means in (resampled, limit)]
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.05)
+    assert spreads[0] < 0.1 * resampled.std(0).min()
+
+
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
     values, users = draws(20).reshape(10, 2), np.arange(10)
     whole = bootstrap_means(values, users, n_resamples=99)
