@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ftmamba.commands import COMMANDS
@@ -18,9 +21,31 @@ BAD_INPUT, STOPPED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "ftmamba") -> int:
-    """Run one command and return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
-    with printable_streams():
+    """Run one command and return the exit code: 0, 2 after bad input, 130 or 143 after a signal."""
+    with printable_streams(), _sigterm_like_ctrl_c():
         return _main(argv, program)
+
+
+class _TerminatedError(KeyboardInterrupt):
+    exit_code = 128 + signal.SIGTERM
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM raise where the block is, so that what is half done there is undone."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise _TerminatedError("stopped by SIGTERM")
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _main(argv: Sequence[str] | None, program: str) -> int:
