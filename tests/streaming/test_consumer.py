@@ -263,6 +263,8 @@ def test_a_context_without_any_column_of_the_model_is_refused(observer):
     assert others == [None, None]
     assert not refused.unknown_item
     assert "has 'pricee'; did you mean 'price'?" in refused.reason
+    beside = event("u", "i00", context={"price": 3.0, "on_sail": 1.0})
+    assert "did you mean 'on_sale'" in observer.refusals([beside])[0].reason
 
 
 def test_a_user_starts_from_a_record_or_from_the_checkpoint(checkpoint, observer):
