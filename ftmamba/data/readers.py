@@ -30,7 +30,10 @@ from pandas.tseries.api import guess_datetime_format
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from modeling_ftmamba.configuration_ftmamba import Column
 from modeling_ftmamba.encoders import (
+    BETWEEN,
+    BRACKETS,
     LATEST_SECONDS,
+    LIST,
     MISSING_NUMBERS,
     MISSING_TEXTS,
     NUMBER,
@@ -259,14 +262,11 @@ def _tidy_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
         if {TRUTHS.get(word) for word in words} == {"true", "false"} and {*words} - {"0", "1"}:
             is_true = _is_one_of(texts, [word for word in words if TRUTHS[word] == "true"])
             return pc.if_else(texts.is_null(), pa.scalar(None, pa.bool_()), is_true)
-    if pc.all(pc.match_substring_regex(probe, _LIST)).as_py():
-        bare = pc.replace_substring_regex(texts, r"""^[\[({]\s*['"]?|['"]?\s*,?\s*[\])}]$""", "")
-        lists = pc.split_pattern_regex(bare, r"""['"]\s*,\s*['"]""")
+    if pc.all(pc.match_substring_regex(probe, f"^({LIST})$")).as_py():
+        bare = pc.replace_substring_regex(texts, BRACKETS, "")
+        lists = pc.split_pattern_regex(bare, BETWEEN)
         return pc.if_else(pc.equal(bare, ""), pa.scalar([], lists.type), lists)
     return texts
-
-
-_LIST = r"""^([\[({]\s*['"].*['"]\s*,?\s*[\])}]|\[\s*\])$"""
 
 
 def _is_one_of(texts: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
@@ -915,6 +915,8 @@ def _vectors(values: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedA
             values = split(bare, column.separator or r"[\s,;]+").cast(pa.list_(pa.float32()))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{where}: a text is no list of numbers: {error}") from error
+    if values.null_count == len(values):
+        return values
     if not _is_list(values.type) or not _is_number(values.type.value_type):
         raise ValueError(f"{where}: kind 'vector' needs lists of numbers, it holds {values.type}")
     lengths = pc.list_value_length(values)
