@@ -618,7 +618,13 @@ def _read_hub(source: str) -> pa.Table:
                 f"Hub data set '{source}' has the splits {', '.join(found)}; "
                 f"name one: '{name}:{config or 'default'}/{next(iter(found))}'"
             )
-        found = found["train"] if "train" in found else next(iter(found.values()))
+        chosen = "train" if "train" in found else next(iter(found))
+        if others := ", ".join(split for split in found if split != chosen):
+            logger.warning(
+                "Hub data set '%s': its split %s is read, not %s; name another as '%s:%s/%s'",
+                source, chosen, others, name, config or "default", others.split(", ")[0],
+            )  # fmt: skip
+        found = found[chosen]
     return _from_dataset(found)
 
 
