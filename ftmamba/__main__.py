@@ -1,12 +1,15 @@
 """`python -m ftmamba`, and the command `ftmamba`."""
 
+import json
 import os
 import signal
 import sys
 import threading
+import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from ftmamba.commands import COMMANDS
 from ftmamba.terminal import printable_streams
@@ -66,8 +69,17 @@ def _main(argv: Sequence[str] | None, program: str) -> int:
         from ftmamba.hub import hide_tokens, known_tokens
 
         message = hide_tokens(" ".join(str(error).split()), known_tokens()) or type(error).__name__
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        line = f"{parser.prog}: error: {message}"
+        if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            # What the launcher of several processes shows at the end of its own report.
+            Path(report).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(line, file=sys.stderr, flush=True)
         return BAD_INPUT
+    except RuntimeError as error:
+        if "closed by peer" not in str(error) or os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        return BAD_INPUT  # the other process has said why it ended
     return 0
 
 

@@ -146,7 +146,7 @@ class DataRecipe(_Options):
         if not self.name and not self.interactions:
             raise ValueError(
                 "data lacks interactions; give the file of interactions, or a named data set as "
-                "data.name"
+                "data.name (the recipe of a run on tables in memory names no files)"
             )
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from ftmamba import Recommender
+from ftmamba import Recommender, train
 from ftmamba.checkpoint import load_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.data.tables import load_tables
@@ -94,6 +94,10 @@ def test_what_is_fitted_is_saved_and_loaded_and_saved_again(fitted, tmp_path):
     assert [one.item_key for one in again.recommend(user_key="u3", k=4)] == expected
     assert str(again.evaluation) == str(fitted.evaluation)
     assert (tmp_path / "twice" / "README.md").read_text().startswith("---\n")
+    text = (tmp_path / "twice" / "recipe.yaml").read_text()
+    assert text.startswith("# The tables of this run were in memory, so it cannot be run again")
+    with pytest.raises(ValueError, match="run on tables in memory names no files"):
+        train(tmp_path / "twice" / "recipe.yaml")
     with pytest.raises(ValueError, match="the run's tables were in memory"):
         repeat_evaluation(load_checkpoint(tmp_path / "twice"))
 
