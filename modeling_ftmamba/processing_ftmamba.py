@@ -343,9 +343,9 @@ def _unknown_names(given: Iterable[str], columns: Sequence[Column]) -> str:
     absent -= {column.name for column in columns if column.popularity_days}
     guesses = {name: near(name, absent, 0.6 if is_lost else 0.8) for name in unknown}
     wrong = [name for name in unknown if is_lost or guesses[name]][:10]
-    guess = next(filter(None, guesses.values()), "")
-    guess += "" if is_lost or not guess else " If not, give that one as None"
-    rule = f"no known column, got: {', '.join(wrong)}{guess}; known are: {', '.join(sorted(names))}"
+    guess = next((f"{one} Else give it as None" for one in guesses.values() if one), "")
+    rule = "no known columns" if is_lost else "an unknown column"
+    rule += f", got: {', '.join(wrong)}{guess}; known are: {', '.join(sorted(names))}"
     return rule if wrong else ""
 
 

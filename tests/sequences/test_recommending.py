@@ -114,9 +114,9 @@ def test_an_item_given_by_its_columns_is_read_as_the_one_of_the_catalogue(recomm
         ([{"item": "i01", "time": "yesterday"}], "time must be UTC seconds"),
         (
             [{"item": {"sizee": 4.0, "item_id": "i1"}}],
-            "known column, got: sizee; did you mean 'size'",
+            "unknown column, got: sizee; did you mean 'size'",
         ),
-        ([{"item": {"tint": 4.0}}], "an item has no known column, got: tint; known are: item_id"),
+        ([{"item": {"tint": 4.0}}], "an item has no known columns, got: tint; known are: item_id"),
         ([{"item": "i01", "time": 1_700_000_000_000}], "not milliseconds"),
         ([{"item": "i01", "time": 1_700_000_000_000_000}], "not milliseconds"),
         ([{"item": "i01", "time": "13.09.2020"}], "or ISO"),
