@@ -10,13 +10,16 @@ from typing import Any
 from ftmamba.checks import parse_json
 from ftmamba.streaming.stores import LONGEST_USER_KEY
 from modeling_ftmamba.catalogue import LONGEST_KEY
-from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT
+from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT, near
 from modeling_ftmamba.encoders import number_of, seconds_of, text_of
 from modeling_ftmamba.processing_ftmamba import Event
 
 LONGEST_EVENT_ID = 512
 """Bytes in UTF-8."""
 
+_FIELDS = (
+    "user_key", "item_key", "event_id", "time", "weight", "context", "item_record", "user_record"
+)  # fmt: skip
 _LARGEST_LEAD = 86_400
 """Seconds by which the clock of an event's sender may be ahead."""
 
@@ -98,6 +101,10 @@ def parse_event(text: str | bytes, *, event_id: str = "", position: str = "") ->
         values = parse_json(text.decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"an event must be a JSON object ({error!s:.200}), {_EXAMPLE}") from None
+    absent = [name for name in _FIELDS if name not in values]
+    for name in values:
+        if name not in _FIELDS and (guess := near(name, absent, 0.8)):
+            raise ValueError(f"an event has no field {name!r:.80}{guess} It has {_EXAMPLE}")
     if values.get("event_id") is not None:
         event_id = _text(values, "event_id", LONGEST_EVENT_ID)
     context = {

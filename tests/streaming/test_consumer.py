@@ -263,6 +263,8 @@ def test_a_context_without_any_column_of_the_model_is_refused(observer):
     assert others == [None, None]
     assert not refused.unknown_item
     assert "has 'pricee'; did you mean 'price'?" in refused.reason
+    beside = event("u", "i00", context={"price": 3.0, "on_sail": 1.0})
+    assert "did you mean 'on_sale'" in observer.refusals([beside])[0].reason
 
 
 def test_a_user_starts_from_a_record_or_from_the_checkpoint(checkpoint, observer):
@@ -288,7 +290,7 @@ def test_seen_items_are_left_out_of_every_entrance_or_of_none(checkpoint, evalua
     recommender, observer = Recommender(checkpoint), CheckpointObserver(checkpoint)
     recommend = FTMambaRecommendationPipeline(checkpoint.model, checkpoint.extractor, catalogue)
     record = {"films": ["i03", "in no catalogue", "i04", "i03"]}
-    options = {} if asked is None else {"exclude_seen": asked}
+    options = {"exclude_seen": asked}
     store, _ = run(observer, [event("u5", "i03", "e1"), event("u5", "i04", "e2")])
     state = state_of(observer, store, "u5")
     of_record = recommender.recommend(record=record, k=N_ITEMS, **options)
