@@ -544,7 +544,7 @@ def test_keys_that_look_the_same_and_are_two_are_refused(two):
     for items in (None, {"item": [one, "x"], "year": [1990, 1991]}):
         with pytest.raises(ValueError, match=r"items: the keys .* look the same and are two"):
             load_tables(None, items, events, drop_unknown=True)
-    events["item"] = [one, one, "caf\u00e9"]
+    events["item"] = [one, one, "\u00e9t\u00e9"]
     assert len(load_tables(None, None, events).item_keys) == 2
 
 

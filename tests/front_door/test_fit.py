@@ -154,7 +154,7 @@ def test_nothing_is_written_unless_a_folder_is_named(raw, tmp_path, monkeypatch)
 
 
 def test_a_comparison_that_fails_does_not_lose_the_model(raw, tmp_path, monkeypatch, caplog):
-    def failing(*_):
+    def failing(*_, **__):
         raise MemoryError("too large")
 
     monkeypatch.setattr("ftmamba.run.compare", failing)
