@@ -321,7 +321,7 @@ class _Tuning:
             asked,
             self.split,
             candidates,
-            mask_seen=self.plan.mask_seen,
+            mask_seen=make_protocol(self.plan).mask_seen,
             metric=self.plan.selection_metric,
         )
         logger.info("blend: %s", blending)
