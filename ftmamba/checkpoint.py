@@ -40,6 +40,7 @@ from ftmamba.checks import (
 )
 from ftmamba.hub import ERROR_OF_CLIENT, download_checkpoint, hide_tokens, known_tokens
 from ftmamba.known_users import USERS_FILE, KnownUsers, load_known_users
+from ftmamba.recipe import UniqueKeysLoader
 from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue, load_catalogue
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, near
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
@@ -266,7 +267,7 @@ def _read_text(path: Path, most_bytes: int) -> str:
         raise damaged(path, f"is no UTF-8 ({error})") from None
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(UniqueKeysLoader):
     """Reads YAML without aliases, of which a short text can make a long one."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -449,7 +449,8 @@ class SQLiteStore(StateStore):
         except sqlite3.OperationalError as error:
             raise OSError(
                 f"the states in {self._path!r} cannot be read or written ({error}); nothing is "
-                "lost: free some space, or end the process that keeps the file locked"
+                "lost: free some space, end the process that keeps the file locked, or give the "
+                "path of a file"
             ) from error
         except sqlite3.ProgrammingError as error:
             raise ValueError(f"the states in {self._path!r} are closed; open them again") from error

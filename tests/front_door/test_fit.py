@@ -122,6 +122,17 @@ def test_test_items_that_the_mask_hides_are_counted_in_log_result_and_card(tmp_p
     assert words in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_a_catalogue_of_a_few_items_is_fitted_with_shorter_lists():
+    rows = [
+        {"user": f"u{user}", "item": f"i{(user * 3 + step) % 7}", "time": 1000 * step + user}
+        for user in range(40)
+        for step in range(5)
+    ]
+    fitted = Recommender.fit(rows, **SMALL)
+    assert {"NDCG@5", "NDCG@7"} <= set(fitted.evaluation.models["popularity"]["metrics"])
+    assert len(fitted.recommend(user_key="u3", k=7)) == 2
+
+
 def test_what_is_fitted_is_pushed_without_its_users_and_loads_from_there(fitted, here):
     pushed = fitted.push_to_hub("tester/films", private=True)
     files = here.files("tester/films")

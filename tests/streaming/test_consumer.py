@@ -290,7 +290,7 @@ def test_seen_items_are_left_out_of_every_entrance_or_of_none(checkpoint, evalua
     recommender, observer = Recommender(checkpoint), CheckpointObserver(checkpoint)
     recommend = FTMambaRecommendationPipeline(checkpoint.model, checkpoint.extractor, catalogue)
     record = {"films": ["i03", "in no catalogue", "i04", "i03"]}
-    options = {} if asked is None else {"exclude_seen": asked}
+    options = {"exclude_seen": asked}
     store, _ = run(observer, [event("u5", "i03", "e1"), event("u5", "i04", "e2")])
     state = state_of(observer, store, "u5")
     of_record = recommender.recommend(record=record, k=N_ITEMS, **options)

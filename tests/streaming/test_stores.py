@@ -245,6 +245,11 @@ def test_a_file_that_is_locked_for_long_or_full_is_told_and_unchanged(path, monk
     store.close()
 
 
+def test_a_folder_is_no_file_of_states(tmp_path):
+    with pytest.raises(OSError, match="cannot be read or written"):
+        SQLiteStore(tmp_path)
+
+
 def test_expired_users_leave_their_room(tmp_path):
     now = [0.0]
     store = SQLiteStore(tmp_path / "states", ttl_seconds=10, clock=lambda: now[0])
