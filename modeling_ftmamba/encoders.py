@@ -68,7 +68,8 @@ class WrongValueError(ValueError):
     """The value in one row (the first is 0) of a column, by its name, breaks the column's rule."""
 
     def __init__(self, name: str, row: int, value: object, *, rule: str) -> None:
-        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {value!r:.80}")
+        shown = " ".join(repr(value).split())
+        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {shown:.80}")
         self.name, self.row, self.value, self.rule = name, row, value, rule
 
 
@@ -86,8 +87,7 @@ def text_of(value: object) -> str | None:
 
     36, 36.0, `np.int8(36)`, "36" and "36.0" are "36", 8.50 is "8.5", truth "true" or "false". Times
     are ISO 8601 in UTC, dates alone at midnight. A text of one of these (`OTHER_TEXT`) is what it
-    says, but neither "007" nor "1e5" is a number. Bytes are UTF-8; blanks around a text are no part
-    of it; `MISSING_TEXTS` are missing.
+    says, but "007" and "1e5" are no numbers. Bytes are UTF-8; blanks around a text do not count.
     """
     value = value.decode() if isinstance(value, bytes) else value
     if value is None or isinstance(value, str):
@@ -282,8 +282,7 @@ def _arrow_distinct(array: Any, name: str, rule: str) -> tuple[NDArray[np.int64]
     if pa.types.is_timestamp(distinct.type):
         distinct = distinct.cast(pa.timestamp("us", distinct.type.tz), safe=False)
     codes = codes.fill_null(-1) if codes.null_count else codes
-    is_float = pa.types.is_floating(distinct.type)
-    rows = list(distinct.to_numpy()) if is_float else distinct.to_pylist()
+    rows = [*distinct.to_numpy()] if pa.types.is_floating(distinct.type) else distinct.to_pylist()
     return codes.to_numpy(zero_copy_only=False).astype(np.int64), rows
 
 

@@ -592,9 +592,7 @@ class ScanChoice(nn.Module):
     def check_in_memory(self) -> None:
         """Raise ValueError where weights are offloaded, which hooks bring back for some calls."""
         if any(weight.is_meta for weight in self.parameters()):
-            raise ValueError(
-                "weights are not in memory (device_map?); load all of it on one device"
-            )
+            raise ValueError("weights are not in memory (device_map?); load all of it on a device")
 
     def check_weights(self) -> None:
         """Raise ValueError where a weight is not finite, or larger than any training makes it."""

@@ -189,7 +189,7 @@ class FTMambaRecommendationPipeline(Pipeline):
             if column is None and name != WHOLE_RECORD:
                 raise
             problem = f", column {column!r}" if column else ""
-            problem += f": {wrong.rule}, got {wrong.value!r:.80}"
+            problem += f": {wrong.rule}, got {' '.join(repr(wrong.value).split()):.80}"
             raise WrongInputError(problem, "inputs", first + wrong.row, column) from None
 
 

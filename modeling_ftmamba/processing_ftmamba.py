@@ -299,7 +299,7 @@ def raw_columns(
 ) -> tuple[dict[str, Any], int, list[str]]:
     """Return the known columns that are given, the rows of all (-1 if they differ), all names."""
     names = [column.name for column in columns if column.kind != HISTORY]
-    if hasattr(source, "iloc"):  # pandas, of which Arrow refuses columns of several types
+    if hasattr(source, "to_records"):  # pandas, of which Arrow refuses columns of several types
         source = {str(name): source[name].to_numpy() for name in source.columns}
     if isinstance(source, list | tuple):
         rows: dict[Any, int] = {}
@@ -322,10 +322,11 @@ def raw_columns(
         if hasattr(source, "with_format") and hasattr(source, "select_columns"):
             known = [name for name in names if name in source.column_names]
             source = (source.select_columns(known) if known else source).with_format("arrow")[:]
-        if pa is None or is_arrow(source) or not hasattr(source, "__arrow_c_stream__"):
+        is_table = hasattr(source, "__arrow_c_stream__") and not hasattr(source, "dtype")
+        if pa is None or is_arrow(source) or not is_table:
             rule = "must be a record (dict), a list of records, a dict of columns, or a table"
             raise ValueError(f"{tower}s {rule} (pyarrow, datasets); got {type(source).__name__}")
-        table = source if isinstance(source, pa.Table) else pa.table(source)
+        table = pa.table(source)
         given, n_rows = set(table.column_names), table.num_rows
         values = {name: table.column(name) for name in names if name in given}
         refuse_periods(table.select(list(values)).schema)

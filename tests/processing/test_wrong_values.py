@@ -3,6 +3,7 @@
 import re
 from datetime import date
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -59,6 +60,14 @@ def test_a_source_of_no_known_form_or_column_is_refused(fitted):
         fitted(users={}, return_tensors="tf")
     with pytest.raises(ValueError, match="one length, got: 'age' has 2, 'job' has 1"):
         fitted(users={"age": [1, 2], "job": ["a"]})
+
+
+@pytest.mark.parametrize("value", [pd.Series([31, 2]), np.ones((9, 9))])
+def test_a_wrong_value_of_many_lines_is_shown_in_one(fitted, value):
+    for users in ([{"age": value}, {}], [{}, value], value):
+        with pytest.raises(ValueError, match=r"must be|known") as caught:
+            fitted(users=users)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
