@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ftmamba.data.readers import (
-    MISSING_NUMBERS,
     Source,
     decoded,
     holds_times,
@@ -34,6 +33,7 @@ from ftmamba.data.schema import (
     popularity_column,
 )
 from modeling_ftmamba.configuration_ftmamba import HISTORY, Column
+from modeling_ftmamba.encoders import MISSING_NUMBERS
 
 POPULARITY_DAYS = (1, 7, 30, 1000)
 """Windows proposed for the items where the interactions have times."""
