@@ -67,7 +67,7 @@ def test_raw_values_are_read_as_in_a_file():
         ({"event_id": "e" * 513}, "event_id must be a text of 1 to 512"),
         ({"time": "noon"}, "time must be seconds since 1970"),
         ({"time": -1}, "time must be seconds since 1970"),
-        ({"tme": 5}, "an event has no field 'tme'; did you mean 'time'"),
+        ({"times": 5}, "an event has no field 'times'; did you mean 'time'"),
         ({"Time": 5}, "an event has no field 'Time'; did you mean 'time'"),
         ({"time": 1_700_000_000_000}, "divide milliseconds by 1000"),
         ({"time": 990_000_000_000}, "divide milliseconds by 1000"),
