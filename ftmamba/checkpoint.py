@@ -40,6 +40,7 @@ from ftmamba.checks import (
 )
 from ftmamba.hub import ERROR_OF_CLIENT, download_checkpoint, hide_tokens, known_tokens
 from ftmamba.known_users import USERS_FILE, KnownUsers, load_known_users
+from ftmamba.recipe import UniqueKeysLoader
 from modeling_ftmamba.catalogue import CATALOGUE_NAME, Catalogue, load_catalogue
 from modeling_ftmamba.configuration_ftmamba import FTMambaConfig, near
 from modeling_ftmamba.processing_ftmamba import FTMambaFeatureExtractor
@@ -79,6 +80,11 @@ stays: only a file of the same name replaces it."""
 
 _OF_A_RUN = (RESULTS_FILE, RECIPE_FILE)
 """What training may have written into the folder before the first checkpoint."""
+
+_IN_MEMORY = """\
+# The tables of this run were in memory, so it cannot be run again as it is: write them to files and
+# name these under data: {interactions: ..., items: ..., users: ...}.
+"""
 
 _MOST_CARD_BYTES, _MOST_RECIPE_BYTES = 2**22, 2**16
 
@@ -130,7 +136,7 @@ def save_checkpoint(
     folder = Path(folder).expanduser().resolve()
     check_nothing_lost(folder)
     results = json.dumps(dict(checkpoint.results), indent=2, ensure_ascii=False, allow_nan=False)
-    recipe = yaml.safe_dump(dict(checkpoint.recipe), sort_keys=False, allow_unicode=True)
+    recipe = recipe_text(checkpoint.recipe)
     with whole_folder(folder, owned=REPLACED_FILES) as new:
         save_network(new, checkpoint.model, extractor, max_shard_size=max_shard_size)
         catalogue.save(new / CATALOGUE_NAME)
@@ -142,6 +148,14 @@ def save_checkpoint(
         if checkpoint.users is not None:
             (new / LOCAL_FOLDER).mkdir()
             checkpoint.users.save(new / LOCAL_FOLDER)
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """Return what `recipe.yaml` holds; it says where there are no tables to run it on again."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    data = recipe.get("data")
+    is_in_memory = isinstance(data, Mapping) and not (data.get("name") or data.get("interactions"))
+    return f"{_IN_MEMORY}{text}" if is_in_memory else text
 
 
 def save_network(
@@ -253,7 +267,7 @@ def _read_text(path: Path, most_bytes: int) -> str:
         raise damaged(path, f"is no UTF-8 ({error})") from None
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(UniqueKeysLoader):
     """Reads YAML without aliases, of which a short text can make a long one."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

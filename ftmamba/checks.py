@@ -196,7 +196,8 @@ def parse_json(text: str) -> dict[str, Any]:
     return values
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of an object's pairs, as a hook of JSON's; a key that stands twice is refused."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -212,7 +213,7 @@ def _finite(text: str) -> float:
     return number
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+_JSON = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_finite, parse_float=_finite)
 
 
 def read_config(path: Path) -> FTMambaConfig:

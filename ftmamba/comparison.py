@@ -3,11 +3,16 @@
 The test part is read here and nowhere else. Shapes: U test users.
 """
 
+import json
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 from urllib.parse import quote
 
@@ -51,10 +56,18 @@ from ftmamba.recipe import (
     build,
     lay_over,
     load_preset,
+    recipe_from_dict,
     to_plain,
 )
 from ftmamba.training.checkpoints import RIVALS
-from ftmamba.training.run import Trained, embedding_scorer, make_protocol, train
+from ftmamba.training.run import (
+    Trained,
+    embedding_scorer,
+    make_protocol,
+    read_tables,
+    split_tables,
+    train,
+)
 from modeling_ftmamba.catalogue import Blend
 from modeling_ftmamba.configuration_ftmamba import Column, FTMambaConfig, near
 
@@ -134,13 +147,20 @@ class Comparison:
 
 
 def compare(
-    recipe: Recipe, tables: Tables, split: Split, trained: Trained, accelerator: Accelerator
+    recipe: Recipe,
+    tables: Tables,
+    split: Split,
+    trained: Trained,
+    accelerator: Accelerator,
+    *,
+    beside: Popen[bytes] | None = None,
 ) -> Comparison:
     """Evaluate the trained model, then every rival and baseline of the recipe.
 
     A baseline is fitted on train + validation with the options that were best on validation; a
     rival is trained by the same loop as the model, its epoch picked by validation. Processes other
-    than the main one train the rivals too and leave the baselines out.
+    than the main one train the rivals too and leave the baselines out. What a process `beside`
+    has trained of the rivals is not trained again.
     """
     protocol = make_protocol(recipe.evaluation)
     evaluations: dict[str, Evaluation] = {}
@@ -172,13 +192,6 @@ def compare(
         histories = histories_of(split.before_test).items if reads_history else None
         add(f"{own}{WITH_COUNTS}", BlendedScorer(towers, blend, histories), str(blending))
     add(own, towers)
-    for rival in parse_rivals(recipe.evaluation.rivals):
-        logger.info("rival: %s", rival.name)
-        columns = tables
-        if rival.columns == "ids":
-            columns = replace(tables, schema=ids_only(tables.schema))
-        rival_trained = train(rival_recipe(rival, recipe), columns, split, accelerator)
-        add(rival.name, held_out_scorer(rival_trained, split))
     # Rivals need every process; a baseline is fitted once.
     if accelerator.is_main_process:
         for name in tuning.possible(recipe.evaluation.baselines):
@@ -186,6 +199,20 @@ def compare(
             add(baseline.name, baseline.fit(split.before_test, as_of=split.test_time), chosen)
             baselines.append(baseline.name)
             logger.info("baseline: %s, %.1f s", chosen or baseline.name, seconds[baseline.name])
+    if beside is not None:
+        logger.info("rivals: waiting for the process that trains them")
+        beside.wait()
+    for rival in parse_rivals(recipe.evaluation.rivals):
+        logger.info("rival: %s", rival.name)
+        rival_trained = train_rival(
+            rival, recipe, tables, split, accelerator, resumes=beside is not None
+        )
+        add(rival.name, held_out_scorer(rival_trained, split))
+        seconds[rival.name] = round(sum(one["seconds"] for one in rival_trained.result.history), 3)
+    evaluations = {
+        name: evaluations[name] for name in sorted(evaluations, key=lambda name: name in baselines)
+    }
+    if accelerator.is_main_process:
         lists = distinct_lists(next(iter(evaluations.values())))
         logger.info("recommendations: %s", lists)
         for concern in concerns(evaluations, baselines, towers.items, tuning.plan.selection_metric):
@@ -294,7 +321,7 @@ class _Tuning:
             asked,
             self.split,
             candidates,
-            mask_seen=self.plan.mask_seen,
+            mask_seen=make_protocol(self.plan).mask_seen,
             metric=self.plan.selection_metric,
         )
         logger.info("blend: %s", blending)
@@ -373,13 +400,69 @@ def parse_rivals(values: Mapping[str, Any]) -> list[Rival]:
     return rivals
 
 
-def rival_recipe(rival: Rival, recipe: Recipe) -> Recipe:
+def train_rival(
+    rival: Rival,
+    recipe: Recipe,
+    tables: Tables,
+    split: Split,
+    accelerator: Accelerator,
+    *,
+    resumes: bool = False,
+) -> Trained:
+    """Train a rival, or go on where another process has left it."""
+    own = rival_recipe(rival, recipe, resumes=resumes)
+    if rival.columns == "ids":
+        tables = replace(tables, schema=ids_only(tables.schema))
+    return train(own, tables, split, accelerator)
+
+
+@contextmanager
+def rivals_beside(recipe: Recipe) -> Iterator[Popen[bytes] | None]:
+    """Train the rivals in a second process with half of the threads, where a run has two or more.
+
+    It reads the tables that the recipe names. If it fails the run trains its rivals itself.
+    """
+    n_threads = torch.get_num_threads()
+    if n_threads < 2 or not recipe.evaluation.rivals:
+        yield None
+        return
+    code = "from ftmamba.comparison import train_rivals; train_rivals()"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads // 2)}
+    logger.info("rivals: trained beside the model, with %d threads", n_threads // 2)
+    command = [sys.executable, "-c", code]
+    with Popen(command, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, env=environment) as beside:
+        assert beside.stdin is not None
+        # It may have ended already, which `compare` finds out.
+        with suppress(BrokenPipeError):
+            beside.stdin.write(json.dumps(recipe.to_dict()).encode())
+            beside.stdin.close()
+        torch.set_num_threads(n_threads - n_threads // 2)
+        try:
+            yield beside
+        finally:
+            beside.terminate()
+            torch.set_num_threads(n_threads)
+
+
+def train_rivals() -> None:
+    """Train the rivals of the recipe that comes as JSON; each leaves its state in the folder."""
+    recipe = recipe_from_dict(json.load(sys.stdin))
+    accelerator = Accelerator(cpu=True)
+    tables = read_tables(recipe.data, recipe.schema, accelerator)
+    split = split_tables(tables, recipe)
+    for rival in parse_rivals(recipe.evaluation.rivals):
+        train_rival(rival, recipe, tables, split, accelerator, resumes=True)
+
+
+def rival_recipe(rival: Rival, recipe: Recipe, *, resumes: bool = False) -> Recipe:
     """Return the recipe with the rival's network and training options in place of its own."""
     config = FTMambaConfig(**{**load_preset(rival.preset), **rival.overrides})
-    resume = "latest" if recipe.training.resume_from_checkpoint else ""
+    resume = "latest" if resumes or recipe.training.resume_from_checkpoint else ""
     afresh = {"resume_from_checkpoint": resume, "allow_changed": (), **rival.training}
     own = lay_over(TrainingRecipe, to_plain(recipe.training), afresh)
     training = build(TrainingRecipe, own, f"rivals.{rival.name}.training")
+    if resumes and not training.checkpointing_steps:
+        training = replace(training, checkpointing_steps="end")
     pooling = config.tower("user").pooling
     if training.sequences and pooling == "cls":
         raise ValueError(

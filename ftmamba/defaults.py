@@ -117,7 +117,11 @@ def propose(tables: Tables, given: Mapping[str, Any]) -> Proposal:
     names, reasons_of_names = proposed_baselines(events)
     # Given ones may have nothing to choose.
     chosen = recipe().evaluation.baselines or names
-    evaluation = {"k": [5, 10], **refit, "baselines": list(names)}
+    longest = min(10, tables.items.num_rows)
+    evaluation = {"k": sorted({min(5, longest), longest}), **refit, "baselines": list(names)}
+    if longest < 10:
+        evaluation["selection_metric"] = f"NDCG@{longest}"
+        reasons.append(f"evaluation.k: {longest} at most, for there are {longest} items")
     add("evaluation", evaluation | {"tune_baselines": bool(GRIDS.keys() & {*chosen})},
         f"evaluation.baselines: {', '.join(names)}")  # fmt: skip
     reasons += reasons_of_names

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type
 
 import yaml
 
+from ftmamba.checks import unique_keys
 from modeling_ftmamba.configuration_ftmamba import near
 
 Section = TypeVar("Section")
@@ -145,7 +146,7 @@ class DataRecipe(_Options):
         if not self.name and not self.interactions:
             raise ValueError(
                 "data lacks interactions; give the file of interactions, or a named data set as "
-                "data.name"
+                "data.name (the recipe of a run on tables in memory names no files)"
             )
 
 
@@ -678,6 +679,19 @@ def load_preset(path_or_name: str | Path) -> dict[str, Any]:
     return _read(path_or_name, "presets", ".json")
 
 
+class UniqueKeysLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for row, (key, _) in enumerate(node.value):
+            if key.value in keys[:row] and key.value != "<<":
+                place = f"again in line {key.start_mark.line + 1}"
+                raise yaml.YAMLError(f"the key {key.value!r} stands {place}; keep one of the two")
+        return node
+
+
 def _read(path_or_name: str | Path, kind: str, suffix: str) -> dict[str, Any]:
     path = Path(path_or_name)
     shipped = configuration_folder() / kind / f"{path.name.removesuffix(suffix)}{suffix}"
@@ -691,8 +705,12 @@ def _read(path_or_name: str | Path, kind: str, suffix: str) -> dict[str, Any]:
         )
     text, thing = path.read_text(encoding="utf-8"), f"{kind[:-1]} {str(path)!r}"
     try:
-        values = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        values = (
+            json.loads(text, object_pairs_hook=unique_keys)
+            if suffix == ".json"
+            else yaml.load(text, UniqueKeysLoader)
+        )
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{thing} is not valid {suffix[1:].upper()}: {error}") from None
     if not isinstance(values, dict | None):
         raise ValueError(f"{thing} must be a mapping of sections, got {values!r}")

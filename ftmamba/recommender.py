@@ -274,6 +274,8 @@ class Recommender:
         exclude: Iterable[object] = (),
     ) -> list[list[Recommendation]]:
         _check_k(k, len(self.catalogue))
+        if exclude_seen not in (None, True, False):
+            raise ValueError(f"exclude_seen must be True, False or None, got {exclude_seen!r:.80}")
         if (user_keys is None) == (records is None):
             given = "none" if records is None else "both"
             raise ValueError(f"give exactly one of user_key and record (or a list), got {given}")

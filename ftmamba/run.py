@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,6 +18,7 @@ from ftmamba.comparison import (
     check_group_columns,
     check_rivals_and_baselines,
     compare,
+    rivals_beside,
 )
 from ftmamba.data.readers import Source
 from ftmamba.data.schema import Schema
@@ -25,6 +27,7 @@ from ftmamba.defaults import propose
 from ftmamba.evaluation import Split
 from ftmamba.evaluation.evaluate import unreachable
 from ftmamba.flags import read_keywords
+from ftmamba.identity import identity_of
 from ftmamba.recipe import (
     DataRecipe,
     ExamplesRecipe,
@@ -38,6 +41,7 @@ from ftmamba.recipe import (
 )
 from ftmamba.results import make_checkpoint, measured_cost
 from ftmamba.training.run import (
+    begin,
     check_before_training,
     folder_of_run,
     make_accelerator,
@@ -222,6 +226,7 @@ def _run_in_folder(
     recipe: Recipe, here: Recipe, tables: Tables | None, accelerator: Accelerator
 ) -> FinishedRun:
     is_main = accelerator.is_main_process
+    reads = tables is None
     if tables is None:
         recipe.data.check_complete()
         tables = read_tables(recipe.data, recipe.schema, accelerator)
@@ -229,14 +234,19 @@ def _run_in_folder(
     check_group_columns(recipe.evaluation.user_groups, tables)
     split = split_tables(tables, recipe)
     _warn_of_unreachable(recipe, split)
-    with pushing(here, tables, is_main=is_main) as hub:
+    identity = identity_of(here, tables, n_processes=accelerator.num_processes)
+    begin(here, identity, accelerator, tables=tables)
+    # Where there is one process, on a CPU, another can train the rivals meanwhile.
+    alone = reads and accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    second = rivals_beside(here) if alone else nullcontext()
+    with pushing(here, tables, is_main=is_main) as hub, second as beside:
         with measured_cost(recipe.card.country) as cost:
             on_checkpoint = None if hub is None else hub.on_save
             trained = train(here, tables, split, accelerator, on_checkpoint=on_checkpoint)
         if is_main:
             _save(here, make_checkpoint(recipe, tables, split, trained, None, cost=cost))
         try:
-            comparison = compare(here, tables, split, trained, accelerator)
+            comparison = compare(here, tables, split, trained, accelerator, beside=beside)
         except BaseException:
             logger.warning(
                 "the comparison ended early; the trained model is in %s", here.output_dir

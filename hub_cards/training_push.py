@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
@@ -22,7 +21,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 from markupsafe import Markup
 
-from ftmamba.checkpoint import CARD_FILE, RECIPE_FILE, RESULTS_FILE, save_network
+from ftmamba.checkpoint import CARD_FILE, RECIPE_FILE, RESULTS_FILE, recipe_text, save_network
 from ftmamba.data.tables import Tables
 from ftmamba.hub import Backoff, HubError, hide_tokens, known_tokens
 from ftmamba.recipe import Recipe
@@ -358,9 +357,7 @@ def write_state(folder: Path, saved: TrainingCheckpoint, recipe: Recipe, tables:
         )
         catalogue.save(folder / CATALOGUE_NAME)
     (folder / CARD_FILE).write_text(unfinished_card(recipe, saved.progress), encoding="utf-8")
-    (folder / RECIPE_FILE).write_text(
-        yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    (folder / RECIPE_FILE).write_text(recipe_text(recipe.to_dict()), encoding="utf-8")
     if recipe.hub_training_state:
         target = folder / TRAINING_FOLDER
         target.mkdir()

@@ -54,6 +54,8 @@ OTHER_TEXT = (
     r"(True|TRUE|False|FALSE|[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}[-+:.0-9Z]*"
     r"|-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]{1,3})?|[eE][+-][0-9]{1,3}))"
 )
+LIST = r"""[\[({]\s*['"].*['"]\s*,?\s*[\])}]|\[\s*\]"""  # of texts, as Python writes one
+BRACKETS, BETWEEN = r"""^[\[({]\s*['"]?|['"]?\s*,?\s*[\])}]$""", r"""['"]\s*,\s*['"]"""
 _NUMBER, _OTHER_TEXT = re.compile(NUMBER), re.compile(OTHER_TEXT)
 _ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?|[0-9]{8}")
 TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1", "ja", "j", "si", "sí", "oui"), "true")
@@ -66,7 +68,8 @@ class WrongValueError(ValueError):
     """The value in one row (the first is 0) of a column, by its name, breaks the column's rule."""
 
     def __init__(self, name: str, row: int, value: object, *, rule: str) -> None:
-        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {value!r:.80}")
+        shown = " ".join(repr(value).split())
+        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {shown:.80}")
         self.name, self.row, self.value, self.rule = name, row, value, rule
 
 
@@ -82,11 +85,9 @@ def is_missing(value: object) -> bool:
 def text_of(value: object) -> str | None:
     """Return the one text of a key, a category or a member of a set; None where it is missing.
 
-    36, 36.0, `np.int8(36)`, "36" and "36.0" are "36", 8.5 and "8.50" are "8.5": a number is written
-    as Python writes it. Truth is "true" or "false"; bytes are UTF-8; dates are ISO 8601, and so are
-    times, in UTC where they have an offset, dates alone at midnight. A text of one of these
-    (`OTHER_TEXT`) is what it says, but neither "007" nor "1e5" is a number. Blanks around a text
-    are no part of it; `MISSING_TEXTS` are missing.
+    36, 36.0, `np.int8(36)`, "36" and "36.0" are "36", 8.50 is "8.5", truth "true" or "false". Times
+    are ISO 8601 in UTC, dates alone at midnight. A text of one of these (`OTHER_TEXT`) is what it
+    says, but "007" and "1e5" are no numbers. Bytes are UTF-8; blanks around a text do not count.
     """
     value = value.decode() if isinstance(value, bytes) else value
     if value is None or isinstance(value, str):
@@ -123,9 +124,8 @@ def seconds_of(value: object) -> float:
         return math.nan
     if isinstance(value, str):
         text = value.strip()
-        if not _ISO.fullmatch(text) and text[:1] in "tTfF":
-            raise ValueError("truth is no time")
-        value = datetime.fromisoformat(text) if _ISO.fullmatch(text) else number_of(text)
+        is_iso = _ISO.fullmatch(text) or text[0] in "tTfF"  # truth is no number here
+        value = datetime.fromisoformat(text) if is_iso else number_of(text)
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
@@ -141,12 +141,9 @@ def number_of(value: object) -> float:
     """Return a finite number, also of a text of one or of truth; NaN where it is missing."""
     value = python_value(value)
     if isinstance(value, str):
-        text = value.strip()
-        value = None if text.lower() in MISSING_NUMBERS else text
-        if _NUMBER.fullmatch(text):
-            value = float(text)
-        elif text.lower() in ("true", "false"):
-            value = text.lower() == "true"
+        text = value.strip().lower()
+        value = None if text in MISSING_NUMBERS else {"true": 1, "false": 0}.get(text, text)
+        value = float(text) if _NUMBER.fullmatch(text) else value
     if is_missing(value):
         return math.nan
     number = float(value) if isinstance(value, int | float | Decimal) else math.inf
@@ -285,8 +282,7 @@ def _arrow_distinct(array: Any, name: str, rule: str) -> tuple[NDArray[np.int64]
     if pa.types.is_timestamp(distinct.type):
         distinct = distinct.cast(pa.timestamp("us", distinct.type.tz), safe=False)
     codes = codes.fill_null(-1) if codes.null_count else codes
-    is_float = pa.types.is_floating(distinct.type)
-    rows = list(distinct.to_numpy()) if is_float else distinct.to_pylist()
+    rows = [*distinct.to_numpy()] if pa.types.is_floating(distinct.type) else distinct.to_pylist()
     return codes.to_numpy(zero_copy_only=False).astype(np.int64), rows
 
 
@@ -494,6 +490,9 @@ def _set_of(value: Any, separator: str) -> Any:
     """Return the members of one set, None of a missing one; TypeError of what is no set."""
     if is_missing(value):
         return None
+    if isinstance(value, str) and re.fullmatch(LIST, value.strip()):
+        bare = re.sub(BRACKETS, "", value.strip())
+        return re.split(BETWEEN, bare) if bare else []
     if isinstance(value, str) and separator:
         return value.split(separator)
     if isinstance(value, list | tuple | set | frozenset) or np.ndim(value) == 1:
@@ -563,6 +562,8 @@ def column_vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int
 
 
 def _vector_of(value: Any) -> NDArray[Any] | None:
+    if isinstance(value, str) and not is_missing(value):
+        value = list(map(float, re.split(r"[\s,;]+", value.strip("[]() \t"))))
     vector = np.asarray(value)
     if not is_missing(value) and (vector.ndim != 1 or vector.dtype.kind not in "biuf"):
         raise TypeError("no vector")

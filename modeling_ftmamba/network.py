@@ -592,8 +592,7 @@ class ScanChoice(nn.Module):
     def check_in_memory(self) -> None:
         """Raise ValueError where weights are offloaded, which hooks bring back for some calls."""
         if any(weight.is_meta for weight in self.parameters()):
-            rule = "the model's weights are not in memory, as after device_map or cpu_offload"
-            raise ValueError(f"{rule}; load all of it on one device, it is small")
+            raise ValueError("weights are not in memory (device_map?); load all of it on a device")
 
     def check_weights(self) -> None:
         """Raise ValueError where a weight is not finite, or larger than any training makes it."""
@@ -963,10 +962,8 @@ class TwoTowerNetwork(ScanChoice):
         times: Tensor | None = None,
     ) -> UserState:
         """Return the state of users after more events; see `TowerNetwork.observe`."""
-        events = TowerInputs(
-            history=history, history_lengths=lengths, event_features=event_features
-        )
-        return self.user_tower.observe(state, events, times)
+        given = TowerInputs(history=history, history_lengths=lengths, event_features=event_features)
+        return self.user_tower.observe(state, given, times)
 
     def embed(self, state: UserState) -> Tensor:
         """Return the embeddings (U, E) of users as of their state."""

@@ -139,6 +139,8 @@ class FTMambaRecommendationPipeline(Pipeline):
         for name in set(pipeline_parameters) - set(_PARAMETERS):
             guess, known = near(name, _PARAMETERS), ", ".join(_PARAMETERS)
             raise WrongInputError(f"no parameter {name!r}{guess}; there are: {known}", name)
+        if pipeline_parameters.get("exclude_seen") not in (None, True, False):
+            raise WrongInputError("exclude_seen must be true, false or None", "exclude_seen")
         return {}, pipeline_parameters, {}
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
@@ -151,7 +153,8 @@ class FTMambaRecommendationPipeline(Pipeline):
         tensors = {name: one for name, one in input_tensors.items() if name != _ROWS}
         users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
         scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
-        if forward_parameters.get("exclude_seen", self.catalogue.exclude_seen):
+        asked = forward_parameters.get("exclude_seen")
+        if self.catalogue.exclude_seen if asked is None else asked:
             self._history.leave_out(scores_BI, input_tensors[_ROWS])
         scores_BI[:, forward_parameters["exclude"]] = -torch.inf
         scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
@@ -186,7 +189,7 @@ class FTMambaRecommendationPipeline(Pipeline):
             if column is None and name != WHOLE_RECORD:
                 raise
             problem = f", column {column!r}" if column else ""
-            problem += f": {wrong.rule}, got {wrong.value!r:.80}"
+            problem += f": {wrong.rule}, got {' '.join(repr(wrong.value).split()):.80}"
             raise WrongInputError(problem, "inputs", first + wrong.row, column) from None
 
 

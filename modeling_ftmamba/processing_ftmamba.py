@@ -299,15 +299,15 @@ def raw_columns(
 ) -> tuple[dict[str, Any], int, list[str]]:
     """Return the known columns that are given, the rows of all (-1 if they differ), all names."""
     names = [column.name for column in columns if column.kind != HISTORY]
+    if hasattr(source, "to_records"):  # pandas, of which Arrow refuses columns of several types
+        source = {str(name): source[name].to_numpy() for name in source.columns}
     if isinstance(source, list | tuple):
         rows: dict[Any, int] = {}
         for row, record in enumerate(source):
-            if not isinstance(record, Mapping):
-                rule = "must be a dict of column name to value"
-                raise WrongValueError(f"{tower} record", row, record, rule=rule)
-            rows.setdefault(tuple(record), row)
+            rows.setdefault(tuple(record) if isinstance(record, Mapping) else None, row)
         for keys, row in rows.items():
-            if rule := _unknown_names(keys, columns):
+            rule = "must be a dict of column name to value"
+            if rule := _unknown_names(keys, columns) if keys is not None else rule:
                 raise WrongValueError(f"{tower} record", row, source[row], rule=rule)
         given, n_rows = set().union(*source), len(source)
         values = {name: [one.get(name) for one in source] for name in names if name in given}
@@ -318,9 +318,15 @@ def raw_columns(
                 raise ValueError(f"{tower} column {name!r} must be a list, got {own!r:.80}")
         lengths = set(map(len, values.values()))
         n_rows = lengths.pop() if len(lengths) == 1 else -1
-    elif (table := _arrow_table(source, names, tower)) is None:
-        return raw_columns(source.to_dict("records"), columns, tower)
     else:
+        if hasattr(source, "with_format") and hasattr(source, "select_columns"):
+            known = [name for name in names if name in source.column_names]
+            source = (source.select_columns(known) if known else source).with_format("arrow")[:]
+        is_table = hasattr(source, "__arrow_c_stream__") and not hasattr(source, "dtype")
+        if pa is None or is_arrow(source) or not is_table:
+            rule = "must be a record (dict), a list of records, a dict of columns, or a table"
+            raise ValueError(f"{tower}s {rule} (pyarrow, datasets); got {type(source).__name__}")
+        table = pa.table(source)
         given, n_rows = set(table.column_names), table.num_rows
         values = {name: table.column(name) for name in names if name in given}
         refuse_periods(table.select(list(values)).schema)
@@ -329,32 +335,18 @@ def raw_columns(
     return values, n_rows, sorted(map(str, given))
 
 
-def _arrow_table(source: Any, names: Sequence[str], tower: str) -> Any:
-    """Return a table as Arrow; None where a column of pandas holds several types."""
-    if hasattr(source, "with_format") and hasattr(source, "select_columns"):
-        known = [name for name in names if name in source.column_names]
-        source = (source.select_columns(known) if known else source).with_format("arrow")[:]
-    if pa is None or is_arrow(source) or not hasattr(source, "__arrow_c_stream__"):
-        rule = "must be a record (dict), a list of records, a dict of columns, or a table"
-        raise ValueError(f"{tower}s {rule} (pyarrow, datasets); got {type(source).__name__}")
-    try:
-        return source if isinstance(source, pa.Table) else pa.table(source)
-    except (pa.ArrowException, TypeError):
-        if hasattr(source, "to_dict"):
-            return None
-        raise
-
-
 def _unknown_names(given: Iterable[str], columns: Sequence[Column]) -> str:
     """Say that no column is known, or that one is near the name of an absent one; else nothing."""
     names = {column.name for column in columns}
-    unknown, absent = sorted({*map(str, given)} - names), names.difference(given)
+    unknown = sorted(str(name) for name in given if name not in names)
+    absent = names.difference(given)
     is_lost = len(absent) == len(names) and any(column.kind != HISTORY for column in columns)
     absent -= {column.name for column in columns if column.popularity_days}
     guesses = {name: near(name, absent, 0.6 if is_lost else 0.8) for name in unknown}
     wrong = [name for name in unknown if is_lost or guesses[name]][:10]
-    guess = next(filter(None, guesses.values()), "")
-    rule = f"no known column, got: {', '.join(wrong)}{guess}; known are: {', '.join(sorted(names))}"
+    guess = next((f"{one} Else give it as None" for one in guesses.values() if one), "")
+    rule = "no known columns" if is_lost else "an unknown column"
+    rule += f", got: {', '.join(wrong)}{guess}; known are: {', '.join(sorted(names))}"
     return rule if wrong else ""
 
 
@@ -485,7 +477,8 @@ class HistoryReader:
             if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
                 rule = "must be a list of events, oldest first"
                 raise WrongValueError(name, row, given, rule=rule)
-            events = [_event(one, self.column.context, name, row) for one in given]
+            items = self._extractor.columns("item")
+            events = [_event(one, self.column.context, items, name, row) for one in given]
             if not any(math.isnan(event.time) for event in events):
                 events.sort(key=lambda event: event.time)
             histories.append(events)
@@ -578,7 +571,9 @@ class HistoryReader:
         return embeds_RE
 
 
-def _event(given: Any, context: Sequence[str], name: str, row: int) -> Event:
+def _event(
+    given: Any, context: Sequence[str], items: Sequence[Column], name: str, row: int
+) -> Event:
     values = given if isinstance(given, Mapping) else {"item": given}
     known = (*EVENT_KEYS, *context)
     for key in values:
@@ -586,6 +581,8 @@ def _event(given: Any, context: Sequence[str], name: str, row: int) -> Event:
             rule = f"an event has no {key!r:.40}{near(key, known)}; it may have {', '.join(known)}"
             raise WrongValueError(name, row, given, rule=rule)
     item = values.get("item")
+    if isinstance(item, Mapping) and (rule := _unknown_names(item, items)):
+        raise WrongValueError(name, row, given, rule=f"an item has {rule}")
     rule = "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
     try:
         item = item if isinstance(item, Mapping) else text_of(item)

@@ -20,6 +20,7 @@ from ftmamba.recipe import (
     Recipe,
     choose_variant,
     lay_over,
+    load_preset,
     read_recipe,
     recipe_from_dict,
     shipped_names,
@@ -510,3 +511,29 @@ def test_a_rival_that_cannot_be_trained_at_every_position_is_refused_before_trai
     }
     with pytest.raises(ValueError, match=r"rival 'X': .* needs pooling 'last' or 'mean'"):
         check_rivals_and_baselines(recipe_from_dict(values))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("seed: 1\nmodel: {preset: a}\nseed: 2\n", "seed' stands again in line 3"),
+        ("model: {preset: a}\ntraining: {}\nmodel: {}\n", "model' stands again in line 3"),
+        ("training:\n  num_epochs: 3\n  num_epochs: 4\n", "num_epochs' stands again in line 3"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, text, name):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ValueError, match=name):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def test_what_a_recipe_takes_over_from_another_part_may_be_replaced(tmp_path):
+    text = "model: {overrides: &a {hidden_size: 8}}\nschema: {<<: *a, hidden_size: 9}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    assert read_recipe(tmp_path / "r.yaml")["schema"] == {"hidden_size": 9}
+
+
+def test_a_preset_with_a_key_twice_is_refused(tmp_path):
+    (tmp_path / "p.json").write_text('{"hidden_size": 8, "hidden_size": 9}')
+    with pytest.raises(ValueError, match="the key 'hidden_size' occurs twice"):
+        load_preset(tmp_path / "p.json")

@@ -88,9 +88,11 @@ def run_explain(arguments: Namespace) -> None:
 
 def parse_record(text: str) -> dict[str, Any]:
     """Read a raw record from JSON."""
+    from ftmamba.checks import unique_keys
+
     try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
+        record = json.loads(text, object_pairs_hook=unique_keys)
+    except ValueError as error:
         raise ValueError(
             f"--record is not JSON ({error}): {text!r}; "
             'write it as --record \'{"column": "value"}\''

@@ -13,8 +13,8 @@ from ftmamba.commands.recommend import add_exclude_seen
 
 if TYPE_CHECKING:
     from ftmamba.streaming.consumer import Counts
+    from ftmamba.streaming.events import Refused
     from ftmamba.streaming.observer import CheckpointObserver
-    from ftmamba.streaming.redis_backend import Member
     from ftmamba.streaming.sources import Source
     from ftmamba.streaming.stores import StateStore
     from modeling_ftmamba.user_state import UserState
@@ -35,7 +35,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--store", required=True, metavar="STORE",
-        help="states: memory:, file:PATH, or redis://HOST:PORT/DATABASE[?prefix=TEXT]",
+        help="states: memory:, file:PATH, or redis://HOST:PORT/DATABASE[?prefix=TEXT&replicas=N], "
+        "which waits for N replicas",
     )  # fmt: skip
     add("--follow", action="store_true", help="wait for more at the end")
     add(
@@ -45,8 +46,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_exclude_seen(parser)
     add(
         "--late", choices=("refuse", "accept", "recompute"), default="refuse",
-        help="events older than their user's newest: drop them, read them as if they were as new, "
-        "or compute the user again from the file of events (default: refuse)",
+        help="events older than their user's newest: write them to --refused, read them as if they "
+        "were as new, or keep a log of each user's events in the store and compute the user again "
+        "(default: refuse)",
+    )  # fmt: skip
+    add(
+        "--refused", default="", metavar="PLACE",
+        help="where messages that change no state are kept: a file of JSON lines, or "
+        "redis://HOST:PORT/STREAM (default: SOURCE.refused, of a stream STREAM:refused)",
     )  # fmt: skip
     add("--batch", type=int, default=256, help="events at once (default: 256)")
     add(
@@ -58,10 +65,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--offset", default="", metavar="FILE",
         help="how far a file was read (default: SOURCE.offset)",
     )  # fmt: skip
-    add("--group", default="ftmamba", help="of a stream's consumers")
+    add("--group", default="ftmamba", help="keeps how far a stream was consumed")
+    add("--consumer", default="", help="a name to show to others (default: the machine's name)")
     add(
-        "--consumer", default="",
-        help="a name that no other of the group has (default: the machine's name)",
+        "--claim_seconds", type=float, default=30, metavar="SECONDS",
+        help="of several consumers of a source one works; another takes over if it is silent for "
+        "so long (default: 30)",
+    )  # fmt: skip
+    add(
+        "--accept_loss", action="store_true",
+        help="go on if the store has lost states and the source no longer has their events",
     )  # fmt: skip
     add("--revision", help="branch, tag or commit on the Hub")
 
@@ -73,8 +86,6 @@ def run(arguments: Namespace) -> None:
     from ftmamba.checkpoint import load_to_recommend
     from ftmamba.streaming.consumer import Rules, consume
     from ftmamba.streaming.observer import CheckpointObserver
-    from ftmamba.streaming.redis_backend import Member
-    from ftmamba.streaming.sources import FileHistory, JsonLinesSource
 
     if arguments.recommend < 0:
         raise ValueError(f"--recommend must be 0 (none) or more, got {arguments.recommend}")
@@ -90,7 +101,7 @@ def run(arguments: Namespace) -> None:
         follow=arguments.follow,
         # States in memory are lost at the end and have to be computed from all events again.
         offset_file=None if arguments.store == "memory:" else arguments.offset,
-        member=Member(arguments.group, arguments.consumer),
+        group=arguments.group,
         report=_log,
     )
     try:
@@ -101,14 +112,13 @@ def run(arguments: Namespace) -> None:
     progress = _Progress(arguments.follow)
     n_users = None
     try:
-        history = None
-        if isinstance(source, JsonLinesSource):
-            history = FileHistory(arguments.source, source)
         rules = Rules(
             batch_size=arguments.batch,
-            n_event_ids=max(256, arguments.batch),
             late=arguments.late,
-            history=history,
+            consumer=arguments.consumer,
+            claim_seconds=arguments.claim_seconds,
+            accept_loss=arguments.accept_loss,
+            refuse=open_refused(arguments.refused or _refused_of(arguments.source), report=_log),
         )
         updated = None
         if arguments.recommend:
@@ -125,6 +135,11 @@ def run(arguments: Namespace) -> None:
         finally:
             store.close()
     print(progress.summary(n_users))
+    if n_removed := progress.counts.removed:
+        raise OSError(
+            f"the source has lost events {n_removed} times before they were read; keep more of "
+            "them (XADD MAXLEN, persistence), and add the lost ones again"
+        )
 
 
 def open_store(
@@ -138,7 +153,7 @@ def open_store(
 
     Args:
         name: `memory:`, `file:PATH`, or `redis://HOST:PORT/DATABASE`, which may end in
-            `?prefix=TEXT`.
+            `?prefix=TEXT&replicas=N`.
         ttl_seconds: a user expires so long after the last event; 0 for never.
         retries: of a server that does not answer; None for those of `RedisConnection`.
         report: called with a text when a server does not answer.
@@ -155,11 +170,18 @@ def open_store(
     if scheme in _REDIS:
         from ftmamba.streaming.redis_backend import PREFIX, RETRIES, RedisStore
 
-        prefix = _options(name, ("prefix",)).get("prefix", PREFIX)
+        options = _options(name, ("prefix", "replicas"))
+        prefix, replicas = options.get("prefix", PREFIX), options.get("replicas", "0")
+        if not replicas.isdecimal():
+            raise ValueError(f"replicas must be a number, got {replicas!r:.40}; such as replicas=1")
         url = urlsplit(name)._replace(query="").geturl()
-        retries = RETRIES if retries is None else retries
         return RedisStore(
-            url, prefix=prefix, ttl_seconds=ttl_seconds, retries=retries, report=report
+            url,
+            prefix=prefix,
+            ttl_seconds=ttl_seconds,
+            replicas=int(replicas),
+            retries=RETRIES if retries is None else retries,
+            report=report,
         )
     raise ValueError(
         f"a store must be memory:, file:PATH or redis://HOST:PORT/DATABASE, got {name!r:.200}; "
@@ -172,7 +194,7 @@ def open_source(
     *,
     follow: bool = False,
     offset_file: str | Path | None = "",
-    member: "Member | None" = None,
+    group: str = "ftmamba",
     report: Callable[[str], None] = lambda _text: None,
 ) -> "Source":
     """Open the source that a text names.
@@ -182,7 +204,7 @@ def open_source(
             `redis://HOST:PORT/STREAM`, or `/DATABASE/STREAM`.
         follow: wait for more at the end.
         offset_file: of a file; empty for `NAME.offset` beside it, None to start again each time.
-        member: of a stream's group.
+        group: keeps how far a stream was consumed.
         report: called with a text when a server does not answer.
 
     Raises:
@@ -194,25 +216,46 @@ def open_source(
 
     if name == "-":
         return StandardInputSource()
-    url = urlsplit(name)
-    if url.scheme in _REDIS and "://" in name:
-        _options(name, ())
-        parts = [unquote(part) for part in url.path.split("/") if part]
-        database, stream = (["0"], parts) if len(parts) == 1 else (parts[:1], parts[1:])
-        if len(stream) != 1 or not database[0].isdigit():
-            raise ValueError(
-                "the URL of a stream must end in its name, or in the number of a database and its "
-                f"name, got {'/'.join(parts)!r:.80}; write redis://localhost:6379/events"
-            )
-        return RedisStreamSource(
-            url._replace(query="", path=f"/{database[0]}").geturl(),
-            stream[0],
-            member,
-            follow=follow,
-            report=report,
-        )
+    if _is_redis(name):
+        return RedisStreamSource(*_stream_of(name), group=group, follow=follow, report=report)
     offset_file = f"{name}.offset" if offset_file == "" else offset_file
     return JsonLinesSource(name, offset_file, follow=follow)
+
+
+def open_refused(
+    name: str, *, report: Callable[[str], None] = lambda _text: None
+) -> "Callable[[Sequence[Refused]], None]":
+    """Return what keeps refused messages, in a file or in `redis://HOST:PORT/STREAM`."""
+    from ftmamba.streaming.redis_backend import RefusedStream
+    from ftmamba.streaming.sources import RefusedFile
+
+    if _is_redis(name):
+        return RefusedStream(*_stream_of(name), report=report)
+    return RefusedFile(name)
+
+
+def _refused_of(source: str) -> str:
+    if _is_redis(source):
+        return f"{source.rstrip('/')}:refused"
+    return "stdin.refused" if source == "-" else f"{source}.refused"
+
+
+def _is_redis(name: str) -> bool:
+    return "://" in name and urlsplit(name).scheme in _REDIS
+
+
+def _stream_of(name: str) -> tuple[str, str]:
+    """Return the URL of a server and database, and the key of a stream in it."""
+    _options(name, ())
+    url = urlsplit(name)
+    parts = [unquote(part) for part in url.path.split("/") if part]
+    database, stream = (["0"], parts) if len(parts) == 1 else (parts[:1], parts[1:])
+    if len(stream) != 1 or not database[0].isdigit():
+        raise ValueError(
+            "the URL of a stream must end in its name, or in the number of a database and its "
+            f"name, got {'/'.join(parts)!r:.80}; write redis://localhost:6379/events"
+        )
+    return url._replace(query="", path=f"/{database[0]}").geturl(), stream[0]
 
 
 def _options(url: str, allowed: tuple[str, ...]) -> dict[str, str]:
@@ -255,12 +298,12 @@ class _Progress:
     def __init__(self, follow: bool) -> None:
         from ftmamba.streaming.consumer import Counts
 
-        self._follow, self._counts = follow, Counts()
+        self._follow, self.counts = follow, Counts()
         self._began = self._printed_at = time.monotonic()
         self._n_printed = 0
 
     def __call__(self, counts: "Counts") -> None:
-        self._counts = counts
+        self.counts = counts
         seconds = time.monotonic() - self._printed_at
         if not self._follow or seconds < SECONDS_BETWEEN_LINES:
             return
@@ -272,7 +315,7 @@ class _Progress:
     def summary(self, n_users: int | None) -> str:
         """Return a line for each outcome that occurred, with its number of messages."""
         seconds = time.monotonic() - self._began
-        counts = {name.replace("_", " "): count for name, count in vars(self._counts).items()}
+        counts = {name.replace("_", " "): count for name, count in vars(self.counts).items()}
         shown = {
             name: f"{count:,}"
             for name, count in counts.items()

@@ -5,6 +5,7 @@ A source is a file, a Hub data set, or a table already in memory.
 
 import codecs
 import csv
+import functools
 import json
 import logging
 import re
@@ -30,7 +31,10 @@ from pandas.tseries.api import guess_datetime_format
 from ftmamba.data.schema import TIME_UNITS, InteractionSchema
 from modeling_ftmamba.configuration_ftmamba import Column
 from modeling_ftmamba.encoders import (
+    BETWEEN,
+    BRACKETS,
     LATEST_SECONDS,
+    LIST,
     MISSING_NUMBERS,
     MISSING_TEXTS,
     NUMBER,
@@ -62,6 +66,8 @@ _TIDY = {b"ftmamba.tidy": b"yes"}
 
 _MISSING = (*MISSING_TEXTS, "NaN", "NaT")
 _NUMBER = f"^{NUMBER}$"
+_A_NUMBER = r"[+-]?\d[\d.,:/TZ +-]*"
+"""Or a time, roughly."""
 _CURRENCY = r"(\p{Sc}|EUR|USD|GBP|CHF|SEK|NOK|DKK|PLN|CZK|R\$|US\$|Rs\.?|kr\.?|zł)"
 _AROUND_NUMBER = rf"^{_CURRENCY}\s*|\s*({_CURRENCY}|%)$"
 """Signs of currency and percent."""
@@ -259,14 +265,11 @@ def _tidy_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
         if {TRUTHS.get(word) for word in words} == {"true", "false"} and {*words} - {"0", "1"}:
             is_true = _is_one_of(texts, [word for word in words if TRUTHS[word] == "true"])
             return pc.if_else(texts.is_null(), pa.scalar(None, pa.bool_()), is_true)
-    if pc.all(pc.match_substring_regex(probe, _LIST)).as_py():
-        bare = pc.replace_substring_regex(texts, r"""^[\[({]\s*['"]?|['"]?\s*,?\s*[\])}]$""", "")
-        lists = pc.split_pattern_regex(bare, r"""['"]\s*,\s*['"]""")
+    if pc.all(pc.match_substring_regex(probe, f"^({LIST})$")).as_py():
+        bare = pc.replace_substring_regex(texts, BRACKETS, "")
+        lists = pc.split_pattern_regex(bare, BETWEEN)
         return pc.if_else(pc.equal(bare, ""), pa.scalar([], lists.type), lists)
     return texts
-
-
-_LIST = r"""^([\[({]\s*['"].*['"]\s*,?\s*[\])}]|\[\s*\])$"""
 
 
 def _is_one_of(texts: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
@@ -288,7 +291,7 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
     if "::" in bare:  # as in MovieLens; pyarrow splits at one character
         delimiter, line = _ONE_FOR_TWO, line.replace("::", _ONE_FOR_TWO)
     names = [name.strip().strip('"') for name in next(csv.reader([line], delimiter=delimiter))]
-    n_values = sum(re.fullmatch(r"[+-]?\d[\d.,:/TZ +-]*", name) is not None for name in names)
+    n_values = sum(re.fullmatch(_A_NUMBER, name) is not None for name in names)
     is_headless = len(names) <= 4 and n_values * 2 >= len(names)
     is_headless = is_headless or (delimiter == _ONE_FOR_TWO and n_values > 0)
 
@@ -341,6 +344,7 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
         logger.warning("%s; they are left out", message)
     if is_headless:
         return _with_usual_names(table, path)
+    table = _without_names_again(table, path)
     # RecBole writes the type behind a name.
     names = [
         re.sub(r":(token|float|token_seq|float_seq)$", "", name.strip().strip('"'))
@@ -352,6 +356,28 @@ def _read_csv(path: Path, spare: str = ",") -> pa.Table:
             "file '%s': columns without a name are left out; name them to use them", path
         )
         table = table.select([index for index, name in enumerate(names) if name])
+    return table
+
+
+def _without_names_again(table: pa.Table, path: Path) -> pa.Table:
+    """Leave out rows that repeat the names, as joined files have; refuse a file without names."""
+    repeats = [pc.fill_null(pc.equal(table[i], name), fill_value=False)
+               for i, name in enumerate(table.column_names)]  # fmt: skip
+    is_name_R = functools.reduce(pc.and_, repeats)
+    is_value = [pc.any(pc.and_not(one, is_name_R)).as_py() for one in repeats]
+    others = [name for name, found in zip(table.column_names, is_value, strict=True) if not found]
+    if sum(is_value) > 1 and all(re.fullmatch(_A_NUMBER, name.strip()) for name in others):
+        raise ValueError(
+            f"file '{path}' begins with values, not with the names of its columns: "
+            f"{', '.join(map(repr, table.column_names[:3]))} occur below too; add a first line "
+            "that names them"
+        )
+    if n_again := pc.sum(is_name_R).as_py():
+        logger.warning(
+            "file '%s': %d rows repeat the names of the columns, the first is row %d; they are "
+            "left out", path, n_again, first_row(is_name_R),
+        )  # fmt: skip
+        table = table.filter(pc.invert(is_name_R))
     return table
 
 
@@ -618,7 +644,13 @@ def _read_hub(source: str) -> pa.Table:
                 f"Hub data set '{source}' has the splits {', '.join(found)}; "
                 f"name one: '{name}:{config or 'default'}/{next(iter(found))}'"
             )
-        found = found["train"] if "train" in found else next(iter(found.values()))
+        chosen = "train" if "train" in found else next(iter(found))
+        if others := ", ".join(split for split in found if split != chosen):
+            logger.warning(
+                "Hub data set '%s': its split %s is read, not %s; name another as '%s:%s/%s'",
+                source, chosen, others, name, config or "default", others.split(", ")[0],
+            )  # fmt: skip
+        found = found[chosen]
     return _from_dataset(found)
 
 
@@ -915,6 +947,8 @@ def _vectors(values: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedA
             values = split(bare, column.separator or r"[\s,;]+").cast(pa.list_(pa.float32()))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{where}: a text is no list of numbers: {error}") from error
+    if values.null_count == len(values):
+        return values
     if not _is_list(values.type) or not _is_number(values.type.value_type):
         raise ValueError(f"{where}: kind 'vector' needs lists of numbers, it holds {values.type}")
     lengths = pc.list_value_length(values)

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ftmamba.data.readers import (
-    MISSING_NUMBERS,
     Source,
     decoded,
     holds_times,
@@ -34,6 +33,7 @@ from ftmamba.data.schema import (
     popularity_column,
 )
 from modeling_ftmamba.configuration_ftmamba import HISTORY, Column
+from modeling_ftmamba.encoders import MISSING_NUMBERS
 
 POPULARITY_DAYS = (1, 7, 30, 1000)
 """Windows proposed for the items where the interactions have times."""
@@ -121,8 +121,8 @@ def infer_schema(
     events = InteractionSchema(user_column, item_column, **event_columns)
     left = [name for name in free if name not in (events.time, events.weight, events.order)]
     notes += [
-        f"interactions.{name} is left out: beside an event stand its gap and its weight; if it is "
-        "a number that says more, add it to event_features of the users' history"
+        f"interactions.{_short(name)} is left out: not a gap or weight; to read a number beside "
+        "events, add it to event_features of the history"
         for name in left
     ]
     counts = pc.value_counts(user_texts).field("counts").to_numpy()
@@ -338,7 +338,7 @@ def _columns(table: pa.Table, name: str, *, skip: Iterable[str], notes: list[str
         values = decoded(table.column(column).slice(0, _SCANNED_ROWS))
         kind = _kind(column, values)
         if isinstance(kind, str):
-            notes.append(f"{name}.{column} is left out: {kind}")
+            notes.append(f"{name}.{_short(column)} is left out: {kind}")
             continue
         columns.append(kind)
         if kind.kind != "categorical":
@@ -349,13 +349,13 @@ def _columns(table: pa.Table, name: str, *, skip: Iterable[str], notes: list[str
             left, kept = (twin, kind) if is_name else (kind, twin)
             columns.remove(left)
             notes.append(
-                f"{name}.{left.name} is left out: it says the same as {kept.name}; declare it to "
-                "read both"
+                f"{name}.{_short(left.name)} is left out: it says the same as {_short(kept.name)}; "
+                "declare it to read both"
             )
         elif not set(_words(column)) & CODE_WORDS and _almost_numbers(values):
             notes.append(
-                f"{name}.{column} is read as a category, for not all of its values are numbers; "
-                "correct the others or leave them empty to read it as a number"
+                f"{name}.{_short(column)} is read as a category, for some values are no numbers; "
+                "empty or correct these to read it as a number"
             )
     return columns
 
@@ -379,6 +379,11 @@ def _codes(table: pa.Table, name: str) -> NDArray[np.int64]:
     return pc.fill_null(pc.add(codes.cast(pa.int64()), 1), 0).to_numpy()  # type: ignore[no-any-return]
 
 
+def _short(name: str, most: int = 40) -> str:
+    """Return a name that keeps a note on one line."""
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
 def _kind(name: str, values: pa.ChunkedArray) -> Column | str:
     """Return the column, or the reason why it is left out and the remedy."""
     n_rows, values = len(values), values.drop_null()
@@ -393,7 +398,7 @@ def _kind(name: str, values: pa.ChunkedArray) -> Column | str:
     if pa.types.is_boolean(kind):
         return Column(name, "categorical")
     if pa.types.is_struct(kind) or pa.types.is_map(kind):
-        return f"its type {kind} is not known; make columns of its fields"
+        return f"its type {_short(str(kind))} is not known; make columns of its fields"
     if pa.types.is_nested(kind):
         if not pa.types.is_floating(kind.value_type):
             return Column(name, "categories")
@@ -404,7 +409,7 @@ def _kind(name: str, values: pa.ChunkedArray) -> Column | str:
         return _kind_of_texts(name, values)
     floats = _as_numbers(values)
     if floats is None:
-        return f"its type {kind} is not known; convert it to numbers or texts"
+        return f"its type {_short(str(kind))} is not known; convert it to numbers or texts"
     return _kind_of_numbers(name, floats)
 
 
@@ -450,7 +455,7 @@ def _smoothness(values_R: NDArray[np.float64]) -> float:
     return float(np.corrcoef(logs[1:], logs[:-1])[0, 1])
 
 
-_OWN_VALUE = "nearly every row has its own value; declare it as categorical to read it all the same"
+_OWN_VALUE = "nearly every row has its own value; declare it as categorical to read it anyway"
 
 
 def _kind_of_texts(name: str, values: pa.ChunkedArray) -> Column | str:
@@ -468,8 +473,8 @@ def _kind_of_texts(name: str, values: pa.ChunkedArray) -> Column | str:
     if share <= _OFTEN_REPEATED or (len(values) <= _FEW_NUMBERS and share < 1):
         return _category(name, n_distinct)
     n_blanks = pc.mean(pc.count_substring(values, " ")).as_py()
-    free = "it is free text; declare it as categories with separator ' ' to read its words, or add "
-    return f"{free}its embedding as a vector" if n_blanks >= 1 else _OWN_VALUE
+    free = "it is free text; declare it as categories, separator ' ', or add its embedding"
+    return free if n_blanks >= 1 else _OWN_VALUE
 
 
 def _separator(values: pa.ChunkedArray) -> str:

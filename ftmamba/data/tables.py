@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ SideSource: TypeAlias = Source | Sequence[Source] | None
 """A table of users or items, or several; None: it is made from the interactions."""
 
 _KEYS_SEARCHED_FOR_A_NEAR_ONE = 10_000
+_NO_WIDTH = re.compile("[\u00ad\u200b\u2060\ufeff]")
 _KEY_NAMES = {
     "users": r"user|uid|customer|client|member|person|visitor|session|account|buyer|reviewer"
     r"|playlist|profile|household|subscriber|listener|reader|student|patient",
@@ -144,6 +146,7 @@ def load_tables(
     events = read_table(interactions)
     if not events.num_rows:
         raise ValueError("table 'interactions' is empty: it has no rows")
+    _check_columns(events, (), "interactions")
     if not (is_in_order(events) or (schema and schema.interactions.order == ROW_ORDER)):
         events = _each_row_once(events, "interactions")
     keys = {} if schema is None else {"users": schema.users.key, "items": schema.items.key}
@@ -192,6 +195,7 @@ def _read_side(source: SideSource, name: str, key: str) -> pa.Table | None:
     table, *further = map(read_table, source if several else [source])  # type: ignore[arg-type]
     if not table.num_rows:
         return None
+    _check_columns(table, (), name)
     table = _each_row_once(table, name)
     for number, other in enumerate(further, start=2):
         names = (name, f"{name} {number}")
@@ -401,6 +405,21 @@ def _join(
     return joined.select(np.lexsort(by)) if by else joined
 
 
+def _check_lookalikes(keys: pa.ChunkedArray, name: str) -> None:
+    """Refuse keys that look the same but are written with other code points, hence are two."""
+    foreign = keys.filter(pc.invert(pc.string_is_ascii(keys))).to_pylist()
+    forms = [normalize("NFC", _NO_WIDTH.sub("", key)) for key in foreign]
+    is_there = pc.is_in(pa.array(forms, keys.type), value_set=keys).to_pylist()
+    first: dict[str, str] = {}
+    for key, form, found in zip(foreign, forms, is_there, strict=True):
+        other = form if found else first.setdefault(form, key)
+        if other != key:
+            raise ValueError(
+                f"{name}: the keys {key!a} and {other!a} look the same and are two; write them "
+                "alike in every table: in Unicode's form NFC, without characters of no width"
+            )
+
+
 def _row_ids(
     keys: pa.ChunkedArray, known: pa.ChunkedArray, names: tuple[str, str]
 ) -> NDArray[np.int64]:
@@ -408,6 +427,7 @@ def _row_ids(
     texts = key_texts(keys).cast(known.type)
     rows = pc.index_in(texts, value_set=known)
     others = pc.unique(texts.filter(rows.is_null()).drop_null())
+    _check_lookalikes(pa.chunked_array([*known.chunks, others]), names[1])
     if len(others):
         bare = pc.replace_substring_regex(known, r"^0+(\d)", r"\1")
         rows_of_others = pc.index_in(

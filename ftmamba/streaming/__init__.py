@@ -1,7 +1,7 @@
 """Users kept fresh: events in, states in a store, embeddings out."""
 
 from ftmamba.streaming.consumer import Counts, Rules, consume
-from ftmamba.streaming.events import UserEvent, parse_event
+from ftmamba.streaming.events import Refused, UserEvent, parse_event
 from ftmamba.streaming.observer import CheckpointObserver
 from ftmamba.streaming.sources import Batch, Source
 from ftmamba.streaming.stores import Put, StateStore, Stored, next_version
@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointObserver",
     "Counts",
     "Put",
+    "Refused",
     "Rules",
     "Source",
     "StateStore",

@@ -4,19 +4,22 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ftmamba.checks import parse_json
 from ftmamba.streaming.stores import LONGEST_USER_KEY
 from modeling_ftmamba.catalogue import LONGEST_KEY
-from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT
+from modeling_ftmamba.configuration_ftmamba import LARGEST_CONTEXT, near
 from modeling_ftmamba.encoders import number_of, seconds_of, text_of
 from modeling_ftmamba.processing_ftmamba import Event
 
 LONGEST_EVENT_ID = 512
 """Bytes in UTF-8."""
 
+_FIELDS = (
+    "user_key", "item_key", "event_id", "time", "weight", "context", "item_record", "user_record"
+)  # fmt: skip
 _LARGEST_LEAD = 86_400
 """Seconds by which the clock of an event's sender may be ahead."""
 
@@ -34,6 +37,7 @@ class UserEvent:
             delivered twice counts twice.
         item_record: raw columns of the item, read if its key is not in the catalogue.
         user_record: raw columns of the user, read with a user's first event.
+        position: where its source has it, a text that sorts like the source; empty without one.
     """
 
     user_key: str
@@ -41,6 +45,7 @@ class UserEvent:
     event_id: str = ""
     item_record: Mapping[str, Any] | None = None
     user_record: Mapping[str, Any] | None = None
+    position: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         """Return the event on one line, as `parse_event` reads it."""
@@ -59,7 +64,26 @@ class UserEvent:
         return json.dumps(kept, ensure_ascii=False, allow_nan=False)
 
 
-def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
+@dataclass(frozen=True)
+class Refused:
+    """A message that changes no state.
+
+    Attributes:
+        kind: a name among `Counts`, such as `late`.
+        reason: in words.
+        message: as it arrived, or the event in JSON.
+    """
+
+    kind: str
+    reason: str
+    message: str = ""
+
+    def to_json(self) -> str:
+        """Return it on one line."""
+        return json.dumps(vars(self), ensure_ascii=False)
+
+
+def parse_event(text: str | bytes, *, event_id: str = "", position: str = "") -> UserEvent:
     """Read an event from a JSON object; unknown fields are ignored.
 
     It has `user_key` and `item_key`, and may have `event_id`, `time`, `weight`, `context`,
@@ -68,6 +92,7 @@ def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
     Args:
         text: the object.
         event_id: for an event without one.
+        position: of the event in its source.
 
     Raises:
         ValueError: it is not a JSON object, a key is missing, or a value is of another type.
@@ -76,6 +101,10 @@ def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
         values = parse_json(text.decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"an event must be a JSON object ({error!s:.200}), {_EXAMPLE}") from None
+    absent = [name for name in _FIELDS if name not in values]
+    for name in values:
+        if name not in _FIELDS and (guess := near(name, absent, 0.8)):
+            raise ValueError(f"an event has no field {name!r:.80}{guess} It has {_EXAMPLE}")
     if values.get("event_id") is not None:
         event_id = _text(values, "event_id", LONGEST_EVENT_ID)
     context = {
@@ -94,6 +123,7 @@ def parse_event(text: str | bytes, *, event_id: str = "") -> UserEvent:
         event_id=event_id,
         item_record=_record(values, "item_record"),
         user_record=_record(values, "user_record"),
+        position=position,
     )
 
 

@@ -86,13 +86,16 @@ class CheckpointObserver:
                 "catalogue, and the event has no item_record with columns of it",
             )
         given = one.event.context
-        if self._context and given and not any(name in self._context for name in given):
-            name = next(iter(given))
-            return Refusal(
-                False,
-                f"its context has {name!r:.80}{near(name, self._context)}, and none of the columns "
-                f"that the model reads: {', '.join(self._context)}",
-            )
+        absent = [name for name in self._context if name not in given]
+        is_lost = len(absent) == len(self._context) > 0
+        for name in given:
+            guess = near(name, absent, 0.6 if is_lost else 0.8)
+            if name not in self._context and (guess or is_lost):
+                return Refusal(
+                    False,
+                    f"its context has {name!r:.80}{guess}, which is none of the columns that the "
+                    f"model reads: {', '.join(self._context)}",
+                )
         try:
             if one.user_record is not None:
                 self._extractor(users=[one.user_record])

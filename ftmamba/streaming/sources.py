@@ -1,11 +1,11 @@
 """Where events come from: the contract of every source, files of JSON lines and standard input."""
 
 import json
+import os
 import sys
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from io import BufferedReader
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ftmamba.atomic import whole_file
 from ftmamba.checks import read_json
-from ftmamba.streaming.events import UserEvent, parse_event
+from ftmamba.streaming.events import Refused, UserEvent, parse_event
 
 MOST_LINE_BYTES = 2**20
 POLL_SECONDS = 0.2
@@ -29,20 +29,41 @@ class Batch:
 
     Attributes:
         events: in the order of arrival.
-        problems: for each message that is not a valid event, what is wrong and where.
-        position: what the source needs to acknowledge it.
+        problems: messages that are not valid events.
+        position: of the last message.
     """
 
     events: Sequence[UserEvent]
-    problems: Sequence[str] = field(default_factory=tuple)
-    position: Any = None
+    problems: Sequence[Refused] = field(default_factory=tuple)
+    position: str = ""
 
     def __len__(self) -> int:
         return len(self.events) + len(self.problems)
 
 
 class Source(Protocol):
-    """Delivers every event at least once: what was not acknowledged is delivered again."""
+    """Delivers every event at least once, in one order: what was not acknowledged comes again.
+
+    A position is a text; positions sort like the messages they follow.
+    """
+
+    @property
+    def name(self) -> str:
+        """The same for the same messages, and for no others; empty if they cannot be read again."""
+        ...
+
+    @property
+    def bookmark(self) -> str:
+        """The position that was acknowledged last, empty for none."""
+        ...
+
+    def seek(self, position: str) -> None:
+        """Continue after a position, with the first message after the empty one."""
+        ...
+
+    def lost_after(self, position: str, /) -> str:
+        """Return in words why messages after a position cannot be read any more, or nothing."""
+        ...
 
     def read(self, most_events: int) -> Batch | None:
         """Return up to so many events.
@@ -69,11 +90,9 @@ class JsonLinesSource:
 
     Args:
         path: of the events; UTF-8.
-        offset_file: keeps the acknowledged offset, replaced atomically; None starts at `start` each
-            time.
+        offset_file: keeps the acknowledged offset, replaced atomically; None for none.
         follow: wait for more lines at the end. A last line without a newline is read once it has
             one; without `follow`, if it is complete JSON.
-        start: byte at which to start if there is no offset file.
         sleep: waits.
 
     Raises:
@@ -87,7 +106,6 @@ class JsonLinesSource:
         offset_file: str | Path | None = None,
         *,
         follow: bool = False,
-        start: int = 0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._path = Path(path)
@@ -95,13 +113,35 @@ class JsonLinesSource:
             raise FileNotFoundError(f"no file of events {str(path)!r}; give one of JSON lines")
         self._offset_file = None if offset_file is None else Path(offset_file)
         self._follow, self._sleep = follow, sleep
-        self._offset = self._committed(start)
+        self._offset = self._committed()
+        self._acknowledged, self._name = self._offset, ""
         self._file = self._path.open("rb")
 
     @property
-    def offset(self) -> int:
-        """Bytes of the file that have been read."""
-        return self._offset
+    def name(self) -> str:
+        """A hash of the first line, empty before there is one."""
+        if not self._name:
+            with self._path.open("rb") as file:
+                line = file.readline(MOST_LINE_BYTES)
+            if line.endswith(b"\n") or len(line) == MOST_LINE_BYTES or _is_json(line):
+                self._name = f"file {_mark(0, line.strip())}"
+        return self._name
+
+    @property
+    def bookmark(self) -> str:
+        return self._position(self._acknowledged) if self._acknowledged else ""
+
+    def seek(self, position: str) -> None:
+        self._offset = int(position.partition(" ")[0] or 0)
+        if position and position != self._position(self._offset):
+            raise ValueError(
+                f"{str(self._path)!r} is not the file whose first {self._offset} bytes are in the "
+                "states: it was cut or replaced; use another store for other events"
+            )
+
+    def lost_after(self, _position: str, /) -> str:
+        """Return nothing: a file that was cut is refused when it is read."""
+        return ""
 
     def read(self, most_events: int) -> Batch | None:
         size = self._path.stat().st_size
@@ -111,7 +151,7 @@ class JsonLinesSource:
                 f"cut or replaced; {self._remedy()}"
             )
         events: list[UserEvent] = []
-        problems: list[str] = []
+        problems: list[Refused] = []
         while len(events) + len(problems) < most_events:
             start, line = self._offset, self._next_line()
             if line is None:
@@ -120,32 +160,30 @@ class JsonLinesSource:
                 if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
                     raise ValueError(f"a line of more than {MOST_LINE_BYTES} bytes")
                 if line.strip():
-                    events.append(parse_event(line, event_id=_mark(start, line.strip())))
+                    mark, position = _mark(start, line.strip()), f"{self._offset:020}"
+                    events.append(parse_event(line, event_id=mark, position=position))
             except ValueError as error:
-                problems.append(f"{self._path.name}, byte {start}: {error}")
+                problems.append(_malformed(f"{self._path.name}, byte {start}", error, line))
         if not events and not problems:
             if not self._follow:
                 return None
             self._sleep(POLL_SECONDS)
-        return Batch(events, problems, self._offset)
+        return Batch(events, problems, self._position(self._offset))
 
     def acknowledge(self, batch: Batch) -> None:
         if self._offset_file is None:
             return
-        values = {
-            "file": self._path.name,
-            "offset": batch.position,
-            "tail": self._tail(batch.position),
-        }
+        offset = self._acknowledged = int(batch.position.partition(" ")[0])
+        values = {"file": self._path.name, "offset": offset, "tail": self._tail(offset)}
         with whole_file(self._offset_file) as path:
             path.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         self._file.close()
 
-    def _committed(self, start: int) -> int:
+    def _committed(self) -> int:
         if self._offset_file is None or not self._offset_file.exists():
-            return start
+            return 0
         values = read_json(self._offset_file, most_bytes=_MOST_OFFSET_BYTES)
         offset = values.get("offset")
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
@@ -156,6 +194,10 @@ class JsonLinesSource:
                 f"that {offset} bytes are read: it is shorter or was replaced; {self._remedy()}"
             )
         return offset
+
+    def _position(self, offset: int) -> str:
+        """Return an offset with a hash of what is before it."""
+        return f"{offset:020} {self._tail(offset)}"
 
     def _remedy(self) -> str:
         return f"give another offset file, or delete it to start {self._path.name} again"
@@ -182,28 +224,25 @@ class JsonLinesSource:
         return line
 
 
-class FileHistory:
-    """All events of a user in a file, up to the offset that its source has read.
+class RefusedFile:
+    """Appends refused messages to a file, one JSON object a line, made with the first of them."""
 
-    It keeps the events of all users in memory.
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
 
-    Args:
-        path: the file that `source` reads.
-        source: gives the offset.
-    """
-
-    def __init__(self, path: str | Path, source: JsonLinesSource) -> None:
-        self._path, self._source = path, source
-        self._offset = 0
-        self._events: dict[str, list[UserEvent]] = defaultdict(list)
-
-    def __call__(self, user_key: str) -> list[UserEvent]:
-        with closing(JsonLinesSource(self._path, start=self._offset)) as reader:
-            while reader.offset < self._source.offset and (batch := reader.read(1)) is not None:
-                for event in batch.events:
-                    self._events[event.user_key].append(event)
-            self._offset = reader.offset
-        return self._events.get(user_key, [])
+    def __call__(self, refused: Sequence[Refused]) -> None:
+        """Write them; they are on the disk when it returns."""
+        # What people did is their own: others could read a file that `open` makes.
+        self._path.touch(0o600)
+        with self._path.open("a+b") as file:
+            # A process that was killed may have left the beginning of a line.
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            lines = [b"\n"] if size and file.read(1) != b"\n" else []
+            lines += [one.to_json().encode(errors="replace") + b"\n" for one in refused]
+            file.write(b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class StandardInputSource:
@@ -221,6 +260,14 @@ class StandardInputSource:
         self._rest = b""
         self._number = 0
         self._is_too_long = False
+        self.name = self.bookmark = ""
+
+    def seek(self, position: str) -> None:
+        """Do nothing: a pipe is read once."""
+
+    def lost_after(self, _position: str, /) -> str:
+        """Return nothing: a pipe has no positions."""
+        return ""
 
     def read(self, most_events: int) -> Batch | None:
         while not self._lines:
@@ -231,7 +278,7 @@ class StandardInputSource:
                 piece = b"\n"
             self._split(piece)
         events: list[UserEvent] = []
-        problems: list[str] = []
+        problems: list[Refused] = []
         for _ in range(min(most_events, len(self._lines))):
             self._number += 1
             line = self._lines.popleft()
@@ -241,7 +288,7 @@ class StandardInputSource:
                 if line.strip():
                     events.append(parse_event(line))
             except ValueError as error:
-                problems.append(f"line {self._number}: {error}")
+                problems.append(_malformed(f"line {self._number}", error, line or b""))
         return Batch(events, problems)
 
     def acknowledge(self, batch: Batch) -> None:
@@ -258,6 +305,10 @@ class StandardInputSource:
         if len(rest) > MOST_LINE_BYTES:
             self._is_too_long = True
         self._rest = b" " if self._is_too_long else rest
+
+
+def _malformed(place: str, error: ValueError, line: bytes) -> Refused:
+    return Refused("malformed", f"{place}: {error}", line.decode(errors="replace").strip())
 
 
 def _mark(start: int, line: bytes) -> str:

@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -28,6 +29,25 @@ def test_bad_input_is_one_line_and_exit_code_2(error, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "ftmamba: error: two lines\n"
+
+
+def test_bad_input_to_several_processes_is_said_once_and_in_the_launchers_report(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setitem(COMMANDS, "fail", failing(ValueError("two\n lines")))
+    for rank, printed in (("0", "ftmamba: error: two lines\n"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank))
+        assert program.main(["fail"]) == 2
+        assert capsys.readouterr().err == printed
+        report = json.loads((tmp_path / rank).read_text())
+        assert report["message"] == "ftmamba: error: two lines"
+    lost = RuntimeError("[gloo] Connection closed by peer")
+    monkeypatch.setitem(COMMANDS, "fail", failing(lost))
+    assert program.main(["fail"]) == 2
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        program.main(["fail"])
 
 
 @pytest.mark.parametrize(

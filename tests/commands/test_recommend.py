@@ -4,7 +4,7 @@ import pytest
 
 from ftmamba import Recommender
 from ftmamba.__main__ import main
-from ftmamba.commands.recommend import explanation_table, recommendations_table
+from ftmamba.commands.recommend import explanation_table, parse_record, recommendations_table
 from ftmamba.explanations import Explanation
 from ftmamba.recommender import Recommendation
 
@@ -123,3 +123,8 @@ def test_bad_input_is_one_line_on_the_error_stream(checkpoint_folder, command, m
 def test_a_missing_checkpoint_is_named_with_the_near_one(checkpoint_folder, capsys):
     assert main(["recommend", str(checkpoint_folder.parent / "tiney"), "--user", "u3"]) == 2
     assert "did you mean 'tiny'?" in capsys.readouterr().err
+
+
+def test_a_record_with_a_column_twice_is_refused():
+    with pytest.raises(ValueError, match="the key 'age' occurs twice"):
+        parse_record('{"age": 31, "age": 99}')

@@ -202,6 +202,35 @@ def test_a_value_has_one_encoding_in_every_container(extractors, value, folder):
             assert expected == "refused"
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *(("categories", value) for value in (
+            ["a", "b"], ["b", "5", "a"], [], ["new"], None, "['a', 'b']", "( 'b', \"a\", )", "[]",
+            "", "a b", "a|b", "{'a'}", "5", 5, "['a', 'b'] x",
+        )),
+        *(("vector", value) for value in (
+            [0.5, -1.0], [1, 2], "[0.5, -1.0]", "0.5 -1", "(0.5;-1)", None, "", [0.5], "a b", "[1]",
+            "[0.5, x]", ["a", "b"], 5,
+        )),
+    ],
+)  # fmt: skip
+def test_a_list_has_one_encoding_in_every_container(kind, value, folder):
+    known = {"categories": [["a", "b", "5"], []], "vector": [[0.0, 1.0], [1.0, 0.0]]}
+    blank = FTMambaFeatureExtractor([{"name": "x", "kind": kind}], ITEM)
+    extractor = fit_extractor(blank, {"x": known[kind]}, {"y": [0, 1]})
+    expected = outcome(encoded, extractor, [{"x": value}])
+    for name, of in RECORDS.items():
+        if name not in ("record", "endpoint", "columns", "numpy"):  # dicts, where a list is both
+            held = outcome(of, value)
+            found = held if isinstance(held, str) else outcome(encoded, extractor, held)
+            assert are_same(found, expected), (name, found, expected)
+    for name, of in FILES.items():
+        table = outcome(of, value, folder)
+        assert are_same(outcome(encoded, extractor, table), expected), name
+        assert are_same(outcome(trained, extractor, table), expected), (name, "in training")
+
+
 @pytest.mark.parametrize("value", [*VALUES, *REFUSED, *IN_OTHER_ROWS, *drawn(25, 1)], ids=repr)
 def test_a_key_is_the_same_at_every_entrance(value, folder):
     key = outcome(lambda: column_texts([value], "x")[1][0])

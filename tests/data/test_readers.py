@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from ftmamba.data import readers
 from ftmamba.data.readers import (
@@ -227,6 +227,15 @@ def test_a_hub_data_set_is_loaded_by_name_config_and_split(monkeypatch):
         ("some/data", "users", None),
         ("some/data", "users", "test"),
     ]
+
+
+def test_splits_of_a_hub_data_set_that_are_not_read_are_named(monkeypatch, caplog):
+    parts = DatasetDict({"train": Dataset(TABLE, fingerprint="a"), "test": None})
+    monkeypatch.setattr(readers, "load_dataset", lambda *_, **__: parts)
+    assert read_table("some/data").to_pylist() == ROWS
+    assert "its split train is read, not test; name another as 'some/data:default/test'" in (
+        caplog.text
+    )
 
 
 def test_a_missing_file_or_folder_is_named_with_the_near_one(tmp_path):

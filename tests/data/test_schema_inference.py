@@ -65,10 +65,10 @@ def test_keys_kinds_title_time_and_weight_are_guessed_from_memory_and_from_csv(t
     assert schema.interactions == InteractionSchema("uid", "item_key", "ts", "rating")
     assert notes == (
         "users.level is left out: it says the same as plan; declare it to read both",
-        "users.bio is left out: it is free text; declare it as categories with separator ' ' to "
-        "read its words, or add its embedding as a vector",
+        "users.bio is left out: it is free text; declare it as categories, separator ' ', or add "
+        "its embedding",
         "users.phone is left out: nearly every row has its own value; declare it as categorical to "
-        "read it all the same",
+        "read it anyway",
     )
 
     paths = [tmp_path / f"{name}.csv" for name in ("users", "items", "events")]
@@ -209,7 +209,7 @@ def test_of_a_code_and_its_name_the_name_is_read_and_a_stray_word_among_numbers_
     schema, notes = infer_schema(users, items, events)
     assert [c.name for c in schema.items.raw_columns][-2:] == ["colour_name", "made"]
     assert any("items.colour_no is left out: it says the same as colour_name" in n for n in notes)
-    assert any("items.made is read as a category, for not all of its values" in n for n in notes)
+    assert any("items.made is read as a category, for some values" in n for n in notes)
 
 
 def test_a_key_of_very_many_values_is_hashed_and_a_history_fits_most_users(tables, monkeypatch):
@@ -249,3 +249,26 @@ def test_times_since_1970_are_told_by_their_size_whatever_their_name_and_unit(ta
         assert (found.time, found.time_unit) == ("when", unit)
     coded = events.drop_columns("ts").append_column("order_id", times)
     assert infer_schema(users, items, coded)[0].interactions.time == ""
+
+
+def test_a_note_on_what_is_left_out_is_one_short_line():
+    name, n = "a name of a column that nobody would have the patience to read", 60
+    rows = range(n)
+    free = [f"said {row} and {row * 7} of {row * 13}" for row in rows]
+    fields = [{f"field {key}": key for key in range(9)}] * n
+    users = {"user_id": [f"u{row}" for row in rows]} | {
+        f"{kind} {name}": values
+        for kind, values in {
+            "free": free, "own": [f"{row}x{row * 7}" for row in rows], "same": ["x"] * n,
+            "fields": fields, "empty": [None] * n, "twin": [row % 3 for row in rows],
+            "name of twin": [f"n{row % 3}" for row in rows],
+        }.items()
+    }  # fmt: skip
+    events = {
+        "user_id": users["user_id"] * 2, "item_id": [f"i{row % 9}" for row in range(2 * n)],
+        f"note {name}": [f"{row}y" for row in range(2 * n)],
+    }  # fmt: skip
+    items = {"item_id": [f"i{row}" for row in range(9)]}
+    _, notes = infer_schema(users, items, events)
+    assert sum("is left out" in note for note in notes) >= 7
+    assert max(map(len, notes)) < 160

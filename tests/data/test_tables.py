@@ -496,3 +496,60 @@ def test_a_column_beside_events_that_is_not_there_is_named_with_the_near_one(raw
     message = r"no column of table 'interactions'; did you mean 'rating'\? There are: gap, weight, "
     with pytest.raises(ValueError, match=message):
         load_tables(**raw, schema=with_context(schema, "ratign"))
+
+
+def lines(*rows):
+    return "".join(f"{row}\n" for row in rows)
+
+
+def events_of(n, form="u{},i{},{}"):
+    return [form.format(row % 7, row % 5, 1 + row % 4) for row in range(n)]
+
+
+def test_names_that_stand_again_in_joined_files_are_no_interaction(tmp_path, caplog):
+    path, names = tmp_path / "events.csv", "user,item,rating"
+    path.write_text(lines(names, *events_of(20), names, "u9,i9,5"))
+    tables = load_tables(None, None, path)
+    assert "user" not in tables.user_keys
+    assert "u9" in tables.user_keys
+    assert tables.schema.interactions.weight == "rating"
+    assert "1 rows repeat the names of the columns, the first is row 21" in caplog.text
+
+
+@pytest.mark.parametrize("n_columns", [2, 3])
+def test_a_file_that_begins_with_texts_of_values_is_refused(tmp_path, n_columns):
+    rows = [row.rsplit(",", 3 - n_columns)[0] for row in events_of(40)]
+    (tmp_path / "events.csv").write_text(lines(*rows))
+    with pytest.raises(ValueError, match=r"begins with values, not with the names .*: 'u0', 'i0'"):
+        load_tables(None, None, tmp_path / "events.csv")
+
+
+def test_a_value_that_is_its_columns_name_is_a_value(tmp_path):
+    (tmp_path / "events.csv").write_text(lines("user,item", "user,i1", "u2,i1", "u3,i2"))
+    assert "user" in load_tables(None, None, tmp_path / "events.csv").user_keys
+
+
+@pytest.mark.parametrize(
+    "two",
+    [
+        "Ame\u0301lie Am\u00e9lie",
+        "i1\u200b i1",
+        "i1\u00ad i1\ufeff",
+        "\ufb01\u0301 \ufb01\u0301\u200b",
+    ],
+)
+def test_keys_that_look_the_same_and_are_two_are_refused(two):
+    one, other = two.split(" ")
+    events = {"user": ["a", "b", "c"], "item": [one, other, "x"]}
+    for items in (None, {"item": [one, "x"], "year": [1990, 1991]}):
+        with pytest.raises(ValueError, match=r"items: the keys .* look the same and are two"):
+            load_tables(None, items, events, drop_unknown=True)
+    events["item"] = [one, one, "\u00e9t\u00e9"]
+    assert len(load_tables(None, None, events).item_keys) == 2
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "users.csv").write_text(lines("user,age,age", "u1,3,4", "u2,5,6"))
+    events = {"user": ["u1", "u2"], "item": ["i1", "i2"]}
+    with pytest.raises(ValueError, match="table 'users' has two columns 'age'"):
+        load_tables(tmp_path / "users.csv", None, events)

@@ -49,7 +49,7 @@ def test_a_saved_checkpoint_explains_as_the_one_in_memory(recommender, tiny_chec
     [
         (RECORD, "i99", "no item 'i99' among the 20 of the catalogue; did you mean 'i19'"),
         ("u99", "i02", "no user 'u99' among the 12 known users"),
-        ({"agee": 31}, "i02", "no known column, got: agee; did you mean 'age'"),
+        ({"agee": 31}, "i02", "no known columns, got: agee; did you mean 'age'"),
         ({"age": "old"}, "i02", "'age', row 0 .*must be a finite number, got 'old'"),
     ],
 )

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from ftmamba import Recommender
+from ftmamba import Recommender, train
 from ftmamba.checkpoint import load_checkpoint
 from ftmamba.commands.evaluate import repeat_evaluation
 from ftmamba.data.tables import load_tables
@@ -94,6 +94,10 @@ def test_what_is_fitted_is_saved_and_loaded_and_saved_again(fitted, tmp_path):
     assert [one.item_key for one in again.recommend(user_key="u3", k=4)] == expected
     assert str(again.evaluation) == str(fitted.evaluation)
     assert (tmp_path / "twice" / "README.md").read_text().startswith("---\n")
+    text = (tmp_path / "twice" / "recipe.yaml").read_text()
+    assert text.startswith("# The tables of this run were in memory, so it cannot be run again")
+    with pytest.raises(ValueError, match="run on tables in memory names no files"):
+        train(tmp_path / "twice" / "recipe.yaml")
     with pytest.raises(ValueError, match="the run's tables were in memory"):
         repeat_evaluation(load_checkpoint(tmp_path / "twice"))
 
@@ -118,6 +122,17 @@ def test_test_items_that_the_mask_hides_are_counted_in_log_result_and_card(tmp_p
     assert words in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_a_catalogue_of_a_few_items_is_fitted_with_shorter_lists():
+    rows = [
+        {"user": f"u{user}", "item": f"i{(user * 3 + step) % 7}", "time": 1000 * step + user}
+        for user in range(40)
+        for step in range(5)
+    ]
+    fitted = Recommender.fit(rows, **SMALL)
+    assert {"NDCG@5", "NDCG@7"} <= set(fitted.evaluation.models["popularity"]["metrics"])
+    assert len(fitted.recommend(user_key="u3", k=7)) == 2
+
+
 def test_what_is_fitted_is_pushed_without_its_users_and_loads_from_there(fitted, here):
     pushed = fitted.push_to_hub("tester/films", private=True)
     files = here.files("tester/films")
@@ -139,7 +154,7 @@ def test_nothing_is_written_unless_a_folder_is_named(raw, tmp_path, monkeypatch)
 
 
 def test_a_comparison_that_fails_does_not_lose_the_model(raw, tmp_path, monkeypatch, caplog):
-    def failing(*_):
+    def failing(*_, **__):
         raise MemoryError("too large")
 
     monkeypatch.setattr("ftmamba.run.compare", failing)

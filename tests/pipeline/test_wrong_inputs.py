@@ -12,8 +12,8 @@ from modeling_ftmamba.configuration_ftmamba import UNSEEN_ID
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline, WrongInputError
 
 WRONG = [
-    ({"agee": 31}, {}, r"record 0 .* no known column, got: agee; did you mean 'age'"),
-    ([{"age": 3}, {"agee": 3}], {}, r"record 1 \(the first is 0\): no known column"),
+    ({"agee": 31}, {}, r"record 0 .* no known columns, got: agee; did you mean 'age'"),
+    ([{"age": 3}, {"agee": 3}], {}, r"record 1 \(the first is 0\): no known columns"),
     ([{"age": 3}, {"age": 3, "ocupation": "x"}], {}, "record 1 .* did you mean 'occupation'"),
     ({"age": "old"}, {}, r"record 0 .*, column 'age': must be a finite number, got 'old'"),
     ({"age": float("inf")}, {}, "column 'age': must be a finite number, got inf"),

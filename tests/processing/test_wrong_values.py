@@ -3,6 +3,7 @@
 import re
 from datetime import date
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -45,10 +46,10 @@ def test_a_wrong_value_is_named_by_column_row_and_rule(fitted, name, value, rule
 
 
 def test_a_source_of_no_known_form_or_column_is_refused(fitted):
-    with pytest.raises(ValueError, match="no known column, got: agee; did you mean 'age'"):
+    with pytest.raises(ValueError, match="no known columns, got: agee; did you mean 'age'"):
         fitted(users={"agee": 3})
     with pytest.raises(
-        ValueError, match="item records: no known column, got: nothing; known are: genres"
+        ValueError, match="item records: no known columns, got: nothing; known are: genres"
     ):
         fitted(items=pa.table({"nothing": [1]}))
     with pytest.raises(ValueError, match=r"users must be a record \(dict\), a list of records"):
@@ -61,6 +62,14 @@ def test_a_source_of_no_known_form_or_column_is_refused(fitted):
         fitted(users={"age": [1, 2], "job": ["a"]})
 
 
+@pytest.mark.parametrize("value", [pd.Series([31, 2]), np.ones((9, 9))])
+def test_a_wrong_value_of_many_lines_is_shown_in_one(fitted, value):
+    for users in ([{"age": value}, {}], [{}, value], value):
+        with pytest.raises(ValueError, match=r"must be|known") as caught:
+            fitted(users=users)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "users",
     [
@@ -71,7 +80,10 @@ def test_a_source_of_no_known_form_or_column_is_refused(fitted):
     ],
 )
 def test_a_misspelt_column_beside_a_right_one_is_refused(fitted, users):
-    with pytest.raises(ValueError, match=r"no known column, got: .ob.*; did you mean 'job'"):
+    with pytest.raises(
+        ValueError,
+        match=r"got: .ob.*; did you mean 'job'\? Else give it as None; known are: age",
+    ):
         fitted(users=users)
     assert len(fitted(users={"job": "a", "jobs": 3, "zip_area": 3, "age_group": "30s", "age": 3}))
 
@@ -96,7 +108,7 @@ def test_fitting_needs_every_column_and_at_least_one_row():
         [{"name": "popularity_7d", "kind": "numeric", "popularity_days": 7}],
     )
     items = {"popularity_7d": [1.0, 2.0]}
-    with pytest.raises(ValueError, match=r"no known column, got: citty; did you mean 'city'"):
+    with pytest.raises(ValueError, match=r"an unknown column, got: citty; did you mean 'city'"):
         fit_extractor(extractor, {"citty": ["a"], "age": [3]}, items)
     with pytest.raises(ValueError, match=r"'popularity_7d' has no value .* the raw popularity"):
         fit_extractor(extractor, {"city": ["a", "b"], "age": [3, 4]}, [{}])

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,44 @@ def test_a_wrong_name_is_refused_before_training(train, argv, here, capsys, tmp_
     assert train([*argv, "--hub_model_id", name]) == 2
     assert f"must be 'user/name', got '{name}'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+PHASES = {
+    "reading tables": "ftmamba.run.read_tables",
+    "splitting": "ftmamba.run.split_tables",
+    "encoding": "ftmamba.training.run.encode",
+    "embedding the catalogue": "ftmamba.results.embed_catalogue",
+    "saving": "modeling_ftmamba.pipeline_ftmamba.add_pipeline",
+    "evaluating": "ftmamba.comparison.evaluate",
+    "tuning baselines": "ftmamba.comparison.tune",
+    "making the card": "ftmamba.run.with_card",
+    "pushing": "hub_cards.training_push.TrainingPush.finish",
+}
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [(name, signal.SIGINT if row % 2 else signal.SIGTERM) for row, name in enumerate(PHASES)],
+)
+def test_a_signal_outside_training_is_one_line_and_leaves_nothing_half_written(
+    train, argv, here, capsys, tmp_path, monkeypatch, phase, number
+):
+    def interrupted(*_, **__):
+        signal.raise_signal(number)
+        pytest.fail("the signal did not come")
+
+    monkeypatch.setattr(PHASES[phase], interrupted)
+    flags = ["--num_epochs", "1", "--baselines", "item-knn", "--tune_baselines", "true"]
+    flags += [] if phase == "pushing" else ["--push_to_hub", "false"]
+    assert train([*argv, *flags]) == 128 + number
+    said = capsys.readouterr().err.splitlines()
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert said[-1] == f"train_accelerate.py: stopped by {name}"
+    assert not any("Traceback" in line for line in said)
+    assert [path.name for path in tmp_path.rglob(".*") if path.name != ".cache"] == []
+    output = tmp_path / "runs" / "films"
+    if list(PHASES).index(phase) > list(PHASES).index("saving"):
+        assert load_checkpoint(output).users is not None
+    else:
+        assert not output.exists() or not (output / "config.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -112,6 +112,7 @@ def test_unseen_categories_and_missing_values_are_no_errors(recommender):
         ({"record": {"age": "thirty"}}, "age.*thirty"),
         ({"user_key": "u1", "record": RECORD}, "exactly one of user_key and record .*got both"),
         ({}, "exactly one of user_key and record .*got none"),
+        ({"record": RECORD, "exclude_seen": "no"}, "exclude_seen must be True, False or None"),
         ({"user_key": "u12"}, "no user 'u12' .*did you mean 'u"),
         *(
             ({"record": RECORD, "k": k}, "k must be .* from 1 to 20")

@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 
 from ftmamba import Recommender
@@ -28,6 +30,8 @@ from ftmamba.evaluation.result import Evaluation
 from ftmamba.identity import identity_of
 from ftmamba.recipe import ExamplesRecipe, recipe_from_dict
 from ftmamba.results import make_checkpoint
+from ftmamba.run import run_recipe
+from tests.kills import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +193,26 @@ def test_concerns_lists_and_times_are_logged(run, caplog):
     assert any(
         re.match(r"recommendations: \d+ different lists for \d+ users", one) for one in texts
     )
+
+
+@pytest.mark.parametrize("executable", [sys.executable, "/bin/false"])
+def test_rivals_trained_beside_the_model_are_those_trained_after_it(
+    tmp_path, monkeypatch, caplog, executable
+):
+    caplog.set_level("INFO")
+    values = yaml.safe_load(write_recipe(tmp_path).read_text())
+    small = {"hidden_size": 16, "num_hidden_layers": 1}
+    rivals = {"Attention": {"preset": "ft-transformer-small", "overrides": small}}
+    values["evaluation"] |= {"rivals": rivals, "refit": False}
+    values["training"] |= {"num_epochs": 1, "checkpointing_steps": ""}
+    figures = []
+    for n_threads in (1, 2):
+        monkeypatch.setattr("sys.executable", executable)
+        monkeypatch.setattr("torch.get_num_threads", lambda n=n_threads: n)
+        monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+        values["output_dir"] = str(tmp_path / f"run-{n_threads}")
+        finished = run_recipe(recipe_from_dict(values))
+        figures.append(finished.checkpoint.results["models"]["Attention"])
+    assert figures[0] == figures[1]
+    resumed = [one for one in caplog.messages if "resumed from" in one and "Attention" in one]
+    assert len(resumed) == (executable != "/bin/false")

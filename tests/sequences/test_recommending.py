@@ -112,6 +112,11 @@ def test_an_item_given_by_its_columns_is_read_as_the_one_of_the_catalogue(recomm
         ([None], "an event must be an item's key"),
         ([{"tiem": 3, "item": "i01"}], "an event has no 'tiem'; did you mean 'time'"),
         ([{"item": "i01", "time": "yesterday"}], "time must be UTC seconds"),
+        (
+            [{"item": {"sizee": 4.0, "item_id": "i1"}}],
+            "unknown column, got: sizee; did you mean 'size'",
+        ),
+        ([{"item": {"tint": 4.0}}], "an item has no known columns, got: tint; known are: item_id"),
         ([{"item": "i01", "time": 1_700_000_000_000}], "not milliseconds"),
         ([{"item": "i01", "time": 1_700_000_000_000_000}], "not milliseconds"),
         ([{"item": "i01", "time": "13.09.2020"}], "or ISO"),

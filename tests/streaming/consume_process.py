@@ -21,13 +21,27 @@ class Fused:
 
     def __init__(self, source, store, point: str, nth: int) -> None:
         self.source, self.store, self.point, self.left = source, store, point, nth
-        self.get, self.sync = store.get, store.sync
+        self.get, self.sync, self.log = store.get, store.sync, store.log
+        self.claim, self.release, self.n_vanished = store.claim, store.release, store.n_vanished
+        self.forget, self.seek, self.lost_after = store.forget, source.seek, source.lost_after
 
     def reached(self, point: str) -> None:
         if point == self.point:
             self.left -= 1
             if not self.left:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    @property
+    def name(self):
+        return self.source.name
+
+    @property
+    def bookmark(self):
+        return self.source.bookmark
+
+    def advance(self, position) -> None:
+        self.reached("before advancing")
+        self.store.advance(position)
 
     def put_many(self, puts):
         self.reached("before the puts")
@@ -52,7 +66,7 @@ class Fused:
 def run(observer, job) -> None:
     store, source = open_store(job["store"]), open_source(job["source"])
     fused = Fused(source, store, job["point"], job["nth"])
-    consume(fused, fused, observer, Rules(batch_size=8))
+    consume(fused, fused, observer, Rules(batch_size=16))
     source.close()
     store.close()
 

@@ -11,10 +11,10 @@ WHY_NOT = "needs the program redis-server (apt-get install redis-server)"
 
 
 class RedisServer:
-    """A server that keeps every write, so that it has it after a restart."""
+    """A server that keeps every write, so that it has it after a restart, unless told otherwise."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **options: str) -> None:
+        self.folder, self.options = folder, options
         self.port = free_port()
         self.process: subprocess.Popen | None = None
 
@@ -29,7 +29,7 @@ class RedisServer:
         assert PROGRAM is not None
         options = {
             "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "",
-            "appendonly": "yes", "appendfsync": "always", "daemonize": "no",
+            "appendonly": "yes", "appendfsync": "always", "daemonize": "no", **self.options,
         }  # fmt: skip
         flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         with (self.folder / "redis.log").open("ab") as log:

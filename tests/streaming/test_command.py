@@ -50,10 +50,13 @@ def test_memory_takes_a_file_in_from_its_start_each_time(checkpoint_folder, path
     assert not (tmp_path / "events.jsonl.offset").exists()
 
 
-def test_the_best_items_of_users_are_printed_as_they_change(checkpoint_folder, monkeypatch, capsys):
+def test_the_best_items_of_users_are_printed_as_they_change(
+    checkpoint_folder, tmp_path, monkeypatch, capsys
+):
     text = "".join(f"{event.to_json()}\n" for event in make_events(5, n_users=2))
     pipe = SimpleNamespace(buffer=io.BytesIO(text.encode() + b"nonsense\n"))
     monkeypatch.setattr("sys.stdin", pipe)
+    monkeypatch.chdir(tmp_path)
     arguments = ["stream", str(checkpoint_folder), "--source", "-", "--store", "memory:"]
     assert main([*arguments, "--recommend", "3"]) == 0
     counts, out, err = lines_of(capsys)
@@ -61,6 +64,7 @@ def test_the_best_items_of_users_are_printed_as_they_change(checkpoint_folder, m
     assert sorted(one["user_key"] for one in best) == ["u0", "u1"]
     assert all(len(set(one["item_keys"])) == 3 for one in best)
     assert counts["malformed"] == ["1"]
+    assert json.loads((tmp_path / "stdin.refused").read_text())["message"] == "nonsense"
     assert "ftmamba: line 6: an event must be a JSON object" in err
 
 
@@ -88,7 +92,8 @@ def test_a_stream_is_taken_in(checkpoint_folder, redis_server, capsys):
         ("redis://h/ --store file:x", "must end in its name"),
         ("- --store memory: --batch 0", "batch_size must be 1"),
         ("- --store memory: --ttl -1", "ttl_seconds must be 0"),
-        ("- --store memory: --late recompute", "needs the users' earlier"),
+        ("- --store memory: --claim_seconds 0", "claim_seconds must be a positive number"),
+        ("- --store redis://h?replicas=x", "replicas must be a number, got 'x'"),
         ("- --store memory: --recommend 99", "must be 20 or less"),
         ("- --store memory: --recommend -1", "must be 0 (none) or more"),
     ],
@@ -102,7 +107,7 @@ def test_places_with_options(redis_server, tmp_path):
     store = open_store(f"{redis_server.url}?prefix=mine:", ttl_seconds=5)
     assert list(store) == []
     store.close()
-    with pytest.raises(ValueError, match="has no option 'prefiks'; it has: prefix"):
+    with pytest.raises(ValueError, match="has no option 'prefiks'; it has: prefix, replicas"):
         open_store("redis://h?prefiks=x")
     source = open_source(redis_server.url + "/events")
     assert source.read(1) is None

@@ -1,19 +1,31 @@
 """Events become states: each once, in order of time, whoever else writes."""
 
 import math
+import shutil
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ftmamba import Recommender
-from ftmamba.streaming import Batch, CheckpointObserver, Rules, Stored, consume
+from ftmamba.streaming import Batch, CheckpointObserver, Refused, Rules, Stored, consume
 from ftmamba.streaming.consumer import in_order
 from ftmamba.streaming.observer import states_to_bytes
+from ftmamba.streaming.sources import JsonLinesSource
 from ftmamba.streaming.stores import SQLiteStore
 from modeling_ftmamba.pipeline_ftmamba import FTMambaRecommendationPipeline
 
-from .history_checkpoint import HISTORY, N_ITEMS, changed, event, make_checkpoint, make_events
+from .history_checkpoint import (
+    HISTORY,
+    N_ITEMS,
+    changed,
+    event,
+    make_checkpoint,
+    make_events,
+    write_events,
+)
 
 PAST = [
     event("u5", "i00", time=400.0, weight=4.0),
@@ -27,15 +39,27 @@ RECORDS = {"u0": {"age": 20, "gender": "F"}, "u3": {"age": 29, "gender": "F"}, "
 class ListSource:
     """Delivers events of a list, and remembers what was acknowledged."""
 
-    def __init__(self, events, problems=()):
+    def __init__(self, events, problems=(), name=""):
         self.events, self.problems = list(events), list(problems)
+        if name:
+            self.events = [
+                replace(one, position=f"{number:03}") for number, one in enumerate(events, 1)
+            ]
         self.start = 0
         self.acknowledged = []
+        self.name, self.bookmark = name, ""
+
+    def seek(self, position):
+        pass
+
+    def lost_after(self, _position):
+        return ""
 
     def read(self, most_events):
         if self.start >= len(self.events) and not self.problems:
             return None
-        batch = Batch(self.events[self.start : self.start + most_events], tuple(self.problems))
+        events = self.events[self.start : self.start + most_events]
+        batch = Batch(events, tuple(self.problems), events[-1].position if events else "")
         self.problems = []
         self.start += most_events
         return batch
@@ -161,9 +185,9 @@ def test_events_without_times_are_observed(observer):
 def test_an_event_that_arrives_late(observer, rule):
     events, reports = make_events(30, n_users=1), []
     late = [*events[:9], *events[10:], events[9]]
-    # The history has what was acknowledged, and of the last batch nothing.
+    refused = []
     size = 1 if rule == "accept" else 7
-    rules = Rules(batch_size=size, late=rule, history=lambda _user: late[:28])
+    rules = Rules(batch_size=size, late=rule, refuse=refused.extend)
     store, counts = run(observer, late, rules=rules, report=reports.append)
     expected = {
         "refuse": late[:-1],
@@ -178,16 +202,17 @@ def test_an_event_that_arrives_late(observer, rule):
     if rule == "refuse":
         run(observer, [changed(events[9], event_id=x) for x in "xy"], store, report=reports.append)
         assert "older than the user's newest" in reports[0]
+        assert [(one.kind, one.message) for one in refused] == [("late", events[9].to_json())]
         assert len(reports) == 2  # one per run
 
 
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"late": "recompute"}, "needs the users' earlier events"),
         ({"late": "accepted"}, r"late must be one of refuse.* did you mean 'accept'"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"batch_size": 9, "n_event_ids": 8}, r"n_event_ids must be batch_size \(9\) or more"),
+        ({"n_event_ids": 0}, "n_event_ids must be 1 or more"),
+        ({"claim_seconds": 0}, "claim_seconds must be a positive number"),
     ],
 )
 def test_rules_that_cannot_hold_are_refused(rules, message):
@@ -238,6 +263,8 @@ def test_a_context_without_any_column_of_the_model_is_refused(observer):
     assert others == [None, None]
     assert not refused.unknown_item
     assert "has 'pricee'; did you mean 'price'?" in refused.reason
+    beside = event("u", "i00", context={"price": 3.0, "on_sail": 1.0})
+    assert "did you mean 'on_sale'" in observer.refusals([beside])[0].reason
 
 
 def test_a_user_starts_from_a_record_or_from_the_checkpoint(checkpoint, observer):
@@ -263,7 +290,7 @@ def test_seen_items_are_left_out_of_every_entrance_or_of_none(checkpoint, evalua
     recommender, observer = Recommender(checkpoint), CheckpointObserver(checkpoint)
     recommend = FTMambaRecommendationPipeline(checkpoint.model, checkpoint.extractor, catalogue)
     record = {"films": ["i03", "in no catalogue", "i04", "i03"]}
-    options = {} if asked is None else {"exclude_seen": asked}
+    options = {"exclude_seen": asked}
     store, _ = run(observer, [event("u5", "i03", "e1"), event("u5", "i04", "e2")])
     state = state_of(observer, store, "u5")
     of_record = recommender.recommend(record=record, k=N_ITEMS, **options)
@@ -292,7 +319,8 @@ def test_a_state_of_a_store_that_kept_fewer_items_leaves_out_those_it_kept(check
 
 def test_messages_that_are_not_events_are_counted_and_reported_once(observer):
     reports = []
-    source = ListSource(make_events(2), ["line 1: bad", "line 2: bad"])
+    bad = [Refused("malformed", f"line {n}: bad") for n in (1, 2)]
+    source = ListSource(make_events(2), bad)
     counts = consume(source, SQLiteStore(), observer, report=reports.append)
     assert (counts.messages, counts.malformed, counts.observed) == (4, 2, 2)
     assert len(reports) == 1
@@ -314,7 +342,7 @@ class Shared(SQLiteStore):
 
 def test_what_another_process_writes_meanwhile_is_kept(observer):
     events = make_events(40, n_users=3)
-    rules = Rules(batch_size=20, late="accept")
+    rules = Rules(batch_size=8, late="accept")
 
     def write(some):
         rest, store.others = store.others, []
@@ -371,6 +399,165 @@ def test_states_in_float16_and_float32_and_new_ones_meet_in_one_batch(checkpoint
     for user in full:
         error = (embedding_of(observer, store, user) - embedding_of(observer, full, user)).abs()
         assert 0 < error.max() < 0.02
+
+
+@pytest.mark.parametrize("late", ["refuse", "recompute"])
+def test_positions_recognise_what_no_window_of_ids_does(observer, late):
+    events = make_events(60, n_users=2)
+    rules = Rules(batch_size=4, n_event_ids=4, late=late)
+    store, refused = SQLiteStore(), []
+    consume(ListSource(events, name="s"), store, observer, rules)
+    before = [store.get([user])[0] for user in ("u0", "u1")]
+    again = replace(rules, refuse=refused.extend)
+    counts = consume(ListSource(events, name="s"), store, observer, again)
+    assert (counts.duplicates, counts.late, counts.observed, refused) == (60, 0, 0, [])
+    assert [store.get([user])[0] for user in ("u0", "u1")] == before
+    # The same positions of another stream are other events.
+    counts = consume(ListSource([changed(events[-1], event_id="x")], name="t"), store, observer)
+    assert counts.observed == 1
+
+
+def test_a_state_that_began_again_after_it_had_vanished_is_made_whole(observer):
+    events = make_events(40, n_users=2)
+    whole, _ = run(observer, events)
+    store, rules = SQLiteStore(), Rules(batch_size=8, late="recompute")
+    consume(ListSource(events[:20], name="s"), store, observer, rules)
+    store.delete("u0")
+    rest = ListSource(events, name="s")
+    rest.start = 20
+    consume(rest, store, observer, rules)
+    assert state_of(observer, store, "u0").n_events < len(own(events, "u0"))
+    consume(ListSource(events, name="s"), store, observer, rules)
+    for user in ("u0", "u1"):
+        assert_near(embedding_of(observer, store, user), embedding_of(observer, whole, user))
+        assert len(store.log(user)) == len(own(events, user))
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"user_record": {"age": 1e30}},
+        {"weight": 9e29},
+        {"context": {"price": 1e30}},
+        {"item": "new", "item_record": {"year": 1e30}},
+    ],
+)
+@pytest.mark.parametrize("at", [0, 4])
+def test_an_event_that_overflows_is_refused_and_the_others_count(observer, poison, at):
+    events, refused = make_events(12, n_users=2), []
+    bad = changed(events[at], event_id="bad", **poison)
+    rules = Rules(late="recompute", refuse=refused.extend)
+    store, counts = run(observer, [*events[:at], bad, *events[at:]], rules=rules)
+    expected, _ = run(observer, events, rules=Rules())
+    assert (counts.too_large, counts.observed) == (1, 12)
+    assert [(one.kind, one.message) for one in refused] == [("too_large", bad.to_json())]
+    for user in expected:
+        assert_near(embedding_of(observer, store, user), embedding_of(observer, expected, user))
+        assert "bad" not in store.get([user])[0].event_ids
+
+
+def test_a_log_that_began_late_does_not_replace_a_state(observer):
+    events, refused = make_events(20, n_users=1), []
+    store, _ = run(observer, events[5:10])
+    rules = Rules(late="recompute", refuse=refused.extend)
+    _, counts = run(observer, [*events[:5], *events[10:]], store, rules=rules)
+    assert (counts.late, counts.recomputed, counts.observed) == (5, 0, 10)
+    assert "the user's log lacks events" in refused[0].reason
+    assert state_of(observer, store, "u0").n_events.tolist() == [15]
+
+
+def test_a_user_with_the_longest_ids_and_keys_is_kept(observer, tmp_path):
+    key = "u" * 1024
+    events = [
+        changed(one, user_key=key, event_id=f"{number:0512}")
+        for number, one in enumerate(make_events(300, n_users=1))
+    ]
+    store = SQLiteStore(tmp_path / "states")
+    _, counts = run(observer, events, store, rules=Rules())
+    assert counts.observed == 300
+    assert len(store.get([key])[0].event_ids) == 256
+
+
+def test_two_consumers_of_one_file_lose_nothing(observer, tmp_path):
+    events = make_events(200, n_users=5)
+    write_events(tmp_path / "events", events)
+    found = []
+
+    def work():
+        store, source = SQLiteStore(tmp_path / "states"), JsonLinesSource(tmp_path / "events")
+        rules = Rules(batch_size=8, claim_seconds=5)
+        found.append(consume(source, store, observer, rules))
+        source.close()
+        store.close()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = found[0] + found[1] + found[2]
+    assert (total.observed, total.late, total.conflicts) == (200, 0, 0)
+    store, expected = SQLiteStore(tmp_path / "states"), run(observer, events)[0]
+    for user in expected:
+        assert_near(embedding_of(observer, store, user), embedding_of(observer, expected, user))
+    store.close()
+
+
+def test_a_consumer_whose_claim_was_taken_writes_nothing_and_goes_on_where_the_other_was(
+    observer, tmp_path
+):
+    events, reports = make_events(40, n_users=3), []
+    write_events(tmp_path / "events", events)
+    other = SQLiteStore(tmp_path / "states")
+
+    class Paused(SQLiteStore):
+        def put_many(self, puts):
+            if len(other) == 0:  # Stopped for so long that another consumer has done the work.
+                other.claim(self._claimed[0], "other", 0.01, instead_of=self._claimed[1])
+                source = JsonLinesSource(tmp_path / "events")
+                position = source.read(8).position
+                source.close()
+                run(observer, events[:8], other)
+                other.advance(position)
+                time.sleep(0.05)
+            return super().put_many(puts)
+
+    store = Paused(tmp_path / "states")
+    rules = Rules(batch_size=8, claim_seconds=5)
+    source = JsonLinesSource(tmp_path / "events")
+    counts = consume(source, store, observer, rules, report=reports.append)
+    assert counts.observed == 32
+    assert "another consumer has claimed" in reports[0]
+    assert sum(state_of(observer, store, user).n_events.item() for user in store) == 40
+    source.close()
+    store.close()
+    other.close()
+
+
+@pytest.mark.parametrize("what", ["gone", "older"])
+def test_states_that_went_back_are_computed_again(observer, tmp_path, what):
+    events, reports = make_events(40, n_users=3), []
+    write_events(tmp_path / "events", events)
+
+    def go_on(name):
+        source = JsonLinesSource(tmp_path / "events", tmp_path / "offset")
+        store = SQLiteStore(tmp_path / name)
+        counts = consume(source, store, observer, Rules(batch_size=8), report=reports.append)
+        source.close()
+        return store, counts
+
+    write_events(tmp_path / "events", events[:16])
+    go_on("states")[0].close()
+    shutil.copy(tmp_path / "states", tmp_path / "older")
+    write_events(tmp_path / "events", events[:24])
+    go_on("states")[0].close()
+    assert reports == []
+    write_events(tmp_path / "events", events)
+    store, counts = go_on(what)
+    assert counts.observed == {"gone": 40, "older": 24}[what]
+    assert "lack events of file" in reports[0]
+    assert sum(state_of(observer, store, user).n_events.item() for user in store) == 40
+    store.close()
 
 
 def test_a_model_without_a_history_is_refused():

@@ -23,6 +23,7 @@ POINTS = [
     "before the puts",
     "between two puts",
     "after the puts",
+    "before advancing",
     "before acknowledging",
     "after acknowledging",
 ]
@@ -51,7 +52,7 @@ def uninterrupted(observer, tmp_path_factory):
     path = tmp_path_factory.mktemp("events") / "events.jsonl"
     write_events(path, make_events(N_EVENTS))
     store, source = SQLiteStore(), JsonLinesSource(path)
-    consume(source, store, observer, Rules(batch_size=8))
+    consume(source, store, observer, Rules(batch_size=16))
     source.close()
     return store
 

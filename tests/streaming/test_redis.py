@@ -5,8 +5,14 @@ import time
 
 import pytest
 
-from ftmamba.streaming.redis_backend import Member, RedisConnection, RedisStore, RedisStreamSource
-from ftmamba.streaming.stores import ABSENT, Put, Stored
+from ftmamba.streaming import Refused
+from ftmamba.streaming.redis_backend import (
+    RedisConnection,
+    RedisStore,
+    RedisStreamSource,
+    RefusedStream,
+)
+from ftmamba.streaming.stores import ABSENT, Put, Stored, SupersededError
 
 from .history_checkpoint import make_events
 
@@ -29,12 +35,11 @@ def store(redis_server):
 
 @pytest.fixture
 def open_source(redis_server):
-    """Return a function that opens the stream `events` for a consumer of the group."""
+    """Return a function that opens the stream `events`."""
     opened = []
 
-    def make(consumer="", reclaim_seconds=60, **options):
-        member = Member(consumer=consumer, reclaim_seconds=reclaim_seconds)
-        opened.append(RedisStreamSource(redis_server.url, "events", member, **options))
+    def make(**options):
+        opened.append(RedisStreamSource(redis_server.url, "events", **options))
         return opened[-1]
 
     yield make
@@ -161,53 +166,140 @@ def test_a_stream_gives_every_event_once_in_order_and_what_is_wrong(open_source,
     second = source.read(100)
     assert list(second.events[:-1]) == events[4:]
     assert second.events[-1].event_id == entry.decode()
-    assert "an event must be a JSON object" in second.problems[0]
-    assert "the entry has no field 'event'" in second.problems[1]
+    assert "an event must be a JSON object" in second.problems[0].reason
+    assert "the entry has no field 'event'" in second.problems[1].reason
     source.acknowledge(second)
     assert source.read(4) is None
-    assert client.xpending("events", "ftmamba")["pending"] == 0
+    (group,) = client.xinfo_groups("events")
+    assert (group["lag"], group["pending"]) == (0, 0)
 
 
-def test_what_was_not_acknowledged_comes_again_to_the_same_consumer(open_source, client):
+def test_what_was_not_acknowledged_comes_again(open_source, client):
     events = make_events(6)
     add(client, events)
-    before = open_source(consumer="a")
+    before = open_source()
     before.acknowledge(before.read(2))
     before.read(3)
-    before.close()
-    after = open_source(consumer="a")
-    again = after.read(2)
-    assert list(again.events) == events[2:4]
-    after.acknowledge(again)
-    assert list(after.read(9).events) == events[4:5]
-    assert list(after.read(9).events) == events[5:]
+    assert list(open_source().read(9).events) == events[2:]
+    client.xgroup_destroy("events", "ftmamba")
+    before.acknowledge(before.read(1))
+    assert open_source().read(9) is None
 
 
-def test_what_a_dead_consumer_left_is_taken_over_after_a_while(open_source, client):
-    events = make_events(3)
-    add(client, events)
-    dead = open_source(consumer="dead")
-    dead.read(2)
-    dead.close()
-    other = open_source(consumer="other", reclaim_seconds=0.05)
-    time.sleep(0.1)
-    assert list(other.read(9).events) == events[:2]
-    patient = open_source(consumer="patient")
-    assert list(patient.read(9).events) == events[2:]
-
-
-def test_an_entry_that_was_removed_unread_does_not_stop_the_stream(open_source, client):
-    entries = add(client, make_events(2))
-    open_source().close()
-    dead = open_source()
-    dead.read(2)
-    dead.close()
-    client.xdel("events", entries[0])
+def test_entries_that_were_removed_unread_are_told_with_their_number(open_source, client):
+    add(client, make_events(9))
+    client.xtrim("events", maxlen=8, approximate=False)
     source = open_source()
-    batch = source.read(9)
-    assert (len(batch.events), len(batch.problems)) == (1, 1)
-    source.acknowledge(batch)
+    source.seek("")  # A new reader has lost nothing.
+    source.acknowledge(source.read(2))
+    client.xtrim("events", maxlen=3, approximate=False)
+    (lost,) = source.read(9).problems
+    assert (lost.kind, "3 or more entries of stream events" in lost.reason) == ("removed", True)
+    assert len(source.read(2)) == 2
+    client.xdel("events", *[entry for entry, _ in client.xrange("events")][-1:])
+    assert source.read(9).problems[0].kind == "removed"
     assert source.read(9) is None
+
+
+@pytest.mark.parametrize("how", ["deleted", "made again", "restored"])
+def test_a_stream_that_is_not_the_one_that_was_read_is_told(open_source, client, how):
+    entries = add(client, make_events(5))
+    source = open_source()
+    source.seek("")
+    position = source.read(9).position
+    client.delete("events")
+    if how == "made again":
+        add(client, make_events(1))
+    if how == "restored":
+        client.xadd("events", {"event": "{}"}, id=entries[0])
+    words = {"deleted": "is gone", "restored": "as its newest entry, older than"}.get(how, how)
+    assert words in source.lost_after(position)
+    assert words in source.read(9).problems[0].reason
+    assert bool(source.read(9)) == (how == "made again")
+
+
+@pytest.mark.parametrize("opens", ["store", "source"])
+def test_a_server_that_may_evict_is_refused(own_redis_server, opens):
+    def act(**options):
+        if opens == "source":
+            RedisStreamSource(own_redis_server.url, "events").close()
+        else:
+            store = RedisStore(own_redis_server.url, **options)
+            try:
+                store.claim("s", "one", 60)
+            finally:
+                store.close()
+
+    with redis.Redis.from_url(own_redis_server.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        act()  # Without a limit nothing is evicted.
+        client.config_set("maxmemory", "100mb")
+        with pytest.raises(ValueError, match=r"may evict .*policy is allkeys-lru; run CONFIG SET"):
+            act()
+        client.config_set("maxmemory-policy", "volatile-lru")
+        act()
+        if opens == "store":
+            with pytest.raises(ValueError, match="may evict"):
+                act(ttl_seconds=9)
+
+
+def test_users_whose_keys_vanished_are_counted(store, client):
+    store.put_many([Put(f"u{n}", STATE, ABSENT) for n in range(5)])
+    store.delete("u0")
+    assert store.n_vanished() == 0
+    client.delete("ftmamba:state:u1", "ftmamba:state:u2")
+    assert store.n_vanished() == 2
+    store.claim("s", "one", 60)
+    store.advance("5")
+    store.forget(positions=True)
+    assert (store.n_vanished(), store.claim("s", "one", 60).position) == (0, "")
+
+
+@pytest.mark.parametrize("how", ["flushed", "older"])
+def test_writes_that_a_server_has_lost_are_noticed_by_the_next(store, client, how):
+    store.claim("s", "one", 60)
+    store.put("u", STATE, ABSENT)
+    if how == "flushed":
+        client.flushall()
+    else:  # As after a failover to a replica that lacks the last write.
+        client.hincrby("sources:ftmamba:state:", "writes s", -1)
+    with pytest.raises(SupersededError, match="its states are older than what was written"):
+        store.put("v", STATE, ABSENT)
+
+
+def test_a_replica_is_waited_for_and_then_explained(own_redis_server, monkeypatch):
+    monkeypatch.setattr("redis.retry.sleep", lambda _seconds: None)
+    monkeypatch.setattr("ftmamba.streaming.redis_backend.TIMEOUT_SECONDS", 0.2)
+    store = RedisStore(own_redis_server.url, replicas=1)
+    with pytest.raises(OSError, match=r"0 of 1 replicas of Redis .* have the states"):
+        store.sync()
+    with redis.Redis.from_url(own_redis_server.url) as client:
+        client.replicaof("127.0.0.1", own_redis_server.port)
+        with pytest.raises(OSError, match=r"refuses writes \(.*give the URL of the primary"):
+            store.put("u", STATE, ABSENT)
+        client.replicaof("NO", "ONE")
+    assert store.put("u", STATE, ABSENT)
+    store.close()
+
+
+def test_snapshots_alone_are_reported(own_redis_server):
+    reports = []
+    with redis.Redis.from_url(own_redis_server.url) as client:
+        client.config_set("appendonly", "no")
+    store = RedisStore(own_redis_server.url, report=reports.append)
+    for _ in range(2):
+        store.claim("s", "one", 60)
+    assert len(reports) == 1
+    assert "has no append-only file" in reports[0]
+    store.close()
+
+
+def test_refused_messages_go_to_a_stream(redis_server, client):
+    refused = [Refused("late", "because", "{}"), Refused("malformed", "bad", "\ud800")]
+    RefusedStream(redis_server.url, "dead")(refused)
+    (_, first), (_, second) = client.xrange("dead")
+    assert first == {b"kind": b"late", b"reason": b"because", b"event": b"{}"}
+    assert second[b"event"] == b"?"
 
 
 def test_following_waits_for_more(open_source, client):

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from ftmamba.streaming import parse_event
+from ftmamba.streaming import Refused, parse_event
 from ftmamba.streaming.consumer import in_order
-from ftmamba.streaming.sources import FileHistory, JsonLinesSource, StandardInputSource
+from ftmamba.streaming.sources import JsonLinesSource, RefusedFile, StandardInputSource
 
 from .history_checkpoint import event, make_events, write_events
 
@@ -67,6 +67,8 @@ def test_raw_values_are_read_as_in_a_file():
         ({"event_id": "e" * 513}, "event_id must be a text of 1 to 512"),
         ({"time": "noon"}, "time must be seconds since 1970"),
         ({"time": -1}, "time must be seconds since 1970"),
+        ({"times": 5}, "an event has no field 'times'; did you mean 'time'"),
+        ({"Time": 5}, "an event has no field 'Time'; did you mean 'time'"),
         ({"time": 1_700_000_000_000}, "divide milliseconds by 1000"),
         ({"time": 990_000_000_000}, "divide milliseconds by 1000"),
         ({"time": 99_000_000_000}, "not in the future"),
@@ -140,8 +142,10 @@ def test_a_bad_line_is_reported_with_its_offset_and_does_not_stop_the_others(pat
     batch = source.read(10)
     assert list(batch.events) == good
     start = len(lines[0]) + 1
-    assert batch.problems[0].startswith(f"events.jsonl, byte {start}: an event must be")
-    assert batch.problems[1].endswith("a line of more than 1048576 bytes")
+    reasons = [one.reason for one in batch.problems]
+    assert reasons[0].startswith(f"events.jsonl, byte {start}: an event must be")
+    assert reasons[1].endswith("a line of more than 1048576 bytes")
+    assert batch.problems[0].message == "{broken"
     source.close()
 
 
@@ -184,17 +188,27 @@ def test_a_missing_file_is_named(tmp_path):
         JsonLinesSource(tmp_path / "none")
 
 
-def test_the_history_of_a_file_ends_where_the_source_has_read_to(path):
-    events = make_events(30, n_users=2)
-    write_events(path, events)
+def test_a_file_with_another_past_is_not_continued(path):
+    write_events(path, make_events(3))
     source = JsonLinesSource(path)
-    history = FileHistory(path, source)
-    for end in (10, 20, 30):
-        source.read(10)
-        for user in ("u0", "u1"):
-            assert history(user) == [one for one in events[:end] if one.user_key == user]
-    assert history("nobody") == []
+    position = source.read(2).position
+    write_events(path, [*make_events(1), *make_events(3)])
+    with pytest.raises(ValueError, match=r"is not the file whose first .* are in the states"):
+        source.seek(position)
     source.close()
+
+
+def test_refused_messages_are_kept_on_lines_of_their_own_for_their_owner(tmp_path):
+    refused = [Refused("late", "old\n", '{"a": 1}'), Refused("malformed", "bad", "\ud800")]
+    keep = RefusedFile(tmp_path / "refused")
+    keep(refused[:1])
+    with (tmp_path / "refused").open("a") as file:
+        file.write('{"kind": "cut by a kill')
+    RefusedFile(tmp_path / "refused")(refused)
+    lines = (tmp_path / "refused").read_text().splitlines()
+    assert [json.loads(lines[row])["kind"] for row in (0, 2, 3)] == ["late", "late", "malformed"]
+    assert len(lines) == 4
+    assert (tmp_path / "refused").stat().st_mode & 0o077 == 0
 
 
 class Pipe(io.RawIOBase):
@@ -222,7 +236,7 @@ def test_a_pipe_returns_what_has_arrived_without_waiting_for_more():
     assert len(pipe.pieces) == 3
     assert list(source.read(2).events) == events[1:3]
     assert list(source.read(9).events) == events[3:4]
-    assert source.read(9).problems[0].startswith("line 5: ")
+    assert source.read(9).problems[0].reason.startswith("line 5: ")
     assert source.read(9) is None
 
 

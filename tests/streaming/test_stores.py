@@ -1,14 +1,24 @@
 """One contract for every store."""
 
+import random
 import sqlite3
 import threading
+import time
 from itertools import count
 
 import pytest
 
 from ftmamba.streaming import stores
 from ftmamba.streaming.redis_backend import RedisStore
-from ftmamba.streaming.stores import ABSENT, Put, SQLiteStore, Stored, next_version
+from ftmamba.streaming.stores import (
+    ABSENT,
+    Claim,
+    Put,
+    SQLiteStore,
+    Stored,
+    SupersededError,
+    next_version,
+)
 
 STATE = bytes(range(256)) * 4
 
@@ -121,6 +131,43 @@ def test_threads_that_compare_and_swap_lose_no_update(store):
     assert store.get(["u"]) == [Stored(41, b"40")]
 
 
+def test_a_log_has_a_users_events_since_the_start(store):
+    one = Stored(1, STATE, ("a",), {"s": ("1", "2")}, is_logged=True)
+    store.put_many([Put("u", one, ABSENT, ["é", "b"]), Put("v", Stored(1, b""), ABSENT)])
+    store.put_many([Put("u", Stored(2, STATE), 1, ["c"]), Put("v", Stored(2, b""), 9, ["lost"])])
+    assert (store.log("u"), store.log("v")) == (["é", "b", "c"], [])
+    store.put_many([Put("u", Stored(3, STATE), 2, ["d"], is_start=True)])
+    assert store.log("u") == ["d"]
+    store.delete("u")
+    assert store.log("u") == []
+    store.put_many([Put("u", one, ABSENT)])
+    assert store.get(["u"]) == [one]
+
+
+@pytest.mark.parametrize("make_store", ["file", "redis"], indirect=True)
+def test_a_source_has_one_consumer_and_a_superseded_one_writes_nothing(make_store):
+    first, second = make_store(), make_store()
+    assert first.claim("s", "one", 60) == Claim("one", "")
+    assert first.put("u", Stored(1, b"first"), ABSENT)
+    first.advance("005")
+    assert second.claim("s", "two", 60) == Claim("one", "")
+    assert second.claim("t", "two", 60) == Claim("two", "")
+    assert second.claim("s", "two", 60, instead_of="one") == Claim("two", "005")
+    for act in (
+        lambda: first.put("u", Stored(2, b"late"), 1),
+        lambda: first.advance("006"),
+    ):
+        with pytest.raises(SupersededError, match="another consumer has claimed s"):
+            act()
+    assert second.put("u", Stored(2, b"second"), 1)
+    second.release()
+    assert first.claim("s", "one", 0.02) == Claim("one", "005")
+    time.sleep(0.1)
+    assert second.claim("s", "two", 60) == Claim("two", "005")
+    assert first.get(["u"]) == [Stored(2, b"second")]
+    assert first.n_vanished() == 0
+
+
 @pytest.mark.parametrize("make_store", ["memory", "file"], indirect=True)
 def test_a_user_expires_after_the_last_put(make_store):
     # Redis has its own clock: see test_redis.py.
@@ -198,6 +245,11 @@ def test_a_file_that_is_locked_for_long_or_full_is_told_and_unchanged(path, monk
     store.close()
 
 
+def test_a_folder_is_no_file_of_states(tmp_path):
+    with pytest.raises(OSError, match="cannot be read or written"):
+        SQLiteStore(tmp_path)
+
+
 def test_expired_users_leave_their_room(tmp_path):
     now = [0.0]
     store = SQLiteStore(tmp_path / "states", ttl_seconds=10, clock=lambda: now[0])
@@ -209,6 +261,37 @@ def test_expired_users_leave_their_room(tmp_path):
     assert max(n_pages) <= n_pages[0] + 2
     assert len(store) == 50
     store.close()
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    path = tmp_path / "states"
+    store = SQLiteStore(path)
+    store.claim("s", "one", 60)
+    users = {
+        f"user-{n}": Stored(7, STATE[n:] * 3, (f"e{n}",), {"s": ("1", f"{n}")}) for n in range(9)
+    }
+    store.put_many([Put(user, one, ABSENT, ["event"]) for user, one in users.items()])
+    store.advance("0042")
+    store.close()
+    whole, noticed = path.read_bytes(), 0
+    for place in random.Random(0).sample(range(100, len(whole)), 100):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            store = SQLiteStore(path)
+        except ValueError:
+            noticed += 1
+            continue
+        try:
+            assert store.claim("s", "two", 60, instead_of="one").position == "0042"
+            found = store.get(list(users))
+            assert [store.log(user) for user in users] == [["event"]] * 9
+            assert found == list(users.values())
+        except ValueError as error:
+            assert "damaged" in str(error)  # noqa: PT017
+            noticed += 1
+        finally:
+            store.close()
+    assert noticed > 15
 
 
 def change_pragma(path, **values):
@@ -224,7 +307,7 @@ def change_pragma(path, **values):
         (lambda path: path.write_bytes(b"PK\x03\x04" + path.read_bytes()[4:]), "no file of users'"),
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), "no file of users'.* or damaged"),
         (lambda path: change_pragma(path, application_id=7), "holds other tables than"),
-        (lambda path: change_pragma(path, user_version=2), "has format 2, this ftmamba reads 1"),
+        (lambda path: change_pragma(path, user_version=1), "has format 1, this ftmamba reads 2"),
     ],
 )
 def test_another_file_is_refused_and_not_written_to(path, damage, message):
