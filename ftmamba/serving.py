@@ -33,7 +33,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ftmamba.checkpoint import Checkpoint, find_checkpoint, load_to_recommend
 from ftmamba.recommender import Recommender
-from ftmamba.streaming import Batch, CheckpointObserver, Rules, StateStore, UserEvent, consume
+from ftmamba.streaming import (
+    Batch,
+    CheckpointObserver,
+    Refused,
+    Rules,
+    StateStore,
+    UserEvent,
+    observe_events,
+)
 from ftmamba.streaming.events import parse_event
 from ftmamba.streaming.stores import check_key
 from modeling_ftmamba.configuration_ftmamba import near
@@ -46,6 +54,7 @@ MOST_EVENTS = 256
 _EVENT_FIELDS = (
     "user_key", "item_key", "event_id", "time", "weight", "context", "item_record", "user_record"
 )  # fmt: skip
+_OUTCOMES = ("observed", "duplicates", "late", "unknown_items", "malformed", "too_large")
 _OPEN_PATHS = ("/healthz", "/readyz")
 """Answered without the API key."""
 
@@ -75,7 +84,7 @@ class ServingOptions:
     Attributes:
         checkpoint: folder, or id on the Hub; a folder is loaded again when its files change.
         revision: branch, tag or commit on the Hub.
-        late: `refuse` or `accept` events older than their user's newest; see `Rules`.
+        late: what happens to events older than their user's newest; see `Rules`.
         float16: keep states in half the space, slightly rounded.
         most_k: items that one request may ask for.
         most_body_bytes: of a request.
@@ -98,8 +107,6 @@ class ServingOptions:
         for name in ("most_k", "most_body_bytes", "most_requests", "threads", "watch_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
-        if self.late not in ("refuse", "accept"):
-            raise ValueError(f"late must be refuse or accept, got {self.late!r:.80}")
 
 
 class RequestError(Exception):
@@ -159,10 +166,11 @@ class Items(BaseModel):
 
 
 class RefusedEvent(BaseModel):
-    """An event that cannot be observed, by its index in the request."""
+    """An event that changes nothing: its kind, such as `late`, why, and the event as JSON."""
 
-    index: int
+    kind: str
     reason: str
+    message: str
 
 
 class EventsAnswer(BaseModel):
@@ -194,22 +202,6 @@ class Loaded(NamedTuple):
     recommender: Recommender
     observer: CheckpointObserver | None
     mark: object
-
-
-class _Posted:
-    """The events of one request, as a source."""
-
-    def __init__(self, events: Sequence[UserEvent]) -> None:
-        self._batches = [Batch(events)]
-
-    def read(self, most_events: int) -> Batch | None:  # noqa: ARG002 - the request's limit is as low
-        return self._batches.pop() if self._batches else None
-
-    def acknowledge(self, batch: Batch) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Metrics:
@@ -362,32 +354,29 @@ class Service:
             raise RequestError(400, "the model has no column of kind 'history', so no event counts")
         if not 1 <= len(bodies) <= MOST_EVENTS:
             raise RequestError(400, f"a request must have 1 to {MOST_EVENTS} events")
-        events = [_event(index, body) for index, body in enumerate(bodies)]
-        refusals = observer.refusals(events)
-        refused = [
-            {"index": index, "reason": one.reason}
-            for index, one in enumerate(refusals)
-            if one is not None
-        ]
-        self.metrics.events.labels("refused").inc(len(refused))
-        if len(refused) == len(events):
-            is_unknown = all(one is not None and one.unknown_item for one in refusals)
-            reasons = "; ".join(f"event {one['index']}: {one['reason']}" for one in refused[:3])
-            raise RequestError(404 if is_unknown else 400, reasons)
-        kept = [event for event, one in zip(events, refusals, strict=True) if one is None]
-        rules = Rules(batch_size=MOST_EVENTS, late=self.options.late)
+        events, refused = list[UserEvent](), list[Refused]()
+        for index, body in enumerate(bodies):
+            try:
+                events.append(_event(body))
+            except ValueError as error:
+                reason = f"event {index} (the first is 0): {error}"
+                refused.append(Refused("malformed", reason, json.dumps(body)))
+        batch, refused = Batch(events, refused), []
+        rules = Rules(late=self.options.late, refuse=refused.extend)
         try:
-            counts = consume(_Posted(kept), self.store, observer, rules)
+            counts = observe_events(batch, self.store, observer, rules)
         except ValueError:
-            if not self._forget_unreadable(observer, {event.user_key for event in kept}):
+            if not self._forget_unreadable(observer, {event.user_key for event in events}):
                 raise
-            counts = consume(_Posted(kept), self.store, observer, rules)
-        answer: dict[str, Any] = {
-            name: getattr(counts, name) for name in ("observed", "duplicates", "late")
-        }
-        for name, count in answer.items():
-            self.metrics.events.labels(name).inc(count)
-        return {**answer, "refused": refused}
+            refused.clear()
+            counts = observe_events(batch, self.store, observer, rules)
+        for name in _OUTCOMES:
+            self.metrics.events.labels(name).inc(getattr(counts, name))
+        if counts.malformed + counts.unknown_items == len(batch):
+            reasons = "; ".join(dict.fromkeys(one.reason for one in refused))
+            raise RequestError(400 if counts.malformed else 404, reasons)
+        answer = {name: getattr(counts, name) for name in ("observed", "duplicates", "late")}
+        return {**answer, "refused": [vars(one) for one in refused]}
 
     def similar(self, loaded: Loaded, item_key: str, k: int) -> dict[str, Any]:
         """Return the items most like one."""
@@ -483,16 +472,14 @@ class Service:
         return {"items": [asdict(one) for one in found], "model": model}
 
 
-def _event(index: int, body: Mapping[str, Any]) -> UserEvent:
+def _event(body: Mapping[str, Any]) -> UserEvent:
     for name in body:
         if name not in _EVENT_FIELDS:
-            guess = near(name, _EVENT_FIELDS)
-            problem = f"event {index} has the field {name!r:.80}{guess}, which no event has"
-            raise RequestError(400, f"{problem}; it may have {', '.join(_EVENT_FIELDS)}")
-    try:
-        return parse_event(json.dumps(body))
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"event {index}: {error}") from None
+            raise ValueError(
+                f"it has the field {name!r:.80}{near(name, _EVENT_FIELDS)}, which no event has; it "
+                f"may have {', '.join(_EVENT_FIELDS)}"
+            )
+    return parse_event(json.dumps(body))
 
 
 class _Gate:

@@ -39,9 +39,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="delete a user's state so long after the last event",
     )  # fmt: skip
     add(
-        "--late", choices=("refuse", "accept"), default="refuse",
-        help="events older than their user's newest: drop them, or read them as if they were as "
-        "new (default: refuse)",
+        "--late", choices=("refuse", "accept", "recompute"), default="refuse",
+        help="events older than their user's newest: refuse them, read them as if they were as "
+        "new, or keep a log of each user's events and compute the user again (default: refuse)",
     )  # fmt: skip
     add("--float16", action="store_true", help="keep states in half the space, slightly rounded")
     add("--most-k", type=int, default=100, help="items a request may ask for (default: 100)")

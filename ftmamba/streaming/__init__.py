@@ -1,6 +1,6 @@
 """Users kept fresh: events in, states in a store, embeddings out."""
 
-from ftmamba.streaming.consumer import Counts, Rules, consume
+from ftmamba.streaming.consumer import Counts, Rules, consume, observe_events
 from ftmamba.streaming.events import Refused, UserEvent, parse_event
 from ftmamba.streaming.observer import CheckpointObserver
 from ftmamba.streaming.sources import Batch, Source
@@ -19,5 +19,6 @@ __all__ = [
     "UserEvent",
     "consume",
     "next_version",
+    "observe_events",
     "parse_event",
 ]

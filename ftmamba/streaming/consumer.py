@@ -204,6 +204,16 @@ def consume(
     return counts
 
 
+def observe_events(
+    batch: Batch, store: StateStore, observer: CheckpointObserver, rules: Rules | None = None
+) -> Counts:
+    """Bring the users of events up to date that no source delivers again; see `consume`."""
+    consumer = _Consumer(store, observer, rules or Rules(), None, lambda _text: None)
+    counts = consumer.process(batch, "")
+    store.sync()
+    return counts
+
+
 def _claim(
     source: Source,
     store: StateStore,

@@ -93,18 +93,21 @@ def test_late_events_are_counted_and_change_nothing(client):
     client.post("/events", json=EVENT)
     before = client.post("/recommend", json={"user_key": "new"}).json()
     late = {**EVENT, "event_id": "e0", "time": 10, "item_key": "i05"}
-    assert client.post("/events", json=late).json() == {
-        "observed": 0, "duplicates": 0, "late": 1, "refused": []
-    }  # fmt: skip
+    answer = client.post("/events", json=late).json()
+    assert (answer["observed"], answer["late"]) == (0, 1)
+    assert "older than the user's newest (1000)" in answer["refused"][0]["reason"]
     assert client.post("/recommend", json={"user_key": "new"}).json() == before
 
 
 def test_events_that_cannot_be_observed_are_named_and_the_others_count(client):
     bad = {"user_key": "new", "item_key": "i99"}
-    answer = client.post("/events", json=[bad, EVENT])
+    wrong = {"user_key": "u1"}
+    answer = client.post("/events", json=[bad, EVENT, wrong])
     assert answer.json()["observed"] == 1
-    (refused,) = answer.json()["refused"]
-    assert refused["index"] == 0
+    malformed, refused = answer.json()["refused"]
+    assert "event 2 (the first is 0): an event's item_key" in malformed["reason"]
+    assert json.loads(malformed["message"]) == wrong
+    assert (refused["kind"], json.loads(refused["message"])) == ("unknown_items", bad)
     assert "'i99' is not among the 20 of the catalogue" in refused["reason"]
 
 
@@ -123,8 +126,8 @@ def test_events_that_cannot_be_observed_are_named_and_the_others_count(client):
         ("/recommend", {"history": [{"itm": "i01"}]}, 400, "an event has no 'itm'"),
         ("/recommend", {"record": {"films": ["i01"]}, "history": []}, 400, "not both"),
         ("/events", {**EVENT, "item_key": "i99"}, 404, "'i99' is not among the 20"),
-        ("/events", [EVENT, {"user_key": "u1"}], 400, "event 1: an event's item_key must be"),
-        ("/events", {**EVENT, "tmie": 3}, 400, "event 0 has the field 'tmie'; did you mean 'time'"),
+        ("/events", [{"user_key": "u1"}], 400, "an event's item_key must be"),
+        ("/events", {**EVENT, "tmie": 3}, 400, "it has the field 'tmie'; did you mean 'time'"),
         ("/events", {**EVENT, "time": 1e12}, 400, "divide milliseconds by 1000"),
         ("/events", {**EVENT, "context": {"pirce": 3}}, 400, "'pirce'; did you mean 'price'"),
         ("/events", [], 400, "1 to 256 events"),
