@@ -73,7 +73,7 @@ def test_a_wrong_value_of_many_lines_is_shown_in_one(fitted, value):
 @pytest.mark.parametrize(
     "users",
     [
-        {"jobb": "a", "age": 3},
+        {"jobs": "a", "age": 3},
         [{"job": "a"}, {"Jobs": "a", "age": 3}],
         pa.table({"job_": ["a"], "age": [3]}),
         {"age": [3, 4], "jobs": ["a", "b"]},
