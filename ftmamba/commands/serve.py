@@ -91,7 +91,7 @@ def run(arguments: Namespace) -> None:
             port=arguments.port,
             workers=arguments.workers,
             timeout_graceful_shutdown=_SECONDS_TO_STOP,
-            # Longer than a proxy keeps a connection, which else sends into one that is being closed.
+            # Longer than a proxy keeps a connection, lest it sends into one that is being closed.
             timeout_keep_alive=75,
             access_log=False,
             server_header=False,
