@@ -86,7 +86,7 @@ class ServingOptions:
         most_k: items that one request may ask for.
         most_body_bytes: of a request.
         most_requests: computed or waiting at once; further ones are refused.
-        threads: requests computed at once.
+        threads: requests computed at once; several wait for each other in Python, workers do not.
         watch_seconds: between two looks at the folder.
     """
 
@@ -97,7 +97,7 @@ class ServingOptions:
     most_k: int = 100
     most_body_bytes: int = 2**20
     most_requests: int = 64
-    threads: int = 2
+    threads: int = 1
     watch_seconds: float = 1.0
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -53,7 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--most-requests", type=int, default=64, metavar="N",
         help="computed or waiting at once in a worker; further ones get 429 (default: 64)",
     )  # fmt: skip
-    add("--threads", type=int, default=2, help="requests computed at once (default: 2)")
+    add("--threads", type=int, default=1, help="requests computed at once in a worker (default: 1)")
     add("--revision", help="branch, tag or commit on the Hub")
 
 
@@ -90,6 +91,8 @@ def run(arguments: Namespace) -> None:
             port=arguments.port,
             workers=arguments.workers,
             timeout_graceful_shutdown=_SECONDS_TO_STOP,
+            # Longer than a proxy keeps a connection, lest it sends into one that is being closed.
+            timeout_keep_alive=75,
             access_log=False,
             server_header=False,
         )
@@ -104,6 +107,8 @@ def app() -> "FastAPI":
 
     # Requests are computed side by side, so each has one core.
     torch.set_num_threads(1)
+    # The thread that answers waits for the one that computes so long, instead of 5 ms.
+    sys.setswitchinterval(0.0005)
     key = os.environ.get(API_KEY, "")
     return make_app(_service(), api_key=key, example_of=example_record)
 

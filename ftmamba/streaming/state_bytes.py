@@ -71,6 +71,8 @@ def states_to_bytes(
     """Write each of B users by itself; one header for all makes it faster than B `to_bytes`."""
     if len(state) == 0:
         return []
+    if len(state) == 1:
+        return [to_bytes(state, fingerprint, dtype=dtype)]
     state = _in_type(state, dtype)
     example = to_bytes(state.select([0]), fingerprint)
     start, _, offsets = _read_header(example)
@@ -89,6 +91,8 @@ def states_from_bytes(data: Sequence[bytes], *, fingerprint: str) -> UserState:
     if not data:
         raise ValueError("there are no states to read; give those of at least one user")
     first = from_bytes(data[0], fingerprint)
+    if len(data) == 1:
+        return first
     (start, _, offsets), size = _read_header(data[0]), len(data[0])
     head = data[0][:start]
     if len(first) != 1 or not all(len(one) == size and one.startswith(head) for one in data):

@@ -45,7 +45,7 @@ def served(folder, *flags, key=""):
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     client = Client(port, key)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
@@ -83,10 +83,10 @@ def test_workers_share_states_and_metrics_and_stop_after_answering(folder, redis
             answers.append(client("/recommend", {"user_key": "new1"})[0])
 
         with redis.Redis.from_url(redis_server.url) as commands:
-            commands.client_pause(1500)
+            commands.client_pause(2500)
         sender = threading.Thread(target=send)
         sender.start()
-        time.sleep(0.3)
+        time.sleep(1)
         process.send_signal(signal.SIGTERM)
         sender.join()
         process.wait(30)
