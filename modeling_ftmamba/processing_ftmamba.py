@@ -308,7 +308,7 @@ def raw_columns(
             rows.setdefault(tuple(record) if isinstance(record, Mapping) else None, row)
         for keys, row in rows.items():
             rule = "must be a dict of column name to value"
-            if rule := _unknown_names(keys, columns) if keys is not None else rule:
+            if rule := unknown_columns(keys, columns) if keys is not None else rule:
                 raise WrongValueError(f"{tower} record", row, source[row], rule=rule)
         given, n_rows = set().union(*source), len(source)
         values = {name: [one.get(name) for one in source] for name in names if name in given}
@@ -331,12 +331,12 @@ def raw_columns(
         given, n_rows = set(table.column_names), table.num_rows
         values = {name: table.column(name) for name in names if name in given}
         refuse_periods(table.select(list(values)).schema)
-    if not isinstance(source, list | tuple) and (rule := _unknown_names(given, columns)):
+    if not isinstance(source, list | tuple) and (rule := unknown_columns(given, columns)):
         raise ValueError(f"{tower} records: {rule}")
     return values, n_rows, sorted(map(str, given))
 
 
-def _unknown_names(given: Iterable[str], columns: Sequence[Column]) -> str:
+def unknown_columns(given: Iterable[str], columns: Sequence[Column]) -> str:
     """Say that no column is known, or that one is near the name of an absent one; else nothing."""
     names = {column.name for column in columns}
     unknown = sorted(str(name) for name in given if name not in names)
@@ -589,7 +589,7 @@ def _event(
             rule = f"an event has no {key!r:.40}{near(key, known)}; it may have {', '.join(known)}"
             raise WrongValueError(name, row, given, rule=rule)
     item = values.get("item")
-    if isinstance(item, Mapping) and (rule := _unknown_names(item, items)):
+    if isinstance(item, Mapping) and (rule := unknown_columns(item, items)):
         raise WrongValueError(name, row, given, rule=f"an item has {rule}")
     rule = "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
     try:
