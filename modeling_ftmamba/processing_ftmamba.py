@@ -488,8 +488,7 @@ class HistoryReader:
     def rows(self, histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
         """Return the catalogue's row of each item, -1 for one of no catalogue."""
         rows = self._rows([event.item for history in histories for event in history])
-        known = np.array([-1 if row is None else row for row in rows], np.int64)
-        return np.split(known, np.cumsum([len(history) for history in histories])[:-1])
+        return np.split(rows, np.cumsum([len(history) for history in histories])[:-1])
 
     def scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
         """Return the scores (U, I) of users by their embeddings and the `rows` of their items."""
@@ -555,22 +554,22 @@ class HistoryReader:
             tensors["user_event_features"] = padded.features
         return {name: torch.as_tensor(values, device=device) for name, values in tensors.items()}
 
-    def _rows(self, items: Sequence[Any]) -> list[int | None]:
-        """Return the rows of the catalogue that items are, None for what is not in it."""
+    def _rows(self, items: Sequence[Any]) -> NDArray[np.int64]:
+        """Return the catalogue's row of each item, -1 for one that is not in it."""
         keys = [one for one in items if isinstance(one, str)]
         found = iter(self._catalogue.rows(keys) if keys else ())
         rows = [next(found) if isinstance(one, str) else one for one in items]
-        return [row if isinstance(row, int) else None for row in rows]
+        return np.array([row if isinstance(row, int) else -1 for row in rows], np.int64)
 
     def _embed(self, items: Sequence[Any]) -> Tensor:
         """Return the embeddings (R, E) of rows and keys of the catalogue, other keys, columns."""
         rows = self._rows(items)
-        embeds_RE = self._items_IE[[row or 0 for row in rows]]
-        unknown = [index for index, row in enumerate(rows) if row is None]
+        embeds_RE = self._items_IE[rows.clip(0).tolist()]
+        unknown = np.flatnonzero(rows < 0).tolist()
         if unknown:
             names = [column.name for column in self._extractor.columns("item")]
-            key = self._extractor.item_key
             own = [items[index] for index in unknown]
+            key = self._extractor.item_key
             own = [item if isinstance(item, Mapping) else {key: item} for item in own]
             records = [{name: item.get(name) for name in names} for item in own]
             encoded = self._extractor(items=records)
