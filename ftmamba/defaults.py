@@ -37,8 +37,8 @@ MOST_ITEMS_OF_A_SOFTMAX = 15_000
 third with negatives drawn, and eight such epochs reach .108 on validation."""
 
 STEPS = 2_500
-"""Steps that are enough: the playlists get better up to the last of 2,576, MovieLens latest-small is
-at its best after 580 of 930, the restaurants after 90 of 900."""
+"""Steps that are enough: the playlists get better up to the last of 2,576, MovieLens latest-small
+is at its best after 580 of 930, the restaurants after 90 of 900."""
 MOST_STEPS_AN_EPOCH = 1_000
 STEPS_OF_ROWS = 200
 """Where few people come back: the 5,000 purchases are at their best after 30 steps of 256."""
