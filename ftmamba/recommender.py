@@ -226,7 +226,7 @@ class Recommender:
         dots_I = self._items_IE @ self._items_IE[row]
         cosines_I = dots_I / (self._lengths_I * self._lengths_I[row])
         cosines_I[row] = -torch.inf
-        return self._best(cosines_I[None], k)[0]
+        return self._recommendations(*top_k(cosines_I[None], k))[0]
 
     @torch.inference_mode()
     def user_embedding(self, record: Record) -> NDArray[np.float32]:
@@ -302,13 +302,12 @@ class Recommender:
             users_UE = self._model.get_user_embeddings(**self._inputs(block, events))
             seen = self._history.rows(events)
             scores_UI = self._scores(users_UE, seen)
-            if self.catalogue.exclude_seen if exclude_seen is None else exclude_seen:
-                if users is not None:
-                    own = users.seen
-                    seen = [own.item_ids[own.starts[row] : own.starts[row + 1]] for row in rows]
-                self._history.leave_out(scores_UI, seen)
-            scores_UI[:, excluded] = -torch.inf
-            ranked += self._best(scores_UI, k)
+            if users is not None:
+                seen = [users.seen.of(row) for row in rows]
+            best = self._history.best(
+                scores_UI, k, seen, exclude_seen=exclude_seen, exclude=excluded
+            )
+            ranked += self._recommendations(*best)
         return ranked
 
     def _scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
@@ -320,9 +319,8 @@ class Recommender:
         inputs = {**self._extractor(users=users), **self._history.of_events(events)}
         return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
 
-    def _best(self, scores_UI: Tensor, k: int) -> list[list[Recommendation]]:
-        scores_UK, ids_UK = (tensor.cpu() for tensor in top_k(scores_UI, k))
-        ids = ids_UK.flatten().numpy()
+    def _recommendations(self, scores_UK: Tensor, ids_UK: Tensor) -> list[list[Recommendation]]:
+        ids, k = ids_UK.flatten().cpu().numpy(), ids_UK.shape[1]
         keys = text_table(self.catalogue.keys).take(ids)
         titles = text_table(self.catalogue.titles).take(ids)
         found = list(map(Recommendation, keys, scores_UK.flatten().tolist(), titles))

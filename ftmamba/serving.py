@@ -42,7 +42,7 @@ from ftmamba.streaming import (
     UserEvent,
     observe_events,
 )
-from ftmamba.streaming.events import parse_event
+from ftmamba.streaming.events import EVENT_FIELDS, parse_event
 from ftmamba.streaming.stores import check_key
 from modeling_ftmamba.configuration_ftmamba import near
 from modeling_ftmamba.encoders import text_of
@@ -51,9 +51,6 @@ from modeling_ftmamba.processing_ftmamba import Event
 MOST_EVENTS = 256
 """In one request."""
 
-_EVENT_FIELDS = (
-    "user_key", "item_key", "event_id", "time", "weight", "context", "item_record", "user_record"
-)  # fmt: skip
 _OUTCOMES = ("observed", "duplicates", "late", "unknown_items", "malformed", "too_large")
 _OPEN_PATHS = ("/healthz", "/readyz")
 """Answered without the API key."""
@@ -474,10 +471,10 @@ class Service:
 
 def _event(body: Mapping[str, Any]) -> UserEvent:
     for name in body:
-        if name not in _EVENT_FIELDS:
+        if name not in EVENT_FIELDS:
             raise ValueError(
-                f"it has the field {name!r:.80}{near(name, _EVENT_FIELDS)}, which no event has; it "
-                f"may have {', '.join(_EVENT_FIELDS)}"
+                f"it has the field {name!r:.80}{near(name, EVENT_FIELDS)}, which no event has; it "
+                f"may have {', '.join(EVENT_FIELDS)}"
             )
     return parse_event(json.dumps(body))
 

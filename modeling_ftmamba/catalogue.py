@@ -158,9 +158,7 @@ class Catalogue:
         try:
             texts = [(text_of(key) or "").encode("utf-8", "surrogatepass") for key in item_keys]
         except (TypeError, ValueError, ArithmeticError):
-            raise ValueError(
-                "an item's key must be a text, a number, true/false or a date"
-            ) from None
+            raise ValueError("an item's key must be a text, a number, true/false or date") from None
         return [self._row_of.get(text) for text in texts]
 
     def excluded(self, exclude: Any) -> list[int]:

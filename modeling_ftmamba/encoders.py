@@ -68,8 +68,8 @@ class WrongValueError(ValueError):
     """The value in one row (the first is 0) of a column, by its name, breaks the column's rule."""
 
     def __init__(self, name: str, row: int, value: object, *, rule: str) -> None:
-        shown = " ".join(repr(value).split())
-        super().__init__(f"{name}, row {row} (the first is 0): {rule}, got {shown:.80}")
+        self.problem = f"{rule}, got {' '.join(repr(value).split()):.80}"
+        super().__init__(f"{name}, row {row} (the first is 0): {self.problem}")
         self.name, self.row, self.value, self.rule = name, row, value, rule
 
 
@@ -470,7 +470,7 @@ def stable_hash(text: str) -> int:
 def column_members(values: Any, column: Column, name: str) -> Members:
     """Return codes (R,) into V sets, their lengths (-1: missing), codes (F,) into texts, texts."""
     if column.kind == "categorical":
-        codes_R, texts = _converted(values, text_of, name, TEXT_RULE)
+        codes_R, texts = column_texts(values, name)
         return codes_R, np.ones(len(texts), np.int64), np.arange(len(texts)), texts
     separator, rule = column.separator, "must be a list of texts"
     rule += f", or one text with {separator!r} between its members" if separator else _SPLIT
@@ -562,12 +562,14 @@ def column_vectors(values: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int
 
 
 def _vector_of(value: Any) -> NDArray[Any] | None:
-    if isinstance(value, str) and not is_missing(value):
+    if is_missing(value):
+        return None
+    if isinstance(value, str):
         value = list(map(float, re.split(r"[\s,;]+", value.strip("[]() \t"))))
     vector = np.asarray(value)
-    if not is_missing(value) and (vector.ndim != 1 or vector.dtype.kind not in "biuf"):
+    if vector.ndim != 1 or vector.dtype.kind not in "biuf":
         raise TypeError("no vector")
-    return None if is_missing(value) else vector
+    return vector
 
 
 ENCODERS: Mapping[str, type[ColumnEncoder]] = {

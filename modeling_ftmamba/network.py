@@ -75,14 +75,11 @@ class TowerInputs:
     @classmethod
     def of(cls, tower: str, batch: Mapping[str, Tensor | None]) -> "TowerInputs":
         """Take a tower's tensors, named `user_numeric` and so on; refuse any other name."""
-        names = {f"{tower}_{name}": name for name in TENSOR_NAMES}
+        names = {f"{tower}_{field.name}": field.name for field in fields(cls)}
         for key in batch:
             if key not in names:
                 raise TypeError(f"the {tower} tower reads no {key!r}{near(key, names)}")
         return cls(**{names[key]: tensor for key, tensor in batch.items()})
-
-
-TENSOR_NAMES = tuple(field.name for field in fields(TowerInputs))
 
 
 class TokenRows(NamedTuple):
@@ -796,8 +793,8 @@ class TowerNetwork(ScanChoice):
             raise ValueError(f"{what} need pooling {wanted}, got {self.config.pooling!r}")
         return self.tokenizer.history
 
-    def _state_sizes(self) -> tuple[int, int, int, int, int]:
-        """Return layers, convolved channels, tokens kept, inner channels, state of each."""
+    def _state_shapes(self, n_rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of conv and scan; raise ValueError where the tower has no state."""
         config = self.config
         self._history_tokens("streaming states", ("cls", "last"))
         if config.mixer == "attention" or config.max_positions:
@@ -805,14 +802,11 @@ class TowerNetwork(ScanChoice):
             raise ValueError(f"{rule}, got {config.mixer!r} and {config.max_positions}")
         inner, n_state = config.inner_size, config.state_size
         convolved = inner + 2 * n_state if config.mixer == "ssd" else inner
-        return config.num_hidden_layers, convolved, config.conv_kernel - 1, inner, n_state
-
-    def _state_shapes(self, n_rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        layers, convolved, n_kept, inner, n_state = self._state_sizes()
-        return (layers, n_rows, convolved, n_kept), (layers, n_rows, inner, n_state)
+        n_layers, n_kept = config.num_hidden_layers, config.conv_kernel - 1
+        return (n_layers, n_rows, convolved, n_kept), (n_layers, n_rows, inner, n_state)
 
     def _check_streaming(self) -> HistoryTokens:
-        self._state_sizes()
+        self._state_shapes(0)
         if self.training:
             raise RuntimeError("states need a model at rest; call model.eval() first")
         return self._history_tokens("streaming states", ("cls", "last"))
@@ -836,7 +830,7 @@ class TowerNetwork(ScanChoice):
         n_rows, n_tokens, _ = tokens_BLD.shape
         if n_tokens == 0 or n_rows == 0:
             return state.conv, state.scan, state.last
-        numbers = self._state_sizes()[3] * self._state_sizes()[4]
+        numbers = state.scan.shape[2:].numel()
         size = max(1, _NUMBERS_AT_A_TIME // (min(n_tokens, _LEAST_TOKENS_AT_A_TIME) * numbers))
         wide = torch.promote_types(tokens_BLD.dtype, torch.float32)
         conv, scan = (torch.empty_like(x, dtype=wide) for x in (state.conv, state.scan))

@@ -15,7 +15,7 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
-from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue, top_k
+from .catalogue import CATALOGUE_NAME, Catalogue, load_catalogue
 from .configuration_ftmamba import near
 from .encoders import text_table
 from .processing_ftmamba import WHOLE_RECORD, HistoryReader, name_of
@@ -101,14 +101,14 @@ class FTMambaRecommendationPipeline(Pipeline):
         """Return the `Answer` for one record, a list of them for a list, an iterator for the rest.
 
         Inputs are a raw record, a list of records, or anything that yields records (a generator, a
-        data set), which is read as its answers are. Absent columns are missing values, unknown
-        columns are ignored. A WrongInputError names what breaks a rule.
+        data set), which is read as its answers are. Absent columns are missing values. Unknown
+        columns are ignored, but a misspelt one is refused. A WrongInputError names what is wrong.
 
         `batch_size` records are embedded together; the default depends on the catalogue, and is 1
-        where inputs have no length. Parameters are `top_k`, by default 10 or all of a smaller
-        catalogue, `exclude`, the keys of items to leave out; unknown ones are ignored, and
-        `exclude_seen`: leave out the items of a record's history; by default as the model was
-        evaluated. Fewer than `top_k` items come only where these leave fewer.
+        where inputs have no length. The parameters are `top_k`, by default 10 or all of a smaller
+        catalogue; `exclude`, keys of items to leave out, where keys of no item are ignored; and
+        `exclude_seen`, whether to leave out the items of a record's history, by default as the
+        model was evaluated. An answer has fewer than `top_k` items only where fewer are left.
         """
         if args:
             raise ValueError(f"give top_k and exclude by name, as in top_k=10; got {args!r}")
@@ -153,11 +153,8 @@ class FTMambaRecommendationPipeline(Pipeline):
         tensors = {name: one for name, one in input_tensors.items() if name != _ROWS}
         users_BE = self.model.get_user_embeddings(**tensors).to(self._items_IE.dtype)
         scores_BI = self._history.scores(users_BE, input_tensors[_ROWS])
-        asked = forward_parameters.get("exclude_seen")
-        if self.catalogue.exclude_seen if asked is None else asked:
-            self._history.leave_out(scores_BI, input_tensors[_ROWS])
-        scores_BI[:, forward_parameters["exclude"]] = -torch.inf
-        scores_BK, rows_BK = top_k(scores_BI, forward_parameters["top_k"])
+        k, seen = forward_parameters.pop("top_k"), input_tensors[_ROWS]
+        scores_BK, rows_BK = self._history.best(scores_BI, k, seen, **forward_parameters)
         return {"scores": scores_BK, "rows": rows_BK}
 
     def postprocess(self, model_outputs: Any, **_: Any) -> list[Answer]:
@@ -189,8 +186,9 @@ class FTMambaRecommendationPipeline(Pipeline):
             if column is None and name != WHOLE_RECORD:
                 raise
             problem = f", column {column!r}" if column else ""
-            problem += f": {wrong.rule}, got {' '.join(repr(wrong.value).split()):.80}"
-            raise WrongInputError(problem, "inputs", first + wrong.row, column) from None
+            raise WrongInputError(
+                f"{problem}: {wrong.problem}", "inputs", first + wrong.row, column
+            ) from None
 
 
 def add_pipeline(folder: Path) -> None:

@@ -25,6 +25,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .catalogue import top_k
 from .configuration_ftmamba import (
     EVENT_KEYS,
     HISTORY,
@@ -149,7 +150,7 @@ class FTMambaFeatureExtractor(FeatureExtractionMixin):
         """Encode users, items or both, as the tensors `user_numeric` to `item_dense`; see `DTYPES`.
 
         Either is one record (a dict), a list of records, a dict of column name to array, or a
-        table of Arrow, pandas, polars or datasets. Not all of its columns may be unknown.
+        table of Arrow, pandas, polars or datasets. A misspelt column is refused.
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
@@ -508,12 +509,19 @@ class HistoryReader:
             raise WrongValueError(WHOLE_RECORD, row, float(sums_U[row]), rule=rule)
         return scores_UI
 
-    @staticmethod
-    def leave_out(scores_UI: Tensor, rows: Sequence[NDArray[np.int64]]) -> None:
-        """Set the scores of the `rows` of users' items to minus infinity, in place."""
-        users = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
-        items = np.concatenate([*rows, np.zeros(0, np.int64)])
-        scores_UI[users[items >= 0], items[items >= 0]] = -torch.inf
+    def best(
+        self, scores_UI: Tensor, k: int, seen: Any, *, exclude: Any, exclude_seen: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores and rows (U, K) of the best items, minus infinity for what is left out.
+
+        `exclude_seen` None leaves the `seen` rows of users out where the catalogue says so.
+        """
+        if self._catalogue.exclude_seen if exclude_seen is None else exclude_seen:
+            users = np.repeat(np.arange(len(seen)), [len(own) for own in seen])
+            items = np.concatenate([*seen, np.zeros(0, np.int64)])
+            scores_UI[users[items >= 0], items[items >= 0]] = -torch.inf
+        scores_UI[:, exclude] = -torch.inf
+        return top_k(scores_UI, k)
 
     def of_events(
         self, histories: Sequence[Sequence[Event]], max_length: int | None = None

@@ -68,12 +68,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--group", default="ftmamba", help="keeps how far a stream was consumed")
     add("--consumer", default="", help="a name to show to others (default: the machine's name)")
     add(
-        "--claim_seconds", type=float, default=30, metavar="SECONDS",
+        "--claim-seconds", "--claim_seconds", type=float, default=30, metavar="SECONDS",
         help="of several consumers of a source one works; another takes over if it is silent for "
         "so long (default: 30)",
     )  # fmt: skip
     add(
-        "--accept_loss", action="store_true",
+        "--accept-loss", "--accept_loss", action="store_true",
         help="go on if the store has lost states and the source no longer has their events",
     )  # fmt: skip
     add("--revision", help="branch, tag or commit on the Hub")

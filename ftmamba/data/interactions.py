@@ -117,6 +117,10 @@ class ItemsByUser:
     starts: NDArray[np.int64]
     item_ids: NDArray[np.int64]
 
+    def of(self, user_id: int) -> NDArray[np.int64]:
+        """Return the items of one user."""
+        return self.item_ids[self.starts[user_id] : self.starts[user_id + 1]]
+
     def pairs(self, user_ids_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (row, item) of every interaction of the users; row counts within `user_ids`."""
         starts_U = self.starts[user_ids_U]

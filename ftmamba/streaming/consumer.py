@@ -223,11 +223,11 @@ def _claim(
     report: Callable[[str], None],
 ) -> str:
     """Wait for the source, and go to the position of the states; return that."""
-    claim, told = store.claim(source.name, owner, rules.claim_seconds), False
+    claim, is_reported = store.claim(source.name, owner, rules.claim_seconds), False
     while claim.owner != owner:
         gone = claim.owner if _has_ended(claim.owner) else ""
-        if not gone and not told:
-            told = True
+        if not gone and not is_reported:
+            is_reported = True
             name = claim.owner.split("|")[0]
             report(f"{source.name} is consumed by {name}; waiting to take over")
         if not gone:
@@ -266,10 +266,8 @@ def _has_ended(owner: str) -> bool:
         return False
     try:
         os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 
@@ -375,8 +373,7 @@ class _Consumer:
             if refusal is None:
                 kept.append(event)
             else:
-                kind = "unknown_items" if refusal.unknown_item else "malformed"
-                refused.append(_refused(kind, event, refusal.reason))
+                refused.append(_refused(refusal.kind, event, refusal.reason))
         return kept, refused
 
     def _try(self, by_user: EventsByUser, source: str) -> tuple[Counts, EventsByUser]:

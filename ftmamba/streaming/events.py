@@ -17,7 +17,7 @@ from modeling_ftmamba.processing_ftmamba import Event
 LONGEST_EVENT_ID = 512
 """Bytes in UTF-8."""
 
-_FIELDS = (
+EVENT_FIELDS = (
     "user_key", "item_key", "event_id", "time", "weight", "context", "item_record", "user_record"
 )  # fmt: skip
 _LARGEST_LEAD = 86_400
@@ -84,7 +84,7 @@ class Refused:
 
 
 def parse_event(text: str | bytes, *, event_id: str = "", position: str = "") -> UserEvent:
-    """Read an event from a JSON object; unknown fields are ignored.
+    """Read an event from a JSON object; unknown fields are ignored, a misspelt one is refused.
 
     It has `user_key` and `item_key`, and may have `event_id`, `time`, `weight`, `context`,
     `item_record` and `user_record`.
@@ -101,9 +101,9 @@ def parse_event(text: str | bytes, *, event_id: str = "", position: str = "") ->
         values = parse_json(text.decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"an event must be a JSON object ({error!s:.200}), {_EXAMPLE}") from None
-    absent = [name for name in _FIELDS if name not in values]
+    absent = [name for name in EVENT_FIELDS if name not in values]
     for name in values:
-        if name not in _FIELDS and (guess := near(name, absent, 0.8)):
+        if name not in EVENT_FIELDS and (guess := near(name, absent, 0.8)):
             raise ValueError(f"an event has no field {name!r:.80}{guess} It has {_EXAMPLE}")
     if values.get("event_id") is not None:
         event_id = _text(values, "event_id", LONGEST_EVENT_ID)

@@ -16,7 +16,6 @@ from torch import Tensor
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import UserEvent
 from ftmamba.streaming.state_bytes import states_from_bytes, states_to_bytes
-from modeling_ftmamba.catalogue import top_k
 from modeling_ftmamba.configuration_ftmamba import near
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 from modeling_ftmamba.user_state import NO_TIME, UserState
@@ -26,14 +25,9 @@ SEEN_KEPT = 500
 
 
 class Refusal(NamedTuple):
-    """Why an event cannot be observed.
+    """Why an event cannot be observed: the kind that `Refused` has, and the reason in words."""
 
-    Attributes:
-        unknown_item: the item is not in the catalogue, and the event has no columns of it.
-        reason: in words.
-    """
-
-    unknown_item: bool
+    kind: str
     reason: str
 
 
@@ -81,7 +75,7 @@ class CheckpointObserver:
     def _refusal(self, one: UserEvent, row: int | None) -> Refusal | None:
         if row is None and one.item_record is None:
             return Refusal(
-                True,
+                "unknown_items",
                 f"item {one.event.item!r:.80} is not among the {len(self.catalogue)} of the "
                 "catalogue, and the event has no item_record with columns of it",
             )
@@ -92,7 +86,7 @@ class CheckpointObserver:
             guess = near(name, absent, 0.6 if is_lost else 0.8)
             if name not in self._context and (guess or is_lost):
                 return Refusal(
-                    False,
+                    "malformed",
                     f"its context has {name!r:.80}{guess}, which is none of the columns that the "
                     f"model reads: {', '.join(self._context)}",
                 )
@@ -102,7 +96,7 @@ class CheckpointObserver:
             if one.item_record is not None and row is None:
                 self._extractor(items=[one.item_record])
         except ValueError as error:
-            return Refusal(False, f"its record: {error}")
+            return Refusal("malformed", f"its record: {error}")
         return None
 
     @torch.inference_mode()
@@ -200,16 +194,15 @@ class CheckpointObserver:
         exclude: Iterable[object] = (),
     ) -> list[list[tuple[int, float]]]:
         """Return row and score of the k best items of users, without those to `exclude`."""
-        scores_BI = self.scores(state)
-        if self.catalogue.exclude_seen if exclude_seen is None else exclude_seen:
-            self._reader.leave_out(scores_BI, self._recent(state))
-            if self._users is not None:
-                rows_B = np.array([self._row_of_user.get(key, -1) for key in user_keys], np.int64)
-                known = np.flatnonzero(rows_B >= 0)
-                users, items = self._users.seen.pairs(rows_B[known])
-                scores_BI[known[users], items] = -torch.inf
-        scores_BI[:, self.catalogue.excluded(exclude)] = -torch.inf
-        scores_BK, ids_BK = top_k(scores_BI, k)
+        seen = self._recent(state)
+        for index, key in enumerate(user_keys):
+            row = self._row_of_user.get(key)
+            if self._users is not None and row is not None:
+                seen[index] = np.concatenate([seen[index], self._users.seen.of(row)])
+        excluded = self.catalogue.excluded(exclude)
+        scores_BK, ids_BK = self._reader.best(
+            self.scores(state), k, seen, exclude_seen=exclude_seen, exclude=excluded
+        )
         return [
             [pair for pair in zip(*own, strict=True) if pair[1] > -math.inf]
             for own in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True)

@@ -470,8 +470,8 @@ class RedisStreamSource:
         self._connection = RedisConnection(url, retries=retries, report=report)
         self._client = self._connection.client
         # Entries up to `at`, so many, are read or known to be lost; so are deleted ones up to
-        # `removed`. Was there a stream, and which loss was told?
-        self._n_read, self._removed, self._was_there, self._told = 0, "", False, ""
+        # `removed`. Whether there was a stream, and the loss that was reported last.
+        self._n_read, self._removed, self._was_there, self._reported = 0, "", False, ""
         try:
             self._connection.check()
             self._at = self.bookmark
@@ -493,7 +493,7 @@ class RedisStreamSource:
     def seek(self, position: str) -> None:
         facts = self._facts()
         self._at, _, n_read = position.partition(" ")
-        self._told, self._was_there = "", self._was_there or bool(facts)
+        self._reported, self._was_there = "", self._was_there or bool(facts)
         # A new reader of a stream that was trimmed has lost nothing.
         self._n_read = int(n_read or _n_removed(facts))
         self._removed = "" if n_read else _position(facts.get("max-deleted-entry-id", b""))
@@ -507,8 +507,8 @@ class RedisStreamSource:
         for is_last in (not self._follow, True):
             facts, entries = self._next(most_events)
             lost = self._lost(facts, max(self._at, self._removed), self._at, self._n_read)
-            if lost and lost != self._told:
-                self._told, self._was_there = lost, bool(facts)
+            if lost and lost != self._reported:
+                self._reported, self._was_there = lost, bool(facts)
                 self._n_read = _n_removed(facts)
                 self._removed = _position(facts.get("max-deleted-entry-id", b""))
                 return Batch((), [Refused("removed", lost)], self._position())
@@ -556,9 +556,8 @@ class RedisStreamSource:
             return answers
 
         facts, streams = self._connection.ask(ask)
-        return {} if isinstance(facts, Exception) else facts, [
-            x for _, xs in streams or () for x in xs
-        ]
+        entries = [entry for _, found in streams or () for entry in found]
+        return {} if isinstance(facts, Exception) else facts, entries
 
     def _wait(self) -> None:
         """Wait for an entry, for a shorter time than the time-out of the socket."""
