@@ -794,22 +794,20 @@ class TowerNetwork(ScanChoice):
         return self.tokenizer.history
 
     def _state_shapes(self, n_rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shapes of conv and scan; raise ValueError where the tower has no state."""
-        config = self.config
-        self._history_tokens("streaming states", ("cls", "last"))
-        if config.mixer == "attention" or config.max_positions:
-            rule = "a state of one size needs mixer 'mamba' or 'ssd' and no max_positions"
-            raise ValueError(f"{rule}, got {config.mixer!r} and {config.max_positions}")
-        inner, n_state = config.inner_size, config.state_size
+        config, inner, n_state = self.config, self.config.inner_size, self.config.state_size
         convolved = inner + 2 * n_state if config.mixer == "ssd" else inner
         n_layers, n_kept = config.num_hidden_layers, config.conv_kernel - 1
         return (n_layers, n_rows, convolved, n_kept), (n_layers, n_rows, inner, n_state)
 
     def _check_streaming(self) -> HistoryTokens:
-        self._state_shapes(0)
+        history = self._history_tokens("streaming states", ("cls", "last"))
+        mixer, n_positions = self.config.mixer, self.config.max_positions
+        if mixer == "attention" or n_positions:
+            rule = "a state of one size needs mixer 'mamba' or 'ssd' and no max_positions"
+            raise ValueError(f"{rule}, got {mixer!r} and {n_positions}")
         if self.training:
             raise RuntimeError("states need a model at rest; call model.eval() first")
-        return self._history_tokens("streaming states", ("cls", "last"))
+        return history
 
     def _check_state(self, state: UserState, n_rows: int) -> None:
         found = tuple(state.conv.shape), tuple(state.scan.shape)

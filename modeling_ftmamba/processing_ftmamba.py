@@ -308,7 +308,7 @@ def raw_columns(
             rows.setdefault(tuple(record) if isinstance(record, Mapping) else None, row)
         for keys, row in rows.items():
             rule = "must be a dict of column name to value"
-            if rule := _unknown_names(keys, columns) if keys is not None else rule:
+            if rule := unknown_columns(keys, columns) if keys is not None else rule:
                 raise WrongValueError(f"{tower} record", row, source[row], rule=rule)
         given, n_rows = set().union(*source), len(source)
         values = {name: [one.get(name) for one in source] for name in names if name in given}
@@ -331,12 +331,12 @@ def raw_columns(
         given, n_rows = set(table.column_names), table.num_rows
         values = {name: table.column(name) for name in names if name in given}
         refuse_periods(table.select(list(values)).schema)
-    if not isinstance(source, list | tuple) and (rule := _unknown_names(given, columns)):
+    if not isinstance(source, list | tuple) and (rule := unknown_columns(given, columns)):
         raise ValueError(f"{tower} records: {rule}")
     return values, n_rows, sorted(map(str, given))
 
 
-def _unknown_names(given: Iterable[str], columns: Sequence[Column]) -> str:
+def unknown_columns(given: Iterable[str], columns: Sequence[Column]) -> str:
     """Say that no column is known, or that one is near the name of an absent one; else nothing."""
     names = {column.name for column in columns}
     unknown = sorted(str(name) for name in given if name not in names)
@@ -488,8 +488,7 @@ class HistoryReader:
     def rows(self, histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
         """Return the catalogue's row of each item, -1 for one of no catalogue."""
         rows = self._rows([event.item for history in histories for event in history])
-        known = np.array([-1 if row is None else row for row in rows], np.int64)
-        return np.split(known, np.cumsum([len(history) for history in histories])[:-1])
+        return np.split(rows, np.cumsum([len(history) for history in histories])[:-1])
 
     def scores(self, users_UE: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
         """Return the scores (U, I) of users by their embeddings and the `rows` of their items."""
@@ -555,22 +554,22 @@ class HistoryReader:
             tensors["user_event_features"] = padded.features
         return {name: torch.as_tensor(values, device=device) for name, values in tensors.items()}
 
-    def _rows(self, items: Sequence[Any]) -> list[int | None]:
-        """Return the rows of the catalogue that items are, None for what is not in it."""
+    def _rows(self, items: Sequence[Any]) -> NDArray[np.int64]:
+        """Return the catalogue's row of each item, -1 for one that is not in it."""
         keys = [one for one in items if isinstance(one, str)]
         found = iter(self._catalogue.rows(keys) if keys else ())
         rows = [next(found) if isinstance(one, str) else one for one in items]
-        return [row if isinstance(row, int) else None for row in rows]
+        return np.array([row if isinstance(row, int) else -1 for row in rows], np.int64)
 
     def _embed(self, items: Sequence[Any]) -> Tensor:
         """Return the embeddings (R, E) of rows and keys of the catalogue, other keys, columns."""
         rows = self._rows(items)
-        embeds_RE = self._items_IE[[row or 0 for row in rows]]
-        unknown = [index for index, row in enumerate(rows) if row is None]
+        embeds_RE = self._items_IE[rows.clip(0).tolist()]
+        unknown = np.flatnonzero(rows < 0).tolist()
         if unknown:
             names = [column.name for column in self._extractor.columns("item")]
-            key = self._extractor.item_key
             own = [items[index] for index in unknown]
+            key = self._extractor.item_key
             own = [item if isinstance(item, Mapping) else {key: item} for item in own]
             records = [{name: item.get(name) for name in names} for item in own]
             encoded = self._extractor(items=records)
@@ -589,7 +588,7 @@ def _event(
             rule = f"an event has no {key!r:.40}{near(key, known)}; it may have {', '.join(known)}"
             raise WrongValueError(name, row, given, rule=rule)
     item = values.get("item")
-    if isinstance(item, Mapping) and (rule := _unknown_names(item, items)):
+    if isinstance(item, Mapping) and (rule := unknown_columns(item, items)):
         raise WrongValueError(name, row, given, rule=f"an item has {rule}")
     rule = "an event must be an item's key, or a dict with 'item' and perhaps 'time' and 'weight'"
     try:

@@ -121,7 +121,7 @@ def test_training_follows_the_size_and_ends_in_minutes(monkeypatch):
     large = drawn(3000, 20, 4000, time=np.random.default_rng(0).permutation(60_000) * 60 + 10**9)
     training = propose(large, {}).values["training"]
     assert (training["batch_size"], training["num_epochs"]) == (16, 4)
-    monkeypatch.setattr("ftmamba.defaults.STEPS", 50)
+    monkeypatch.setattr("ftmamba.defaults.MOST_STEPS_AN_EPOCH", 50)
     assert propose(large, {}).values["training"]["batch_size"] == 64
     many_items = tables_of(np.repeat(np.arange(20), 3000), np.arange(60_000) % 15_500)
     assert propose(many_items, {}).values["training"]["loss"]["name"] == "sampled_softmax"

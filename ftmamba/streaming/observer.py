@@ -16,8 +16,8 @@ from torch import Tensor
 from ftmamba.checkpoint import Checkpoint
 from ftmamba.streaming.events import UserEvent
 from ftmamba.streaming.state_bytes import states_from_bytes, states_to_bytes
-from modeling_ftmamba.configuration_ftmamba import near
-from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
+from modeling_ftmamba.configuration_ftmamba import Column
+from modeling_ftmamba.processing_ftmamba import Event, HistoryReader, unknown_columns
 from modeling_ftmamba.user_state import NO_TIME, UserState
 
 SEEN_KEPT = 500
@@ -60,7 +60,7 @@ class CheckpointObserver:
                 "the checkpoint's user tower has no column of kind 'history', so events change "
                 "nothing in it; train a model with one"
             )
-        self._context = self._reader.column.context
+        self._context = [Column(name, "numeric") for name in self._reader.column.context]
         self._n_recent = max(self._reader.n_read, SEEN_KEPT)
         self._dtype = dtype
         self._users = checkpoint.users
@@ -79,17 +79,8 @@ class CheckpointObserver:
                 f"item {one.event.item!r:.80} is not among the {len(self.catalogue)} of the "
                 "catalogue, and the event has no item_record with columns of it",
             )
-        given = one.event.context
-        absent = [name for name in self._context if name not in given]
-        is_lost = len(absent) == len(self._context) > 0
-        for name in given:
-            guess = near(name, absent, 0.6 if is_lost else 0.8)
-            if name not in self._context and (guess or is_lost):
-                return Refusal(
-                    "malformed",
-                    f"its context has {name!r:.80}{guess}, which is none of the columns that the "
-                    f"model reads: {', '.join(self._context)}",
-                )
+        if rule := unknown_columns(one.event.context, self._context):
+            return Refusal("malformed", f"its context has {rule}")
         try:
             if one.user_record is not None:
                 self._extractor(users=[one.user_record])

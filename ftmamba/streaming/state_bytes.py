@@ -87,7 +87,7 @@ def states_to_bytes(
 
 
 def states_from_bytes(data: Sequence[bytes], *, fingerprint: str) -> UserState:
-    """Read users that were written one by one as one batch; see `UserState.from_bytes`."""
+    """Read users that were written one by one as one batch; see `from_bytes`."""
     if not data:
         raise ValueError("there are no states to read; give those of at least one user")
     first = from_bytes(data[0], fingerprint)

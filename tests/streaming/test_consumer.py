@@ -262,7 +262,7 @@ def test_a_context_without_any_column_of_the_model_is_refused(observer):
     refused, *others = observer.refusals([event("u", "i00", context=one) for one in contexts])
     assert others == [None, None]
     assert refused.kind == "malformed"
-    assert "has 'pricee'; did you mean 'price'?" in refused.reason
+    assert "got: pricee; did you mean 'price'?" in refused.reason
     beside = event("u", "i00", context={"price": 3.0, "on_sail": 1.0})
     assert "did you mean 'on_sale'" in observer.refusals([beside])[0].reason
 

@@ -19,7 +19,7 @@ TRAVELLING = (
     "catalogue", "configuration_ftmamba", "encoders", "mixers", "modeling_ftmamba", "network",
     "pipeline_ftmamba", "processing_ftmamba", "user_state",
 )  # fmt: skip
-MOST_LINES = 3_970
+MOST_LINES = 3_967
 PACKAGES = {"torch", "transformers", "numpy", "safetensors", "huggingface_hub"}
 ALLOWED = PACKAGES | sys.stdlib_module_names
 ALLOWED_IN_TRY = ALLOWED | {"pyarrow"}
