@@ -23,7 +23,7 @@ from ftmamba.evaluation.report import Report
 from ftmamba.explanations import Explanation, explain
 from ftmamba.known_users import KnownUsers, records_of
 from modeling_ftmamba.catalogue import top_k
-from modeling_ftmamba.encoders import text_table
+from modeling_ftmamba.encoders import WrongValueError, text_table
 from modeling_ftmamba.processing_ftmamba import Event, HistoryReader
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Recommender:
         for row, record in enumerate(records or ()):
             if not isinstance(record, Mapping):
                 rule = "must be a dict of column name to value"
-                raise ValueError(f"record {row} (the first is 0) {rule}, got {record!r:.80}")
+                raise WrongValueError("record", row, record, rule=rule)
         excluded = self.catalogue.excluded(exclude)
         users = None if user_keys is None else self._known_users()
         keys = () if user_keys is None else user_keys

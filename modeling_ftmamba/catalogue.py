@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from .configuration_ftmamba import near
-from .encoders import TextTable, text_of, text_table
+from .encoders import TEXT_RULE, TextTable, text_of, text_table
 
 CATALOGUE_NAME = "catalogue.safetensors"
 CATALOGUE_VERSION = 1
@@ -157,8 +157,8 @@ class Catalogue:
         """Return the row of each key, whatever its type (`text_of`), None where there is none."""
         try:
             texts = [(text_of(key) or "").encode("utf-8", "surrogatepass") for key in item_keys]
-        except (TypeError, ValueError, ArithmeticError):
-            raise ValueError("an item's key must be a text, a number, true/false or date") from None
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise ValueError(f"an item's key {TEXT_RULE}, {error}") from None
         return [self._row_of.get(text) for text in texts]
 
     def excluded(self, exclude: Any) -> list[int]:

@@ -114,7 +114,7 @@ def text_of(value: object) -> str | None:
         value = value if value.time() != time() else value.date()
     if isinstance(value, date | time):
         return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no text")
+    raise TypeError(f"got {' '.join(repr(value).split()):.80}")
 
 
 def seconds_of(value: object) -> float:

@@ -174,6 +174,11 @@ def open_store(
         prefix, replicas = options.get("prefix", PREFIX), options.get("replicas", "0")
         if not replicas.isdecimal():
             raise ValueError(f"replicas must be a number, got {replicas!r:.40}; such as replicas=1")
+        if (database := urlsplit(name).path.strip("/")) and not database.isdecimal():
+            raise ValueError(
+                "the URL of a store must end in its server, or in the number of a database, got "
+                f"{database!r:.80}; write redis://localhost:6379/0"
+            )
         url = urlsplit(name)._replace(query="").geturl()
         return RedisStore(
             url,
@@ -266,7 +271,8 @@ def _options(url: str, allowed: tuple[str, ...]) -> dict[str, str]:
     for name in values:
         if name not in allowed:
             raise ValueError(
-                f"{without_password(url)} has no option {name!r}; it has: {', '.join(allowed)}"
+                f"{without_password(url)} has no option {name!r}; it has"
+                + (f": {', '.join(allowed)}" if allowed else " none")
             )
     return {name: value[-1] for name, value in values.items()}
 

@@ -364,7 +364,7 @@ def _without_names_again(table: pa.Table, path: Path) -> pa.Table:
     repeats = [pc.fill_null(pc.equal(table[i], name), fill_value=False)
                for i, name in enumerate(table.column_names)]  # fmt: skip
     is_name_R = functools.reduce(pc.and_, repeats)
-    is_value = [pc.any(pc.and_not(one, is_name_R)).as_py() for one in repeats]
+    is_value = [pc.any(pc.and_not(one, is_name_R)).as_py() or False for one in repeats]
     others = [name for name, found in zip(table.column_names, is_value, strict=True) if not found]
     if sum(is_value) > 1 and all(re.fullmatch(_A_NUMBER, name.strip()) for name in others):
         raise ValueError(

@@ -516,6 +516,12 @@ def test_names_that_stand_again_in_joined_files_are_no_interaction(tmp_path, cap
     assert "1 rows repeat the names of the columns, the first is row 21" in caplog.text
 
 
+def test_a_file_of_names_alone_is_refused_in_words(tmp_path):
+    (tmp_path / "events.csv").write_text("user,item,time\n")
+    with pytest.raises(ValueError, match=r"'interactions' is empty: it has no rows"):
+        load_tables(None, None, tmp_path / "events.csv")
+
+
 @pytest.mark.parametrize("n_columns", [2, 3])
 def test_a_file_that_begins_with_texts_of_values_is_refused(tmp_path, n_columns):
     rows = [row.rsplit(",", 3 - n_columns)[0] for row in events_of(40)]

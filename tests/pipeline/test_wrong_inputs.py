@@ -28,7 +28,7 @@ WRONG = [
     ({}, {"top_k": True}, "top_k must be .*; got True"),
     ({}, {"top_k": 2.0}, "top_k must be .*; got 2.0"),
     ({}, {"exclude": "i00"}, r"exclude must be a list of item keys.*got 'i00'"),
-    ({}, {"exclude": [[7]]}, "an item's key must be a text, a number"),
+    ({}, {"exclude": [[7]]}, r"an item's key must be a single text, number, .*, got \[7\]"),
     ({}, {"topk": 3}, "no parameter 'topk'; did you mean 'top_k'"),
     ([{}], {"batch_size": 0}, "batch_size must be a whole number .*; got 0"),
 ]

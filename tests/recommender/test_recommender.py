@@ -6,6 +6,7 @@ import sys
 from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -113,6 +114,11 @@ def test_unseen_categories_and_missing_values_are_no_errors(recommender):
         ({"user_key": "u1", "record": RECORD}, "exactly one of user_key and record .*got both"),
         ({}, "exactly one of user_key and record .*got none"),
         ({"record": RECORD, "exclude_seen": "no"}, "exclude_seen must be True, False or None"),
+        ({"record": pd.Series(RECORD)}, r"record, row 0 .* must be a dict [^\n]*got age [^\n]*$"),
+        (
+            {"record": RECORD, "exclude": pa.array(["i03"])},
+            r"an item's key must be a single text, .*got <pyarrow.StringScalar: 'i03'>$",
+        ),
         ({"user_key": "u12"}, "no user 'u12' .*did you mean 'u"),
         *(
             ({"record": RECORD, "k": k}, "k must be .* from 1 to 20")
@@ -152,7 +158,7 @@ def test_a_key_has_one_meaning_whatever_its_type(of_numbers, asked):
 
 @pytest.mark.parametrize("exclude", ["33", b"33", 33, {"33": 1}, [["33"]], None])
 def test_what_is_no_list_of_keys_excludes_nothing_in_silence(of_numbers, exclude):
-    rule = r"exclude must be a list of item keys, as in \['50'|an item's key must be a text"
+    rule = r"exclude must be a list of item keys, as in \['50'|an item's key must be a single text"
     with pytest.raises(ValueError, match=rule):
         of_numbers.recommend(record=RECORD, exclude=exclude)
 
@@ -162,7 +168,7 @@ def test_an_item_has_one_neighbour_less_than_the_catalogue(recommender):
         recommender.similar_items("i05", k=20)
     with pytest.raises(ValueError, match=r"no item 'i5' .*did you mean"):
         recommender.similar_items("i5")
-    with pytest.raises(ValueError, match="an item's key must be a text, a number"):
+    with pytest.raises(ValueError, match="an item's key must be a single text"):
         recommender.similar_items(["i5"])
 
 

@@ -109,6 +109,11 @@ def test_places_with_options(redis_server, tmp_path):
     store.close()
     with pytest.raises(ValueError, match="has no option 'prefiks'; it has: prefix, replicas"):
         open_store("redis://h?prefiks=x")
+    with pytest.raises(ValueError, match=r"has no option 'stream'; it has none$"):
+        open_source("redis://h/0?stream=events")
+    for wrong in ("one", "0/1", "-1"):
+        with pytest.raises(ValueError, match=f"in the number of a database, got '{wrong}'; write"):
+            open_store(f"redis://h/{wrong}?prefix=mine:")
     source = open_source(redis_server.url + "/events")
     assert source.read(1) is None
     source.close()
