@@ -129,7 +129,7 @@ def test_events_that_cannot_be_observed_are_named_and_the_others_count(client):
         ("/events", [{"user_key": "u1"}], 400, "an event's item_key must be"),
         ("/events", {**EVENT, "tmie": 3}, 400, "it has the field 'tmie'; did you mean 'time'"),
         ("/events", {**EVENT, "time": 1e12}, 400, "divide milliseconds by 1000"),
-        ("/events", {**EVENT, "context": {"pirce": 3}}, 400, "'pirce'; did you mean 'price'"),
+        ("/events", {**EVENT, "context": {"pirce": 3}}, 400, "got: pirce; did you mean 'price'"),
         ("/events", [], 400, "1 to 256 events"),
         ("/events", [EVENT] * 257, 400, "1 to 256 events"),
         ("/explain", {"user_key": "u1", "item_key": "i9"}, 404, "no item 'i9' among the 20"),
