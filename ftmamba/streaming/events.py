@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,25 +130,21 @@ def parse_event(text: str | bytes, *, event_id: str = "", position: str = "") ->
 
 def _text(values: Mapping[str, Any], name: str, longest: int) -> str:
     value = values.get(name)
-    try:
+    with suppress(TypeError, ValueError, OverflowError):
         # JSON can spell a text that UTF-8 cannot, which raises here.
         text = text_of(value) or ""
         if 0 < len(text.encode()) <= longest:
             return text
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise ValueError(
         f"an event's {name} must be a text of 1 to {longest} bytes, got {value!r:.80}; {_EXAMPLE}"
     )
 
 
 def _time(value: Any) -> float:
-    try:
+    with suppress(TypeError, ValueError, OverflowError):
         seconds = seconds_of(value)
         if not (seconds < 0 or seconds > time.time() + _LARGEST_LEAD):
             return seconds
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise ValueError(
         f"an event's time must be seconds since 1970 in UTC or an ISO time, got {value!r:.80}; "
         "not in the future (which would make the user's later events late); divide milliseconds "
@@ -156,12 +153,10 @@ def _time(value: Any) -> float:
 
 
 def _number(name: str, value: Any) -> float:
-    try:
+    with suppress(TypeError, ValueError, OverflowError):
         number = number_of(value)
         if not abs(number) > LARGEST_CONTEXT:
             return number
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise ValueError(
         f"an event's {name} must be a finite number, got {value!r:.80}; leave out an unknown one"
     )
