@@ -107,7 +107,7 @@ BAD = [
     (
         {"inputs": RECORD, "parameters": {"exclude": [[1]]}},
         "parameters.exclude",
-        "key must be a text",
+        "key must be a single text, number, true/false or date, got [1]",
     ),
     ({"inputs": [{}] * (MOST_RECORDS + 1)}, "inputs", "1024 records at most, got 1025"),
     ({"inputs": [RECORD, 7]}, "inputs[1]", "must be a dict of column name to value, got 7"),
