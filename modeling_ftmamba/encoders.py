@@ -470,7 +470,7 @@ def stable_hash(text: str) -> int:
 def column_members(values: Any, column: Column, name: str) -> Members:
     """Return codes (R,) into V sets, their lengths (-1: missing), codes (F,) into texts, texts."""
     if column.kind == "categorical":
-        codes_R, texts = column_texts(values, name)
+        codes_R, texts = _converted(values, text_of, name, TEXT_RULE)
         return codes_R, np.ones(len(texts), np.int64), np.arange(len(texts)), texts
     separator, rule = column.separator, "must be a list of texts"
     rule += f", or one text with {separator!r} between its members" if separator else _SPLIT

@@ -7,7 +7,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
@@ -290,7 +290,9 @@ class SQLiteStore(StateStore):
             with self._errors_in_words():
                 if (found := self._file.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
                     raise sqlite3.DatabaseError(found)
-                self._file.execute("PRAGMA journal_mode = WAL")
+                # SQLite does not wait here: whoever holds the file opened it, and sets the mode.
+                with suppress(sqlite3.OperationalError):
+                    self._file.execute("PRAGMA journal_mode = WAL")
                 self._file.execute("PRAGMA synchronous = FULL")
         except (OSError, ValueError):
             self.close()

@@ -47,7 +47,7 @@ def test_saving_again_writes_the_same_bytes_with_the_code_that_loads_them(folder
     LOAD(folder).save_pretrained(tmp_path / "again")
     for path in folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
-    own = ("processing_ftmamba", "encoders", "user_state", "configuration_ftmamba")
+    own = ("processing_ftmamba", "encoders", "catalogue", "user_state", "configuration_ftmamba")
     assert {path.name for path in folder.glob("*.py")} == {f"{name}.py" for name in own}
     auto_map = json.loads((folder / CONFIG).read_text())["auto_map"]
     assert set(auto_map) == {"AutoFeatureExtractor", "AutoProcessor"}
