@@ -17,6 +17,7 @@ $(VENV)/test.stamp: $(VENV)/train.stamp
 	touch $@
 
 quickstart: $(VENV)/train.stamp
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(BIN)/python -c 'import os; print(os.cpu_count())')} \
 	$(BIN)/accelerate launch --quiet --config_file configuration/accelerate/one-process.yaml train_accelerate.py --config configuration/recipes/quickstart.yaml
 
 test: lint types check

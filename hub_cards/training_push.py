@@ -191,6 +191,8 @@ def check_hub(recipe: Recipe) -> None:
         raise ValueError(
             "push_to_hub needs an access token that may write; run `hf auth login`, or set HF_TOKEN"
         )
+    if os.environ.get("RANK", "0") != "0":
+        return  # only the main process pushes
     try:
         check_rights(destination, HfApi())
     except HubError as error:
