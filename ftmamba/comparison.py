@@ -48,6 +48,7 @@ from ftmamba.evaluation.baselines import (
 from ftmamba.evaluation.blending import Asked, BlendedScorer, Blending, choose_blend
 from ftmamba.evaluation.protocol import Scorer
 from ftmamba.evaluation.result import PairedComparison
+from ftmamba.identity import identity_of
 from ftmamba.recipe import (
     EvaluationRecipe,
     ModelRecipe,
@@ -62,6 +63,7 @@ from ftmamba.recipe import (
 from ftmamba.training.checkpoints import RIVALS
 from ftmamba.training.run import (
     Trained,
+    begin,
     embedding_scorer,
     make_protocol,
     read_tables,
@@ -417,7 +419,9 @@ def train_rival(
 
 
 @contextmanager
-def rivals_beside(recipe: Recipe) -> Iterator[Popen[bytes] | None]:
+def rivals_beside(
+    recipe: Recipe, tables: Tables, accelerator: Accelerator
+) -> Iterator[Popen[bytes] | None]:
     """Train the rivals in a second process with half of the threads, where a run has two or more.
 
     It reads the tables that the recipe names. If it fails the run trains its rivals itself.
@@ -426,6 +430,8 @@ def rivals_beside(recipe: Recipe) -> Iterator[Popen[bytes] | None]:
     if n_threads < 2 or not recipe.evaluation.rivals:
         yield None
         return
+    # States of another run are set aside before the second process writes beside them.
+    begin(recipe, identity_of(recipe, tables), accelerator, tables=tables)
     code = "from ftmamba.comparison import train_rivals; train_rivals()"
     environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads // 2)}
     logger.info("rivals: trained beside the model, with %d threads", n_threads // 2)

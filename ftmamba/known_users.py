@@ -264,8 +264,8 @@ def _shared_bytes(values: pa.Array) -> int:
 def _decoded_bytes(path: Path, metadata: pq.FileMetaData) -> int:
     """Return how much memory a Parquet file takes while a repeated text is kept once.
 
-    The headers of its pages say so: decoding goes by them, while what the file's own metadata claim
-    is checked by nobody.
+    It is read from the headers of its pages, which decoding obeys. The decoder does not check the
+    sizes that the file's own metadata state.
 
     Raises:
         ValueError: a page is of a kind that a checkpoint has not, or contradicts the metadata.

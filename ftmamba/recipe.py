@@ -684,11 +684,13 @@ class UniqueKeysLoader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for row, (key, _) in enumerate(node.value):
-            if key.value in keys[:row] and key.value != "<<":
-                place = f"again in line {key.start_mark.line + 1}"
-                raise yaml.YAMLError(f"the key {key.value!r} stands {place}; keep one of the two")
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        met = set()
+        for key in keys:
+            if key.value in met and key.value != "<<":
+                line = f"again in line {key.start_mark.line + 1}"
+                raise yaml.YAMLError(f"the key {key.value!r} stands {line}; keep one of the two")
+            met.add(key.value)
         return node
 
 

@@ -27,7 +27,6 @@ from ftmamba.defaults import propose
 from ftmamba.evaluation import Split
 from ftmamba.evaluation.evaluate import unreachable
 from ftmamba.flags import read_keywords
-from ftmamba.identity import identity_of
 from ftmamba.recipe import (
     DataRecipe,
     ExamplesRecipe,
@@ -41,7 +40,6 @@ from ftmamba.recipe import (
 )
 from ftmamba.results import make_checkpoint, measured_cost
 from ftmamba.training.run import (
-    begin,
     check_before_training,
     folder_of_run,
     make_accelerator,
@@ -234,11 +232,9 @@ def _run_in_folder(
     check_group_columns(recipe.evaluation.user_groups, tables)
     split = split_tables(tables, recipe)
     _warn_of_unreachable(recipe, split)
-    identity = identity_of(here, tables, n_processes=accelerator.num_processes)
-    begin(here, identity, accelerator, tables=tables)
     # Where there is one process, on a CPU, another can train the rivals meanwhile.
     alone = reads and accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-    second = rivals_beside(here) if alone else nullcontext()
+    second = rivals_beside(here, tables, accelerator) if alone else nullcontext()
     with pushing(here, tables, is_main=is_main) as hub, second as beside:
         with measured_cost(recipe.card.country) as cost:
             on_checkpoint = None if hub is None else hub.on_save

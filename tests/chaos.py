@@ -29,6 +29,7 @@ from ftmamba.commands.stream import open_store
 from ftmamba.streaming import CheckpointObserver, Rules, StateStore, UserEvent, consume
 from ftmamba.streaming.sources import JsonLinesSource
 from ftmamba.streaming.stores import SQLiteStore
+from tests.kills import run_with_log
 from tests.streaming.history_checkpoint import make_checkpoint, make_events, write_events
 from tests.streaming.redis_server import RedisServer
 
@@ -53,13 +54,14 @@ class Scene:
     kills: int = 0
     pauses: int = 0
     runs: list[BaseProcess] = field(default_factory=list)
-    told: str = ""
+    report: str = ""
 
     def start(self, consumer: str = "one", *flags: str) -> BaseProcess:
         """Start a consumer that reads to the end."""
         argv = ["stream", "", "--source", self.source, "--store", self.store, "--batch", "64"]
         argv += ["--consumer", consumer, "--claim_seconds", str(CLAIM_SECONDS), *flags]
-        run = get_context("fork").Process(target=_consume, args=(argv, self.log(len(self.runs))))
+        arguments = ftmamba_main, argv, self.log(len(self.runs))
+        run = get_context("fork").Process(target=run_with_log, args=arguments)
         run.start()
         self.runs.append(run)
         return run
@@ -107,13 +109,6 @@ class Scene:
             if code not in (0, -signal.SIGKILL):
                 raise RuntimeError(f"exit code {code}: {self.words(run)}")
             has_ended |= code == 0
-
-
-def _consume(argv: list[str], log: Path) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for standard in (1, 2):
-        os.dup2(file, standard)
-    sys.exit(ftmamba_main(argv))
 
 
 def kill(scene: Scene) -> None:
@@ -241,8 +236,8 @@ def lose_all(scene: Scene) -> None:
     scene.states.stop()
     scene.states.start()
     code = scene.ended(run)
-    scene.told = "cannot be computed again" if code else ""
-    if not code or scene.told not in scene.words(run):
+    scene.report = "cannot be computed again" if code else ""
+    if not code or scene.report not in scene.words(run):
         raise RuntimeError(f"exit code {code}: {scene.words(run)}")
 
 
@@ -270,7 +265,7 @@ def _refused(scene: Scene, words: str) -> None:
     run = scene.start()
     if not scene.ended(run) or words not in scene.words(run):
         raise RuntimeError(f"exit code {run.exitcode}: {scene.words(run)}")
-    scene.told = words
+    scene.report = words
 
 
 def add(server: RedisServer, events: list[UserEvent]) -> None:
@@ -357,10 +352,12 @@ def play(names: list[str], n_events: int, n_kills: int, seed: int, folder: Path)
                         run.kill()
                         run.join()
         total_kills += scene.kills
-        is_told = scenario in (trim, lose_all) and bool(scene.told)
-        failed = bool(problem) or (any(counts) and not is_told)
+        is_reported = scenario in (trim, lose_all) and bool(scene.report)
+        failed = bool(problem) or (any(counts) and not is_reported)
         n_failed += failed
-        outcome = "FAILED " + problem if failed else f"told: {scene.told}" if scene.told else "ok"
+        outcome = (
+            "FAILED " + problem if failed else f"told: {scene.report}" if scene.report else "ok"
+        )
         print(
             f"{scenario.__name__}: {len(scene.runs)} consumers, {scene.kills} kills, "
             f"{scene.pauses} pauses, of "

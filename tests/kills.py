@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -60,16 +61,17 @@ def write_recipe(folder: Path) -> Path:
 def start(recipe: Path, output: Path, *flags: str) -> BaseProcess:
     """Start a training in a process of its own, which need not import anything."""
     argv = ["--config", str(recipe), "--output_dir", str(output), *flags]
-    process = get_context("fork").Process(target=_train, args=(argv, log_of(output)))
+    process = get_context("fork").Process(target=run_with_log, args=(train, argv, log_of(output)))
     process.start()
     return process
 
 
-def _train(argv: list[str], log: Path) -> None:
+def run_with_log(command: Callable[[list[str]], int], argv: list[str], log: Path) -> None:
+    """Run a command as a process of its own, whose output goes to a file."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(file, standard)
-    sys.exit(train(argv))
+    sys.exit(command(argv))
 
 
 def log_of(output: Path) -> Path:

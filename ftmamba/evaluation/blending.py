@@ -290,5 +290,4 @@ def _items_of(
 ) -> list[NDArray[np.int64]]:
     if histories is None:
         return [np.zeros(0, np.int64)] * len(user_ids)
-    ends = histories.starts
-    return [histories.item_ids[ends[user] : ends[user + 1]] for user in user_ids]
+    return [histories.of(user) for user in user_ids]

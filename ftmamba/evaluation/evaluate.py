@@ -71,7 +71,7 @@ def evaluate(
         per_user |= _popularity_ranks(recommended_UK, seen, protocol.k)
         is_warm_U = np.isin(user_ids_U, seen.user_ids)
     split_ids_U = np.zeros(len(user_ids_U), np.int64)
-    hidden = unreachable(test, seen) if seen is not None and protocol.mask_seen else NONE_HIDDEN
+    hidden = NONE_HIDDEN if masked is None else _unreachable(keys_R, user_ids_U, masked, n_items)
     return Evaluation(
         user_ids_U, per_user, recommended_UK, is_warm_U, split_ids_U, n_items, protocol, hidden
     )
@@ -79,11 +79,18 @@ def evaluate(
 
 def unreachable(wanted: Interactions, seen: Interactions) -> Unreachable:
     """Count the items to predict that their users have seen."""
-    keys_R, seen_keys = (
-        np.unique(one.user_ids * wanted.n_items + one.item_ids) for one in (wanted, seen)
-    )
-    is_seen_R = np.isin(keys_R, seen_keys, assume_unique=True)
-    _, user_R = np.unique(keys_R // wanted.n_items, return_inverse=True)
+    n_items = wanted.n_items
+    keys_R = np.unique(wanted.user_ids * n_items + wanted.item_ids)
+    return _unreachable(keys_R, np.unique(wanted.user_ids), items_by_user(seen), n_items)
+
+
+def _unreachable(
+    keys_R: NDArray[np.int64], user_ids_U: NDArray[np.int64], masked: ItemsByUser, n_items: int
+) -> Unreachable:
+    """Count them; `keys_R` is sorted user * n_items + item, of the users `user_ids_U`."""
+    rows, item_ids = masked.pairs(user_ids_U)
+    is_seen_R = np.isin(keys_R, user_ids_U[rows] * n_items + item_ids)
+    user_R = np.searchsorted(user_ids_U, keys_R // n_items)
     n_reachable_U = np.bincount(user_R, ~is_seen_R)
     return Unreachable(int(is_seen_R.sum()), len(keys_R), int((n_reachable_U == 0).sum()))
 

@@ -605,8 +605,8 @@ class RedisStreamSource:
                 events.append(parse_event(text, event_id=name, position=self._at))
             except ValueError as error:
                 message = str(fields) if text is None else text.decode(errors="replace")
-                place = f"stream {self._stream}, entry {name}"
-                problems.append(Refused("malformed", f"{place}: {error}", message))
+                where = f"stream {self._stream}, entry {name}"
+                problems.append(Refused("malformed", f"{where}: {error}", message))
         self._n_read += len(entries)
         return Batch(events, problems, self._position())
 

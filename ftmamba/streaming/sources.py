@@ -307,8 +307,8 @@ class StandardInputSource:
         self._rest = b" " if self._is_too_long else rest
 
 
-def _malformed(place: str, error: ValueError, line: bytes) -> Refused:
-    return Refused("malformed", f"{place}: {error}", line.decode(errors="replace").strip())
+def _malformed(where: str, error: ValueError, line: bytes) -> Refused:
+    return Refused("malformed", f"{where}: {error}", line.decode(errors="replace").strip())
 
 
 def _mark(start: int, line: bytes) -> str:

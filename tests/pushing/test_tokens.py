@@ -60,17 +60,17 @@ def test_a_token_among_the_values_stops_the_push(own_hub, folder, name):
     save_file({"bytes": values}, folder / name)
     with pytest.raises(
         ValueError, match=rf"cannot push {name}: it holds your access token"
-    ) as told:
+    ) as caught:
         push_checkpoint(folder, REPO, api=own_hub.api())
-    assert TOKEN not in str(told.value)
+    assert TOKEN not in str(caught.value)
     assert not own_hub.requests
 
 
 def test_a_repository_named_like_a_token_is_refused_without_repeating_it():
     for name in (TOKEN, f"me/{TOKEN}"):
-        with pytest.raises(ValueError, match="holds an access token") as told:
+        with pytest.raises(ValueError, match="holds an access token") as caught:
             Destination(name)
-        assert TOKEN not in str(told.value)
+        assert TOKEN not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
@@ -81,9 +81,9 @@ def test_an_answer_that_repeats_the_token_is_told_without_it(own_hub, folder, st
         return json_answer({"error": f"your header was {sent}"}, status=status, **headers)
 
     monkeypatch.setattr("tests.hub.server.respond", say_it)
-    with pytest.raises(HubError) as told:
+    with pytest.raises(HubError) as caught:
         push_checkpoint(folder, REPO, api=own_hub.api())
-    said = "".join(traceback.format_exception(told.value))
+    said = "".join(traceback.format_exception(caught.value))
     assert "cannot push to 'tester/films'" in said
     assert TOKEN not in said
     assert own_hub.requests
@@ -232,9 +232,9 @@ def test_a_secret_among_titles_stops_the_push(own_hub, folder, secret):
     catalogue = load_catalogue(path)
     titles = [f"Film {SECRETS[secret]}", *list(catalogue.titles)[1:]]
     dataclasses.replace(catalogue, titles=titles).save(path)
-    with pytest.raises(ValueError, match="the items' titles hold what looks like an") as told:
+    with pytest.raises(ValueError, match="the items' titles hold what looks like an") as caught:
         push_checkpoint(folder, REPO, api=own_hub.api())
-    assert SECRETS[secret] not in str(told.value)
+    assert SECRETS[secret] not in str(caught.value)
     assert not own_hub.requests
 
 
